@@ -1,0 +1,1 @@
+"""Deep Compression Autoencoders and the latent diffusion models on top of them."""

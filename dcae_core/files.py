@@ -1,0 +1,142 @@
+"""Files that are either whole or absent, and checksums that say which bytes they hold.
+
+Checkpoints, latent shards and run directories all write through this room, so that a kill, a crash or a full
+disk at any moment leaves the file that was there before, or none, and never half of one.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from dcae_core.errors import ResourceError
+
+_PARTIAL_SUFFIX = ".partial"
+
+
+def _explain(error: OSError, path: Path) -> ResourceError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(f"the disk is full: could not write {path}; free some room and run the command again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ResourceError(f"no permission to write {path}; choose another output directory")
+    return ResourceError(f"could not write {path}: {error.strerror or error}")
+
+
+@contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write below `path` into one clear line.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _explain(error, path) from error
+
+
+def make_directory(path: Path) -> Path:
+    """Create `path` and its parents; return it.
+
+    Raises:
+        ResourceError: it cannot be created, or something that is not a directory is in the way.
+    """
+    with explain_write_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def flush_directory(path: Path) -> None:
+    """Make renames inside `path` survive a power cut (no effect where directories cannot be flushed)."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside `path` for writing; on success flush it and rename it over `path`, on failure remove it.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written to.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
+    with explain_write_errors(path):
+        try:
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            flush_directory(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_directory(path: Path) -> Iterator[Path]:
+    """Yield a fresh directory beside `path` to fill; on success flush it and rename it to `path`.
+
+    An existing `path` is replaced only once the new directory is complete.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written to.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
+    with explain_write_errors(path):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+            flush_directory(partial)
+            replaced = path.with_name(f".{path.name}.{os.getpid()}.replaced")
+            if path.exists():
+                os.replace(path, replaced)
+            os.replace(partial, path)
+            flush_directory(path.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written to.
+    """
+    with replace_file(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write `content` to `path` as UTF-8, whole or not at all.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written to.
+    """
+    write_bytes(path, content.encode())
+
+
+def sha256_of_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes in hexadecimal, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
