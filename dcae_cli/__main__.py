@@ -1,0 +1,64 @@
+"""The `dcae` program: run one command, and end any failure in one clear line and a documented exit code."""
+
+import os
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+import typer
+
+from dcae_cli.failures import describe_failure
+
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+EXIT_TERMINATED = 143
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    # An exception, so that half-written files are removed on the way out. Training replaces this handler by its own.
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _run(arguments: list[str]) -> int:
+    from dcae_cli.app import app
+
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("dcae", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as finished:
+        return finished.exit_code
+    sys.stdout.flush()
+    return 0
+
+
+def main() -> NoReturn:
+    """Run `dcae` with the arguments of this process and exit."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    # File names may hold bytes that are no UTF-8; print them escaped rather than fail.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(_run(arguments or ["--help"]))
+    except BrokenPipeError:
+        # The reader of our output has gone (`dcae models | head`): nothing is wrong, nobody listens.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_BROKEN_PIPE)
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("dcae: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        message, exit_code = describe_failure(error)
+        print(f"dcae: {message}", file=sys.stderr)
+        sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The table of commands, and the group that imports a command's module only when that command is named.
+
+A command is one module and one row. The target is `module:name`, where `name` is a function for typer or a
+`typer.Typer` with subcommands; the module imports nothing heavy (torch, numpy, rich, ...) outside its functions.
+"""
+
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dcae_cli.options import Debug
+from dcae_core.errors import UsageError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "info": ("dcae_cli.info:info", "Versions, devices, threads, the cache and the embedded model."),
+}
+
+
+def load_command(name: str) -> Any:
+    """Import the command called `name` and turn it into what typer runs."""
+    module, attribute = COMMANDS[name][0].split(":")
+    target = getattr(import_module(module), attribute)
+    if not isinstance(target, typer.Typer):
+        function = target
+        target = typer.Typer(add_completion=False, rich_markup_mode=None)
+        target.command(name)(function)
+    return typer.main.get_command(target)
+
+
+class LazyGroup(TyperGroup):
+    """`dcae` itself: knows every command's name and line of help without importing any of them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: D102
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: D102
+        return load_command(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: D102
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: D102
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = get_close_matches(args[0], COMMANDS)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(COMMANDS)}"
+            raise UsageError(f"unknown command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=LazyGroup, add_completion=False, rich_markup_mode=None)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"dcae {version('dcae')}")
+        raise typer.Exit
+
+
+@app.callback()
+def dcae(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Deep Compression Autoencoders and the latent diffusion models on top of them.
+
+    \b
+    dcae COMMAND --help     what a command takes, with whole examples
+    dcae info               what this machine offers
+    """

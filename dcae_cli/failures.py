@@ -1,0 +1,55 @@
+"""Any exception, put into words for the person at the terminal, with the exit code that goes with it."""
+
+import errno
+import sys
+
+from typer.exceptions import TyperException
+
+from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError
+
+_OUT_OF_MEMORY = (
+    "out of memory; take a smaller batch or picture, --tile where the command has it, or --dtype bf16, "
+    "or close other programs"
+)
+
+
+def describe_failure(error: Exception) -> tuple[str, int]:
+    """What to print about `error` (without the leading `dcae: `), and the exit code to end with."""
+    if isinstance(error, DcaeError):
+        return str(error), error.exit_code
+    if isinstance(error, TyperException):
+        return _describe_usage(error), UsageError.exit_code
+    if _is_out_of_memory(error):
+        return _OUT_OF_MEMORY, ResourceError.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f": could not write {error.filename}" if error.filename else ""
+        return f"the disk is full{where}; free some room and run the command again", ResourceError.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}", DataError.exit_code
+    text = " ".join(str(error).split())
+    return (
+        f"unexpected {type(error).__name__}: {text}; this is a fault of dcae: run the command again with --debug "
+        "and report what it prints"
+    ), DcaeError.exit_code
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")  # whoever can run torch out of memory has imported it
+    if torch is None or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _describe_usage(error: TyperException) -> str:
+    """One line for a fault in the command line; where something is missing, with the command's first example."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return message
+    if message.startswith("Missing"):
+        for line in (context.command.help or "").splitlines():
+            if line.strip().startswith("dcae "):
+                return f"{message}; example: {line.strip()}"
+    return f"{message}; see {context.command_path} --help"

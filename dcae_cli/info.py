@@ -1,0 +1,74 @@
+"""`dcae info`: what this installation and this machine offer."""
+
+from pathlib import Path
+from typing import Any
+
+from dcae_cli.options import Debug, Json
+
+_PACKAGES = ("dcae", "torch", "numpy", "pillow", "safetensors", "huggingface_hub", "diffusers")
+
+
+def info(json: Json = False, debug: Debug = False) -> None:
+    """Print versions, devices, threads, the place and size of the cache, and the embedded model.
+
+    \b
+    Examples:
+      dcae info
+      dcae info --json
+    """
+    from dcae_cli.output import print_json, print_table
+
+    facts = gather_facts()
+    if json:
+        print_json(facts)
+        return
+    rows = [(name, version or "not installed") for name, version in facts["versions"].items()]
+    rows += [("device", device["text"]) for device in facts["devices"]]
+    rows.append(("threads", f"{facts['threads']} of {facts['cpus']} processors"))
+    rows.append(("cache", f"{facts['cache']['path']} ({facts['cache']['bytes'] / 1e6:.1f} MB)"))
+    print_table("", ("what", "value"), rows)
+
+
+def gather_facts() -> dict[str, Any]:
+    """Everything `dcae info` says, as plain values; walks the cache directory to add up its size."""
+    import os
+    import platform
+
+    import torch
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return {
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "devices": list(_devices()),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "cache": {"path": HF_HUB_CACHE, "bytes": _size_of(Path(HF_HUB_CACHE))},
+    }
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[dict[str, Any]]:
+    import torch
+
+    devices: list[dict[str, Any]] = [{"name": "cpu", "text": "cpu"}]
+    if torch.backends.mps.is_available():
+        devices.append({"name": "mps", "text": "mps: Apple GPU"})
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        text = f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        devices.append({"name": f"cuda:{index}", "text": text, "bytes": properties.total_memory})
+    return devices
+
+
+def _size_of(directory: Path) -> int:
+    """Bytes of all files below `directory`; the cache's links to its own files are not counted twice."""
+    return sum(file.lstat().st_size for file in directory.rglob("*") if file.is_file() and not file.is_symlink())

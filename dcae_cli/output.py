@@ -1,0 +1,35 @@
+"""What a command prints on standard output: a table for people, or one JSON document for machines."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_UNLIMITED_WIDTH = 10_000
+
+
+def print_json(document: Any) -> None:
+    """Print `document` as indented JSON. Paths and other objects are printed as their text."""
+    print(json.dumps(document, indent=2, default=str))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table: numbers to the right, text to the left, None as a dash.
+
+    On a terminal long cells wrap; in a pipe or a file every row is one line of any width.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [list(row) for row in rows]
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for index, name in enumerate(columns):
+        numeric = rows and all(isinstance(row[index], int | float | None) for row in rows)
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+    width = None if sys.stdout.isatty() else _UNLIMITED_WIDTH
+    Console(width=width, highlight=False).print(table)

@@ -1,0 +1,58 @@
+"""Names of devices and number types, as people type them, turned into what torch wants."""
+
+import os
+
+import torch
+
+from dcae_core.errors import ResourceError, UsageError
+
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The torch type called `name`: fp32, bf16 or fp16, short or in full.
+
+    Raises:
+        UsageError: there is no such type.
+    """
+    if name not in DTYPES:
+        raise UsageError(f"unknown --dtype {name!r}; choose from {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """The device called `name`; `auto` takes CUDA if there is one, else Apple's MPS, else the CPU.
+
+    Under torchrun a CUDA device without a number is the one of this process (`LOCAL_RANK`).
+
+    Raises:
+        UsageError: `name` is no device name.
+        ResourceError: this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
+        raise UsageError(f"unknown --device {name!r}; choose from auto, cpu, cuda, cuda:N, mps")
+    if kind == "cuda":
+        return _cuda_device(int(number or os.environ.get("LOCAL_RANK", "0")))
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ResourceError("--device mps: this machine has no Apple GPU that torch can use; take --device cpu")
+    return torch.device(kind)
+
+
+def _cuda_device(index: int) -> torch.device:
+    if not torch.cuda.is_available():
+        build = "is built without CUDA" if torch.version.cuda is None else "finds no NVIDIA GPU or driver"
+        raise ResourceError(f"--device cuda: torch {torch.__version__} {build}; take --device cpu or auto")
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise ResourceError(f"--device cuda:{index}: this machine has {count} CUDA device(s), numbered from 0")
+    return torch.device("cuda", index)
