@@ -1,0 +1,37 @@
+# Two commands, and nothing to install before them but Python >= 3.11 and make:
+#   make demo    install into .venv and send a photograph through the embedded autoencoder
+#   make test    install what development needs and run every check
+# PYTHON=python3.12 picks another Python for a new .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt
+
+.PHONY: demo test
+
+demo: $(VENV)/installed
+	$(BIN)/dcae reconstruct examples/astronaut.png -o demo
+	@echo "The pictures are in $(CURDIR)/demo: astronaut.recon.png, and astronaut.compare.png with the error beside it."
+
+test: $(VENV)/installed-for-development
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+# pip installs torch, so that pip's own settings choose the build (CPU, CUDA, ...); uv the rest, because it is fast.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dcae needs Python 3.11 or newer; $(PYTHON) is not. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing torch and the rest into $(VENV) (some minutes, once) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv torch
+	$(UV_INSTALL) --compile-bytecode --editable .
+	@touch $@
+
+# Two packages hold independent Inception networks to test against; the torchvision they ask for is not needed.
+$(VENV)/installed-for-development: $(VENV)/installed
+	$(UV_INSTALL) --compile-bytecode --editable '.[dev]'
+	$(UV_INSTALL) --no-deps pytorch-fid torch-fidelity
+	@touch $@
