@@ -1,0 +1,209 @@
+"""Key names and configuration of diffusers' `AutoencoderDC`: `config.json` beside `diffusion_pytorch_model.safetensors`.
+
+There q, k and v are three linear layers; here they are the thirds of one 1x1 convolution.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcae_core.errors import CheckpointError, UsageError
+from dcae_core.models.autoencoder_config import AutoencoderConfig
+from dcae_core.nn.attention import HEAD_CHANNELS
+
+CLASS_NAME = "AutoencoderDC"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+_BLOCKS = {"res": "ResBlock", "evit_glu": "EfficientViTBlock"}
+_QKV = ("to_q", "to_k", "to_v")
+_DEFAULTS = {
+    "in_channels": 3,
+    "latent_channels": 32,
+    "attention_head_dim": HEAD_CHANNELS,
+    "encoder_block_types": "ResBlock",
+    "decoder_block_types": "ResBlock",
+    "encoder_block_out_channels": (128, 256, 512, 512, 1024, 1024),
+    "decoder_block_out_channels": (128, 256, 512, 512, 1024, 1024),
+    "encoder_layers_per_block": (2, 2, 2, 3, 3, 3),
+    "decoder_layers_per_block": (3, 3, 3, 3, 3, 3),
+    "encoder_qkv_multiscales": ((), (), (), (5,), (5,), (5,)),
+    "decoder_qkv_multiscales": ((), (), (), (5,), (5,), (5,)),
+    "upsample_block_type": "pixel_shuffle",
+    "downsample_block_type": "pixel_unshuffle",
+    "decoder_norm_types": "rms_norm",
+    "decoder_act_fns": "silu",
+    "encoder_out_shortcut": True,
+    "decoder_in_shortcut": True,
+    "decoder_conv_act_fn": "relu",
+    "scaling_factor": 1.0,
+}
+
+
+def to_diffusers_config(config: AutoencoderConfig, scaling_factor: float | None) -> dict[str, Any]:
+    """What `AutoencoderDC.from_config` builds the same network from; an unknown scaling factor becomes 1.
+
+    Raises:
+        UsageError: AutoencoderDC cannot express the configuration.
+    """
+    if not config.head_norm or config.head_act is None:
+        raise UsageError(
+            "diffusers' AutoencoderDC always has a norm and an activation before its last convolution; "
+            "this configuration has not, so only the dcae layout can hold it (--to dcae)"
+        )
+    if not config.residual_shortcuts:
+        raise UsageError(
+            "diffusers' AutoencoderDC always has residual shortcuts around changes of resolution; "
+            "this configuration has not, so only the dcae layout can hold it (--to dcae)"
+        )
+    return {
+        "_class_name": CLASS_NAME,
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "attention_head_dim": HEAD_CHANNELS,
+        "encoder_block_types": [_BLOCKS[block] for block in config.encoder_blocks],
+        "decoder_block_types": [_BLOCKS[block] for block in config.decoder_blocks],
+        "encoder_block_out_channels": list(config.encoder_widths),
+        "decoder_block_out_channels": list(config.decoder_widths),
+        "encoder_layers_per_block": list(config.encoder_depths),
+        "decoder_layers_per_block": list(config.decoder_depths),
+        "encoder_qkv_multiscales": [list(scales) for scales in config.encoder_attention_scales],
+        "decoder_qkv_multiscales": [list(scales) for scales in config.decoder_attention_scales],
+        "upsample_block_type": config.upsample,
+        "downsample_block_type": config.downsample,
+        "decoder_norm_types": list(config.decoder_norms),
+        "decoder_act_fns": list(config.decoder_acts),
+        "encoder_out_shortcut": config.latent_shortcuts,
+        "decoder_in_shortcut": config.latent_shortcuts,
+        "decoder_conv_act_fn": config.head_act,
+        "scaling_factor": 1.0 if scaling_factor is None else scaling_factor,
+    }
+
+
+def from_diffusers_config(values: dict[str, Any]) -> AutoencoderConfig:
+    """The configuration that an AutoencoderDC `config.json` describes.
+
+    Raises:
+        CheckpointError: values that this network has no counterpart for.
+    """
+    values = _DEFAULTS | {key: value for key, value in values.items() if value is not None}
+    if values["attention_head_dim"] != HEAD_CHANNELS:
+        raise CheckpointError(f"attention_head_dim is {values['attention_head_dim']}; only {HEAD_CHANNELS} is known")
+    if values["encoder_out_shortcut"] != values["decoder_in_shortcut"]:
+        raise CheckpointError("encoder_out_shortcut and decoder_in_shortcut differ; only equal values are known")
+    num_stages = len(values["encoder_block_out_channels"])
+    names = {theirs: ours for ours, theirs in _BLOCKS.items()}
+
+    def per_stage(key: str) -> list[Any]:
+        value = values[key]
+        return [value] * num_stages if isinstance(value, str) else value
+
+    try:
+        return AutoencoderConfig.from_dict(
+            {
+                "in_channels": values["in_channels"],
+                "latent_channels": values["latent_channels"],
+                "encoder_widths": values["encoder_block_out_channels"],
+                "encoder_depths": values["encoder_layers_per_block"],
+                "encoder_blocks": [names[block] for block in per_stage("encoder_block_types")],
+                "encoder_attention_scales": values["encoder_qkv_multiscales"],
+                "decoder_widths": values["decoder_block_out_channels"],
+                "decoder_depths": values["decoder_layers_per_block"],
+                "decoder_blocks": [names[block] for block in per_stage("decoder_block_types")],
+                "decoder_attention_scales": values["decoder_qkv_multiscales"],
+                "decoder_norms": per_stage("decoder_norm_types"),
+                "decoder_acts": per_stage("decoder_act_fns"),
+                # AutoencoderDC takes any other word for the strided convolution ("conv", "Conv") and for shuffling.
+                "downsample": "pixel_unshuffle" if values["downsample_block_type"] == "pixel_unshuffle" else "conv",
+                "upsample": "interpolate" if values["upsample_block_type"] == "interpolate" else "pixel_shuffle",
+                "head_act": values["decoder_conv_act_fn"],
+                "latent_shortcuts": values["encoder_out_shortcut"],
+            }
+        )
+    except (KeyError, TypeError, UsageError) as error:
+        raise CheckpointError(f"config.json describes no known autoencoder: {error}") from error
+
+
+def to_diffusers(config: AutoencoderConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict under AutoencoderDC's key names and shapes."""
+    converted = {}
+    prefixes = _key_prefixes(config)
+    for key, tensor in state.items():
+        prefix, _, parameter = key.rpartition(".")
+        theirs = prefixes[prefix]
+        if prefix.endswith(".attention.qkv"):
+            for name, third in zip(_QKV, tensor.flatten(1).chunk(3), strict=True):
+                converted[f"{theirs}.{name}.{parameter}"] = third.contiguous()
+        elif prefix.endswith(".attention.proj"):
+            converted[f"{theirs}.{parameter}"] = tensor.flatten(1)
+        else:
+            converted[f"{theirs}.{parameter}"] = tensor
+    return converted
+
+
+def from_diffusers(config: AutoencoderConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An AutoencoderDC state dict under our names; keys that are not theirs stay, for the strict check."""
+    converted = dict(state)
+    for ours, theirs in _key_prefixes(config).items():
+        if ours.endswith(".attention.qkv"):
+            parts = [f"{theirs}.{name}.weight" for name in _QKV]
+            if all(part in converted for part in parts):
+                converted[f"{ours}.weight"] = torch.cat([converted.pop(part) for part in parts])[:, :, None, None]
+            continue
+        for parameter in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            if (tensor := converted.pop(f"{theirs}.{parameter}", None)) is not None:
+                is_linear = ours.endswith(".attention.proj") and tensor.dim() == 2
+                converted[f"{ours}.{parameter}"] = tensor[:, :, None, None] if is_linear else tensor
+    return converted
+
+
+def _key_prefixes(config: AutoencoderConfig) -> dict[str, str]:
+    """Our prefix -> theirs for every layer with parameters; that of q, k and v is their common parent."""
+    return dict([*_encoder(config), *_decoder(config)])
+
+
+def _encoder(config: AutoencoderConfig) -> Iterator[tuple[str, str]]:
+    stem = "" if config.encoder_depths[0] else ".conv"
+    yield f"encoder.stem{stem}", f"encoder.conv_in{stem}"
+    for stage, depth in enumerate(config.encoder_depths):
+        ours, theirs = f"encoder.stages.{stage}", f"encoder.down_blocks.{stage}"
+        kind, scales = config.encoder_blocks[stage], config.encoder_attention_scales[stage]
+        for index in range(depth):
+            yield from _block(f"{ours}.{index}", f"{theirs}.{index}", kind, len(scales))
+        if depth and stage + 1 < config.num_stages:
+            yield f"{ours}.{depth}.conv", f"{theirs}.{depth}.conv"
+    yield "encoder.head.conv", "encoder.conv_out"
+
+
+def _decoder(config: AutoencoderConfig) -> Iterator[tuple[str, str]]:
+    yield "decoder.stem.conv", "decoder.conv_in"
+    for stage, depth in enumerate(config.decoder_depths):
+        ours, theirs = f"decoder.stages.{stage}", f"decoder.up_blocks.{stage}"
+        kind, scales = config.decoder_blocks[stage], config.decoder_attention_scales[stage]
+        first_block = 0
+        if depth and stage + 1 < config.num_stages:
+            yield f"{ours}.0.conv", f"{theirs}.0.conv"
+            first_block = 1
+        for index in range(first_block, first_block + depth):
+            yield from _block(f"{ours}.{index}", f"{theirs}.{index}", kind, len(scales))
+    yield "decoder.head.norm", "decoder.norm_out"
+    head = "" if config.decoder_depths[0] else ".conv"
+    yield f"decoder.head.out{head}", f"decoder.conv_out{head}"
+
+
+def _block(ours: str, theirs: str, kind: str, num_scales: int) -> Iterator[tuple[str, str]]:
+    if kind == "res":
+        for layer in ("conv1", "conv2", "norm"):
+            yield f"{ours}.{layer}", f"{theirs}.{layer}"
+        return
+    yield f"{ours}.attention.qkv", f"{theirs}.attn"
+    for scale in range(num_scales):
+        yield f"{ours}.attention.scales.{scale}.depthwise", f"{theirs}.attn.to_qkv_multiscale.{scale}.proj_in"
+        yield f"{ours}.attention.scales.{scale}.pointwise", f"{theirs}.attn.to_qkv_multiscale.{scale}.proj_out"
+    yield f"{ours}.attention.proj", f"{theirs}.attn.to_out"
+    yield f"{ours}.attention.norm", f"{theirs}.attn.norm_out"
+    yield f"{ours}.mlp.expand", f"{theirs}.conv_out.conv_inverted"
+    yield f"{ours}.mlp.depthwise", f"{theirs}.conv_out.conv_depth"
+    yield f"{ours}.mlp.project", f"{theirs}.conv_out.conv_point"
+    yield f"{ours}.mlp.norm", f"{theirs}.conv_out.norm"

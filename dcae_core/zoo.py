@@ -1,0 +1,165 @@
+"""Every released autoencoder, and the embedded one: name -> network configuration, hub id, scaling factor, licence.
+
+Source: tables 1 and 8 of arXiv 2410.10733, arXiv 2508.00413, and the released checkpoints themselves.
+"""
+
+import difflib
+import fnmatch
+from dataclasses import dataclass
+
+from dcae_core.errors import UsageError
+from dcae_core.models.autoencoder_config import AutoencoderConfig
+
+EMBEDDED_AUTOENCODER = "dc-ae-f32c32-tiny-1.0"
+_LICENCE = "Apache-2.0"
+_WIDTHS = (128, 256, 512, 512, 1024, 1024)
+_SANA_ENCODER_DEPTHS = (2, 2, 2, 3, 3, 3)
+_DEEP_DEPTHS = (0, 5, 10, 4, 4, 4)
+
+
+@dataclass(frozen=True)
+class AutoencoderEntry:
+    """One row of the zoo.
+
+    Attributes:
+        name: how the command line calls it.
+        config: the network.
+        scaling_factor: what latents are multiplied by before a diffusion model; None where not published.
+        hub_id: repository in the original layout; None where the weights are not on the hub.
+        diffusers_hub_id: repository in the diffusers layout, if there is one.
+        licence: of the weights.
+    """
+
+    name: str
+    config: AutoencoderConfig
+    scaling_factor: float | None
+    hub_id: str | None
+    diffusers_hub_id: str | None = None
+    licence: str = _LICENCE
+
+
+def _stages(first_three: str, others: str, num_stages: int) -> tuple[str, ...]:
+    return (first_three,) * 3 + (others,) * (num_stages - 3)
+
+
+def _version_1_0(latent_channels: int, *extra_widths: int) -> AutoencoderConfig:
+    """Residual blocks in three stages, EViT-GLU in the others; BatchNorm in the decoder's first three."""
+    widths = _WIDTHS + extra_widths
+    num_stages = len(widths)
+    return AutoencoderConfig(
+        latent_channels=latent_channels,
+        encoder_widths=widths,
+        encoder_depths=(0, 4, 8) + (2,) * (num_stages - 3),
+        encoder_blocks=_stages("res", "evit_glu", num_stages),
+        encoder_attention_scales=((),) * num_stages,
+        decoder_widths=widths,
+        decoder_depths=(0, 5, 10) + (2,) * (num_stages - 3),
+        decoder_blocks=_stages("res", "evit_glu", num_stages),
+        decoder_attention_scales=((),) * num_stages,
+        decoder_norms=_stages("batch_norm", "rms_norm", num_stages),
+        decoder_acts=_stages("relu", "silu", num_stages),
+    )
+
+
+def _sana() -> AutoencoderConfig:
+    """A second, 5x5 scale in the attention; strided convolutions down, interpolation up."""
+    return AutoencoderConfig(
+        latent_channels=32,
+        encoder_widths=_WIDTHS,
+        encoder_depths=_SANA_ENCODER_DEPTHS,
+        encoder_blocks=_stages("res", "evit_glu", 6),
+        encoder_attention_scales=((), (), (), (5,), (5,), (5,)),
+        decoder_widths=_WIDTHS,
+        decoder_depths=(3, 3, 3, 3, 3, 3),
+        decoder_blocks=_stages("res", "evit_glu", 6),
+        decoder_attention_scales=((), (), (), (5,), (5,), (5,)),
+        decoder_norms=("rms_norm",) * 6,
+        decoder_acts=("silu",) * 6,
+        downsample="conv",
+        upsample="interpolate",
+    )
+
+
+def _lite() -> AutoencoderConfig:
+    """The Sana encoder with a faster decoder of residual blocks."""
+    return _sana().replace(
+        decoder_depths=(0, 3, 5, 4, 4, 4),
+        decoder_blocks=("res",) * 6,
+        decoder_attention_scales=((),) * 6,
+        upsample="pixel_shuffle",
+        head_act="silu",
+    )
+
+
+def _all_residual(*extra_widths: int) -> AutoencoderConfig:
+    """DC-AE 1.1 and 1.5: residual blocks everywhere, 128 latent channels, no shortcut next to the latent."""
+    widths = _WIDTHS + extra_widths
+    num_stages = len(widths)
+    depths = _DEEP_DEPTHS + (4,) * len(extra_widths)
+    return AutoencoderConfig(
+        latent_channels=128,
+        encoder_widths=widths,
+        encoder_depths=depths,
+        encoder_blocks=("res",) * num_stages,
+        encoder_attention_scales=((),) * num_stages,
+        decoder_widths=widths,
+        decoder_depths=depths,
+        decoder_blocks=("res",) * num_stages,
+        decoder_attention_scales=((),) * num_stages,
+        decoder_norms=("rms_norm",) * num_stages,
+        decoder_acts=("silu",) * num_stages,
+        head_act="silu",
+        latent_shortcuts=False,
+    )
+
+
+def _mit(name: str, config: AutoencoderConfig, scaling_factor: float | None) -> AutoencoderEntry:
+    return AutoencoderEntry(name, config, scaling_factor, f"mit-han-lab/{name}", f"mit-han-lab/{name}-diffusers")
+
+
+_F32C32, _F64C128, _F128C512 = _version_1_0(32), _version_1_0(128, 2048), _version_1_0(512, 2048, 2048)
+
+AUTOENCODERS: dict[str, AutoencoderEntry] = {
+    entry.name: entry
+    for entry in (
+        _mit("dc-ae-f32c32-in-1.0", _F32C32, 0.3189),
+        _mit("dc-ae-f32c32-mix-1.0", _F32C32, 0.4552),
+        _mit("dc-ae-f64c128-in-1.0", _F64C128, 0.2889),
+        _mit("dc-ae-f64c128-mix-1.0", _F64C128, 0.4538),
+        _mit("dc-ae-f128c512-in-1.0", _F128C512, 0.4883),
+        _mit("dc-ae-f128c512-mix-1.0", _F128C512, 0.3620),
+        _mit("dc-ae-f32c32-sana-1.0", _sana(), 0.41407),
+        _mit("dc-ae-f32c32-sana-1.1", _sana(), 0.41407),
+        _mit("dc-ae-f32c32-in-1.0-256px", _F32C32, None),
+        AutoencoderEntry(
+            "dc-ae-lite-f32c32-sana-1.1",
+            _lite(),
+            0.41407,
+            "dc-ai/dc-ae-lite-f32c32",
+            "dc-ai/dc-ae-lite-f32c32-diffusers",
+        ),
+        AutoencoderEntry("dc-ae-f32c128-1.1", _all_residual(), None, None),
+        AutoencoderEntry("dc-ae-f32c128-1.5", _all_residual(), None, "dc-ai/dc-ae-f32c128-1.5"),
+        AutoencoderEntry("dc-ae-f64c128-1.5", _all_residual(1024), 0.5935, "dc-ai/dc-ae-f64c128-1.5"),
+    )
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the zoo that match a shell pattern, the embedded model first."""
+    return [name for name in (EMBEDDED_AUTOENCODER, *AUTOENCODERS) if fnmatch.fnmatchcase(name, pattern)]
+
+
+def find_autoencoder(name: str) -> AutoencoderEntry | None:
+    """The row that a zoo name or a hub id (either layout) stands for; None if there is none."""
+    for entry in AUTOENCODERS.values():
+        if name in (entry.name, f"mit-han-lab/{entry.name}", entry.hub_id, entry.diffusers_hub_id):
+            return entry
+    return None
+
+
+def unknown_model(name: str, known: list[str]) -> UsageError:
+    """The error for a name that is in no table, with the nearest names that are."""
+    near = difflib.get_close_matches(name.split("/")[-1], known, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else "`dcae models` lists the names"
+    return UsageError(f"unknown model {name!r}: no zoo name, no hub id and no directory here; {hint}")
