@@ -31,5 +31,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
-    width = None if sys.stdout.isatty() else _UNLIMITED_WIDTH
-    Console(width=width, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH, highlight=False)
+    # Rendered first and printed by us: rich would end the process in its own way when the reader of a pipe has gone.
+    with console.capture() as capture:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))

@@ -1,0 +1,198 @@
+"""The frame around every command: help, unknown names, exit codes, tracebacks, signals, pipes."""
+
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dcae_cli.__main__ import main
+from dcae_cli.app import COMMANDS, load_command
+from dcae_cli.failures import describe_failure
+from dcae_core.errors import CheckpointError, DcaeError, DownloadError, RecipeError, ResourceError, UsageError
+
+MAX_HELP_SECONDS = 0.3
+HEAVY_PACKAGES = ("torch", "numpy", "scipy", "PIL", "rich", "huggingface_hub", "safetensors", "yaml")
+
+
+def dcae(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dcae_cli", *arguments], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def assert_one_line(run: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:
+    assert run.returncode == exit_code, run.stderr
+    assert run.stderr.startswith("dcae: ")
+    assert run.stderr.count("\n") == 1, run.stderr
+    for word in words:
+        assert word in run.stderr
+
+
+@pytest.fixture
+def failing_command(monkeypatch):
+    """Run `dcae info` in this process with a command that raises `error`; return the exit code."""
+
+    def run(error: BaseException, *arguments: str) -> int:
+        def fail() -> None:
+            raise error
+
+        monkeypatch.setattr("dcae_cli.info.gather_facts", fail)
+        monkeypatch.setattr(sys, "argv", ["dcae", *(arguments or ("info",))])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        return exit_.value.code
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_help_takes_less_than_a_third_of_a_second() -> None:
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert "Commands:" in dcae("--help").stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    # Processor time and the best of a few, so that a busy machine does not fail the test.
+    assert min(seconds() for _ in range(5)) < MAX_HELP_SECONDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_imports_nothing_heavy_and_shows_a_whole_example(command: str) -> None:
+    script = (
+        "import sys, dcae_cli.__main__ as program\n"
+        f"program._run([{command!r}, '--help'])\n"
+        f"print('HEAVY', [name for name in {HEAVY_PACKAGES} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.rstrip().endswith("HEAVY []")
+    assert f"dcae {command}" in run.stdout.partition("\n")[2], "no whole example in the help text"
+    assert "--debug" in run.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_help_line(command: str) -> None:
+    commands = [load_command(command)]
+    commands += getattr(commands[0], "commands", {}).values()
+    for each in commands:
+        for parameter in each.params:
+            assert parameter.param_type_name != "option" or parameter.help, f"{each.name} {parameter.opts}"
+
+
+def test_without_arguments_the_help_is_shown() -> None:
+    run = dcae()
+    assert run.returncode == 0
+    assert all(name in run.stdout for name in COMMANDS)
+
+
+def test_unknown_command_names_the_nearest() -> None:
+    assert_one_line(dcae("inof"), 2, "unknown command 'inof'", "did you mean info?")
+    assert_one_line(dcae("zzzz"), 2, "choose from", "info")
+
+
+def test_unknown_option_names_the_nearest_and_the_help() -> None:
+    assert_one_line(dcae("info", "--jsno"), 2, "--jsno", "--json", "dcae info --help")
+    assert_one_line(dcae("--wrong"), 2, "--wrong", "dcae --help")
+
+
+def test_surplus_argument_is_refused() -> None:
+    assert_one_line(dcae("info", "everything"), 2, "everything", "dcae info --help")
+
+
+def test_info_as_json_has_what_a_bug_report_needs() -> None:
+    run = dcae("info", "--json")
+    assert run.returncode == 0
+    facts = json.loads(run.stdout)
+    assert facts["versions"]["torch"] == __import__("torch").__version__
+    assert facts["devices"][0]["name"] == "cpu"
+    assert facts["threads"] >= 1
+
+
+def test_info_measures_the_cache_without_counting_links_twice(tmp_path) -> None:
+    blob = tmp_path / "hub" / "blobs" / "abc"
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"x" * 1000)
+    (tmp_path / "hub" / "link").symlink_to(blob)
+    run = dcae("info", "--json", env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub")})
+    assert json.loads(run.stdout)["cache"] == {"path": str(tmp_path / "hub"), "bytes": 1000}
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (UsageError("no such thing"), 2),
+        (RecipeError("no such thing"), 2),
+        (CheckpointError("no such thing"), 3),
+        (ResourceError("no such thing"), 4),
+        (DownloadError("no such thing"), 5),
+        (MemoryError(), 4),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 4),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 3),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"), 4),
+        (RuntimeError("a fault\nof ours"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_every_failure_is_one_line_and_its_exit_code(failing_command, capsys, error, exit_code) -> None:
+    import torch  # noqa: F401  what runs out of memory has imported it
+
+    assert failing_command(error) == exit_code
+    captured = capsys.readouterr()
+    assert captured.err.startswith("dcae: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "info"), ("info", "--debug")])
+def test_debug_shows_the_traceback_wherever_it_stands(failing_command, capsys, arguments) -> None:
+    assert failing_command(DcaeError("no such thing"), *arguments) == 1
+    captured = capsys.readouterr().err
+    assert "Traceback" in captured
+    assert captured.endswith("dcae: no such thing\n")
+
+
+def test_an_unexpected_failure_asks_for_debug() -> None:
+    message, exit_code = describe_failure(ZeroDivisionError("division by zero"))
+    assert exit_code == 1
+    assert "--debug" in message
+    assert "ZeroDivisionError: division by zero" in message
+
+
+def test_out_of_memory_on_a_gpu_is_told_as_such() -> None:
+    import torch
+
+    assert describe_failure(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))[1] == 4
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "dcae_cli", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 141
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_with_their_exit_code_and_no_traceback(number, exit_code) -> None:
+    script = (
+        "import sys, time, dcae_cli.info, dcae_cli.__main__ as program\n"
+        "def wait():\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "dcae_cli.info.gather_facts = wait\n"
+        "sys.argv = ['dcae', 'info']\n"
+        "program.main()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(0.1)
+        process.send_signal(number)
+        stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == exit_code
+    assert b"Traceback" not in stderr
