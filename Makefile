@@ -30,8 +30,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(UV_INSTALL) --compile-bytecode --editable .
 	@touch $@
 
-# Two packages hold independent Inception networks to test against; the torchvision they ask for is not needed.
+# pytorch-fid holds an independent Inception network to test against; the torchvision it asks for is not needed.
 $(VENV)/installed-for-development: $(VENV)/installed
 	$(UV_INSTALL) --compile-bytecode --editable '.[dev]'
-	$(UV_INSTALL) --no-deps pytorch-fid torch-fidelity
+	$(UV_INSTALL) --no-deps pytorch-fid
 	@touch $@

@@ -1,0 +1,168 @@
+"""Learned perceptual image patch similarity: a distance between deep features, as metric and as training loss."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dcae_core.errors import CheckpointError, UsageError
+from dcae_core.metrics.weights import (
+    ALEXNET,
+    LPIPS_ALEXNET_HEADS,
+    LPIPS_VGG16_HEADS,
+    VGG16,
+    PublishedWeights,
+    fetch,
+    read_weights_file,
+)
+
+# ImageNet's mean and standard deviation, expressed for inputs in [-1, 1].
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
+_NORM_EPS = 1e-8
+
+
+def _alexnet_features() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 11, stride=4, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2),
+        nn.Conv2d(64, 192, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2),
+        nn.Conv2d(192, 384, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(),
+    )
+
+
+def _vgg16_features() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    in_channels = 3
+    for stage, (width, depth) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
+        if stage > 0:
+            layers.append(nn.MaxPool2d(2, stride=2))
+        for _ in range(depth):
+            layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU()]
+            in_channels = width
+    return nn.Sequential(*layers)
+
+
+# backbone -> (its layers, the layers whose outputs are compared, their widths, its weights, its heads' weights).
+# Layers carry their index in torchvision's `features`, so that its state dicts load by name.
+_BACKBONES = {
+    "alex": (_alexnet_features, (1, 4, 7, 9, 11), (64, 192, 384, 256, 256), ALEXNET, LPIPS_ALEXNET_HEADS),
+    "vgg": (_vgg16_features, (3, 8, 15, 22, 29), (64, 128, 256, 512, 512), VGG16, LPIPS_VGG16_HEADS),
+}
+
+
+def _unit_length(features: Tensor) -> Tensor:
+    return features * torch.rsqrt(features.square().sum(dim=1, keepdim=True) + _NORM_EPS)
+
+
+class LPIPS(nn.Module):
+    """LPIPS v0.1 with random weights (`load_lpips` gives the published ones); always frozen and in evaluation mode.
+
+    Gradients flow to both inputs, so the same module serves as a perceptual loss. Memory for a loss is dominated by
+    the backbone's activations: for VGG about 0.5 GB per 512x512 picture in float32.
+
+    Args:
+        backbone: "alex" (the metric) or "vgg" (the usual loss).
+
+    Source: Zhang et al. 2018; normalisation of features as in torchmetrics functional/image/lpips.py.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, backbone: str = "alex") -> None:
+        super().__init__()
+        if backbone not in _BACKBONES:
+            raise UsageError(f"unknown LPIPS backbone {backbone!r}: choose one of {', '.join(_BACKBONES)}")
+        build_features, self.compared_layers, widths, _, _ = _BACKBONES[backbone]
+        self.backbone = backbone
+        self.features = build_features()
+        self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in widths)
+        self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "LPIPS":
+        """Stay in evaluation mode: a metric does not change with the network it is part of."""
+        return super().train(False)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Distance of each pair of pictures, 0 for equal ones.
+
+        Args:
+            a: pictures (B, 3, H, W) in [-1, 1], at least 32 pixels high and wide.
+            b: pictures of the same shape.
+
+        Returns:
+            (B,) distances.
+        """
+        a, b = (a - self.shift) / self.scale, (b - self.shift) / self.scale
+        distance = a.new_zeros(a.shape[0])
+        heads = iter(self.heads)
+        for index, layer in enumerate(self.features):
+            a, b = layer(a), layer(b)
+            if index in self.compared_layers:
+                difference = (_unit_length(a) - _unit_length(b)).square()
+                distance = distance + next(heads)(difference).mean(dim=(1, 2, 3))
+        return distance
+
+
+def _load_strictly(module: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{source} does not fit LPIPS: expected the published weights' names and shapes"
+        ) from error
+
+
+def _backbone_weights(path: Path) -> dict[str, Tensor]:
+    """The feature layers of a torchvision state dict, named by their index."""
+    prefix = "features."
+    return {name[len(prefix) :]: w for name, w in read_weights_file(path).items() if name.startswith(prefix)}
+
+
+def _head_weights(path: Path) -> dict[str, Tensor]:
+    """The linear heads, published as `lin0.model.1.weight` and so on."""
+    weights = read_weights_file(path)
+    return {f"{name.split('.')[0].removeprefix('lin')}.weight": weight for name, weight in weights.items()}
+
+
+def load_lpips(
+    backbone: str = "alex",
+    *,
+    backbone_weights: Path | None = None,
+    head_weights: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> LPIPS:
+    """LPIPS with its published weights, downloaded once and checked, or read from files given.
+
+    Args:
+        backbone: "alex" or "vgg".
+        backbone_weights: a local file with torchvision's names (`features.0.weight`, ...).
+        head_weights: a local file with the published heads (`lin0.model.1.weight`, ...).
+        device: where the module goes.
+
+    Raises:
+        UsageError: there is no such backbone.
+        DownloadError: weights are not in the cache and cannot be downloaded.
+        CheckpointError: a file is damaged or holds other weights.
+    """
+    module = LPIPS(backbone)
+    published: PublishedWeights
+    published_heads: PublishedWeights
+    *_, published, published_heads = _BACKBONES[backbone]
+    backbone_file = backbone_weights or fetch(published)
+    head_file = head_weights or fetch(published_heads)
+    _load_strictly(module.features, _backbone_weights(backbone_file), backbone_file)
+    _load_strictly(module.heads, _head_weights(head_file), head_file)
+    return module.to(device)
