@@ -1,5 +1,7 @@
 """ReLU linear attention over the positions of a feature map."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,6 +10,11 @@ from dcae_core.nn.norms import RMSNorm2d
 
 HEAD_CHANNELS = 32
 DENOMINATOR_EPS = 1e-15
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    # The meta device, where networks are counted, has no autocast to switch off.
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 class ScaleAggregation(nn.Module):
@@ -52,7 +59,7 @@ class ReLULinearAttention(nn.Module):
         """(B, C, H, W) to the same shape; memory and time grow with H * W."""
         qkv = self.qkv(x)
         qkv = torch.cat([qkv, *(scale(qkv) for scale in self.scales)], dim=1)
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x):
             attended = self._attend(qkv.float())
         return self.norm(self.proj(attended.to(qkv.dtype)))
 
