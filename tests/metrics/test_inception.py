@@ -1,0 +1,124 @@
+"""The Inception graph against torch-fidelity's recorded outputs and pytorch-fid's live graph, same random weights."""
+
+import importlib.machinery
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dcae_core.errors import CheckpointError, DataError, DownloadError
+from dcae_core.files import sha256_of_file
+from dcae_core.metrics import inception
+from dcae_core.metrics.inception_features import InceptionExtractor, load_inception, resize_for_fid
+from tests.metrics.inception_weights import random_inception_state
+
+# torch-fidelity 0.4.0, FeatureExtractorInceptionV3 ("2048" and "logits_unbiased"), two pictures per size.
+RECORDED = Path(__file__).parent.parent / "fixtures" / "metrics" / "torch_fidelity_inception.safetensors"
+SIZES = [(299, 299), (64, 64), (200, 333)]
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inception") / "weights.safetensors"
+    save_file(random_inception_state(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def extractor(weights_file: Path) -> InceptionExtractor:
+    return load_inception(weights_file)
+
+
+def pictures(height: int, width: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(height).integers(0, 256, (2, 3, height, width), dtype=np.uint8))
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_inception_score_path_is_torch_fidelitys(extractor: InceptionExtractor, height: int, width: int) -> None:
+    recorded = load_file(RECORDED)
+    logits = extractor(pictures(height, width), with_logits=True).logits
+    assert logits is not None
+    assert relative_error(logits, recorded[f"logits.{height}x{width}"]) < 1e-5
+
+
+def torchvision_stand_in() -> types.ModuleType:
+    """What pytorch-fid needs of torchvision: the unpatched blocks to inherit from and the whole network to patch."""
+
+    class BlockC(inception._BlockC):
+        def __init__(self, in_channels: int, channels_7x7: int) -> None:
+            super().__init__(channels_7x7)
+
+    class BlockE(inception._BlockE):
+        def __init__(self, in_channels: int) -> None:
+            super().__init__(in_channels, pool_by_maximum=False)
+
+    class BlockA(inception._BlockA):
+        def __init__(self, in_channels: int, pool_features: int) -> None:
+            super().__init__(in_channels, pool_features)
+
+    torchvision = types.ModuleType("torchvision")
+    torchvision.__spec__ = importlib.machinery.ModuleSpec("torchvision", None)
+    torchvision.__version__ = "0.20"
+    torchvision.models = types.SimpleNamespace(
+        inception=types.SimpleNamespace(InceptionA=BlockA, InceptionC=BlockC, InceptionE=BlockE),
+        inception_v3=lambda **kwargs: inception.InceptionV3(),
+    )
+    return torchvision
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_fid_path_is_pytorch_fids(
+    extractor: InceptionExtractor, monkeypatch: pytest.MonkeyPatch, height: int, width: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision_stand_in())
+    peer_module = pytest.importorskip("pytorch_fid.inception")
+    monkeypatch.setattr(peer_module, "load_state_dict_from_url", lambda url, progress: extractor.network.state_dict())
+    peer = peer_module.InceptionV3().eval()
+    x = pictures(height, width)
+    expected = peer(x / 255)[0].squeeze(3).squeeze(2)
+    sys.modules.pop("pytorch_fid.inception")
+    assert relative_error(extractor(x).features, expected) < 1e-5
+
+
+def test_both_paths_agree_where_nothing_is_resized(extractor: InceptionExtractor) -> None:
+    x = pictures(299, 299)
+    torch.testing.assert_close(resize_for_fid(x), x / 127.5 - 1)
+    recorded = load_file(RECORDED)["features.299x299"]
+    # x / 127.5 - 1 against (x - 128) / 128: the two published ranges differ by half a grey level.
+    assert 0 < relative_error(extractor(x).features, recorded) < 0.02
+
+
+def test_weights_carry_their_hash_and_never_leave_evaluation(extractor: InceptionExtractor, weights_file: Path) -> None:
+    assert extractor.sha256 == sha256_of_file(weights_file)
+    assert not extractor.network.train().training
+
+
+def test_wrong_weights_and_pictures_get_one_line(
+    extractor: InceptionExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = random_inception_state()
+    bad = tmp_path / "bad.safetensors"
+    save_file({**state, "fc.weight": torch.zeros(1000, 2048)}, bad)
+    with pytest.raises(CheckpointError, match=r"1 names or shapes differ, first fc\.weight"):
+        load_inception(bad)
+    state["fc.bias"][3] = torch.nan
+    save_file(state, bad)
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_inception(bad)
+    bad.write_bytes(bad.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read as weights"):
+        load_inception(bad)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(DownloadError, match=r"pt_inception-2015-12-05-6726825d\.pth is not in the cache"):
+        load_inception()
+    with pytest.raises(DataError, match="expected uint8 pictures"):
+        extractor(torch.zeros(1, 3, 8, 8))
