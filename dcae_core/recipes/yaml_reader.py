@@ -1,0 +1,102 @@
+"""YAML as people mean it: `1e-4` is a number, `no` is a word, a key counts once, and nothing is expanded.
+
+PyYAML alone reads `1e-4` as text and `no` as False, lets the last of two equal keys win, and unfolds aliases without
+limit. Here scalars follow YAML 1.2's core schema, equal keys are faults, and anchors and aliases are refused.
+"""
+
+import re
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode
+
+from dcae_core.errors import RecipeError
+
+_MAX_BYTES = 1_000_000
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads one document and collects the faults that do not keep it from reading on."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.faults: list[str] = []
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"*{event.anchor}: aliases are not allowed in recipes; write the value out",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            key = key_node.value if isinstance(key_node, ScalarNode) else None
+            if key is None:
+                raise yaml.MarkedYAMLError(problem="a key must be a single word", problem_mark=key_node.start_mark)
+            if key in seen:
+                self.faults.append(f"line {line}: the key '{key}' stands here and on line {seen[key]}; keep one")
+            seen[key] = line
+        return {key.value: self.construct_object(value, deep=True) for key, value in node.value}
+
+
+def _resolve(tag: str, pattern: str, first: str) -> None:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
+
+
+_resolve("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF")
+_resolve("int", r"^[-+]?[0-9]+$", "-+0123456789")
+_resolve(
+    "float",
+    r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+    "-+0123456789.",
+)
+_resolve("null", r"^(?:~|null|Null|NULL|)$", "~nN\0")
+_Loader.yaml_implicit_resolvers[""] = _Loader.yaml_implicit_resolvers.pop("\0")
+
+
+def _construct_int(loader: _Loader, node: ScalarNode) -> int:
+    return int(node.value)
+
+
+def _construct_float(loader: _Loader, node: ScalarNode) -> float:
+    return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+
+
+def read_yaml(text: str, source: str) -> tuple[Any, list[str]]:
+    """Read one YAML document.
+
+    Args:
+        text: the document.
+        source: where it comes from, for messages.
+
+    Returns:
+        The document and the faults found on the way (keys that stand twice).
+
+    Raises:
+        RecipeError: it is not one YAML document, is too large or too deep, or uses tags or aliases.
+    """
+    if len(text) > _MAX_BYTES:
+        raise RecipeError(f"{source}: larger than {_MAX_BYTES // 1000} kB; this cannot be a recipe")
+    try:
+        loader = _Loader(text)
+        document = loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"{source}{where}: not a readable recipe: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source}: not a readable recipe: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{source}: nested too deeply; this cannot be a recipe") from error
+    return document, loader.faults
