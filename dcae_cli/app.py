@@ -16,6 +16,8 @@ from dcae_core.errors import UsageError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("dcae_cli.info:info", "Versions, devices, threads, the cache and the embedded model."),
+    "models": ("dcae_cli.models:models", "List the zoo; download from it."),
+    "convert": ("dcae_cli.convert:convert", "Convert an autoencoder between layouts."),
 }
 
 

@@ -13,6 +13,10 @@ Model = Annotated[
         help="Zoo name (see `dcae models`), hub id or local directory; left out: the embedded model.", metavar="MODEL"
     ),
 ]
+Revision = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit of the hub repository; left out: its main branch.", metavar="REV"),
+]
 NumProcesses = Annotated[
     int, typer.Option("--nproc", min=1, help="Processes to start on this machine, as torchrun would.", metavar="N")
 ]

@@ -1,0 +1,117 @@
+"""`dcae models`: what the zoo offers, and filling the cache of a machine that will be offline."""
+
+from typing import Annotated, Any
+
+import typer
+
+from dcae_cli.options import Debug, Json, Revision
+
+models = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+_RESOLUTION = 512
+_Pattern = Annotated[str, typer.Argument(help="Shell pattern of names, in quotes: 'dc-ae-f32*'.", show_default=False)]
+
+
+@models.callback(invoke_without_command=True)
+def list_by_default(context: typer.Context, json: Json = False, debug: Debug = False) -> None:
+    """List the zoo, or download from it.
+
+    \b
+    Examples:
+      dcae models
+      dcae models list 'dc-ae-f32*' --json
+      dcae models download dc-ae-f32c32-in-1.0
+    """
+    if context.invoked_subcommand is None:
+        list_zoo("*", json)
+
+
+@models.command("list", short_help="List models, their size, cost, licence and whether they are on this disk.")
+def list_zoo(pattern: _Pattern = "*", json: Json = False, debug: Debug = False) -> None:
+    """List models with f, channels, parameters, GMACs, scaling factor, licence, and whether they are on this disk.
+
+    GMACs are multiply-accumulates of convolutions and matrix products: for an autoencoder those of one picture of
+    512 x 512 pixels, encoding + decoding.
+
+    \b
+    Examples:
+      dcae models list
+      dcae models list '*sana*'
+    """
+    from dcae_cli.output import print_json, print_table
+    from dcae_core.errors import UsageError
+    from dcae_core.zoo import list_models
+
+    names = list_models(pattern)
+    if not names:
+        raise UsageError(f"no model matches {pattern!r}; `dcae models` lists all of them")
+    autoencoders = [_describe_autoencoder(name) for name in names]
+    if json:
+        print_json(autoencoders)
+        return
+    columns = ("autoencoder", "f", "channels", "parameters M", "GMACs", "scaling factor", "licence", "on disk")
+    print_table("", columns, (_autoencoder_row(facts) for facts in autoencoders))
+
+
+@models.command(short_help="Download models into the cache.")
+def download(
+    names: Annotated[list[str], typer.Argument(help="Zoo names or hub ids.", metavar="NAME...")],
+    revision: Revision = None,
+    debug: Debug = False,
+) -> None:
+    """Download models into the cache, for a machine that will be offline.
+
+    What is already there is not fetched again, and an interrupted download goes on where it stopped.
+
+    \b
+    Examples:
+      dcae models download dc-ae-f32c32-in-1.0
+      dcae models download dc-ae-f64c128-in-1.0 dc-ae-f32c32-sana-1.1
+    """
+    from dcae_core.checkpoints.locating import locate_autoencoder
+
+    for name in names:
+        typer.echo(f"{name}: {locate_autoencoder(name, revision).where}")
+
+
+def _describe_autoencoder(name: str) -> dict[str, Any]:
+    from dcae_core.checkpoints.locating import embedded_directory, is_cached, open_directory
+    from dcae_core.models.complexity import autoencoder_complexity
+    from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER
+
+    if name == EMBEDDED_AUTOENCODER:
+        files = open_directory(embedded_directory())
+        config, scaling_factor, licence = files.config, files.scaling_factor, "Apache-2.0"
+        on_disk = "in the package"
+    else:
+        entry = AUTOENCODERS[name]
+        config, scaling_factor, licence = entry.config, entry.scaling_factor, entry.licence
+        on_disk = "cached" if is_cached(entry) else "no"
+    assert config is not None
+    encoder, decoder = autoencoder_complexity(config, _RESOLUTION)
+    return {
+        "name": name,
+        "kind": "autoencoder",
+        "spatial_compression_ratio": config.spatial_compression_ratio,
+        "latent_channels": config.latent_channels,
+        "encoder_parameters": encoder.num_parameters,
+        "decoder_parameters": decoder.num_parameters,
+        "encoder_macs": encoder.macs,
+        "decoder_macs": decoder.macs,
+        "scaling_factor": scaling_factor,
+        "licence": licence,
+        "on_disk": on_disk,
+    }
+
+
+def _autoencoder_row(facts: dict[str, Any]) -> tuple[object, ...]:
+    return (
+        facts["name"],
+        facts["spatial_compression_ratio"],
+        facts["latent_channels"],
+        f"{facts['encoder_parameters'] / 1e6:.2f} + {facts['decoder_parameters'] / 1e6:.2f}",
+        f"{facts['encoder_macs'] / 1e9:.1f} + {facts['decoder_macs'] / 1e9:.1f}",
+        facts["scaling_factor"],
+        facts["licence"],
+        facts["on_disk"],
+    )
