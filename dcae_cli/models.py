@@ -79,27 +79,22 @@ def _describe_autoencoder(name: str) -> dict[str, Any]:
     from dcae_core.models.complexity import autoencoder_complexity
     from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER
 
+    entry = AUTOENCODERS[name]
+    scaling_factor, on_disk = entry.scaling_factor, "cached" if is_cached(entry) else "no"
     if name == EMBEDDED_AUTOENCODER:
-        files = open_directory(embedded_directory())
-        config, scaling_factor, licence = files.config, files.scaling_factor, "Apache-2.0"
-        on_disk = "in the package"
-    else:
-        entry = AUTOENCODERS[name]
-        config, scaling_factor, licence = entry.config, entry.scaling_factor, entry.licence
-        on_disk = "cached" if is_cached(entry) else "no"
-    assert config is not None
-    encoder, decoder = autoencoder_complexity(config, _RESOLUTION)
+        scaling_factor, on_disk = open_directory(embedded_directory()).scaling_factor, "in the package"
+    encoder, decoder = autoencoder_complexity(entry.config, _RESOLUTION)
     return {
         "name": name,
         "kind": "autoencoder",
-        "spatial_compression_ratio": config.spatial_compression_ratio,
-        "latent_channels": config.latent_channels,
+        "spatial_compression_ratio": entry.config.spatial_compression_ratio,
+        "latent_channels": entry.config.latent_channels,
         "encoder_parameters": encoder.num_parameters,
         "decoder_parameters": decoder.num_parameters,
         "encoder_macs": encoder.macs,
         "decoder_macs": decoder.macs,
         "scaling_factor": scaling_factor,
-        "licence": licence,
+        "licence": entry.licence,
         "on_disk": on_disk,
     }
 

@@ -1,0 +1,46 @@
+"""Running `dcae` in this process: the same as from the shell, without importing torch each time."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from dcae_cli.__main__ import main
+
+
+@dataclass(frozen=True)
+class Run:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    def assert_fails(self, exit_code: int, *words: str) -> None:
+        """It ended with this exit code and one line on standard error that has all of `words`."""
+        assert self.exit_code == exit_code, self.stderr
+        assert self.stderr.startswith("dcae: ")
+        assert self.stderr.count("\n") == 1, self.stderr
+        for word in words:
+            assert word in self.stderr
+
+    def assert_succeeds(self) -> None:
+        assert self.exit_code == 0, self.stderr
+
+
+@pytest.fixture
+def dcae(monkeypatch, capsys) -> Iterator[Callable[..., Run]]:
+    """`dcae("info", "--json")` -> Run."""
+
+    def run(*arguments: object) -> Run:
+        monkeypatch.setattr(sys, "argv", ["dcae", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err or "--debug" in arguments
+        return Run(exit_.value.code, captured.out, captured.err)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,81 @@
+"""`dcae convert`: layouts there and back, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+from dcae_core.checkpoints import fingerprint, load_autoencoder, save_autoencoder
+from dcae_core.zoo import create_autoencoder
+
+
+def small_autoencoder(**overrides):
+    """A network like the released ones in kind, of 0.3 M parameters, with random weights."""
+    torch.manual_seed(0)
+    settings = {"widths": (32, 32, 32, 64), "depths": (0, 1, 1, 1), "latent_channels": 32, **overrides}
+    network = create_autoencoder("dc-ae-f32c32-in-1.0", **settings)
+    network.scaling_factor = 0.25
+    return network
+
+
+@pytest.fixture
+def saved(tmp_path):
+    network = small_autoencoder()
+    save_autoencoder(network, tmp_path / "own", layout="dcae")
+    return tmp_path / "own", fingerprint(network)
+
+
+def test_weights_survive_the_way_to_diffusers_and_back(dcae, saved, tmp_path) -> None:
+    source, digest = saved
+    run = dcae("convert", source, "--to", "diffusers", "-o", tmp_path / "diffusers", "--json")
+    run.assert_succeeds()
+    assert json.loads(run.stdout)["source_layout"] == "dcae"
+    assert (tmp_path / "diffusers" / "diffusion_pytorch_model.safetensors").is_file()
+    dcae("convert", tmp_path / "diffusers", "--to", "dcae", "-o", tmp_path / "back").assert_succeeds()
+    back = load_autoencoder(tmp_path / "back", prepare=False)
+    assert fingerprint(back) == digest
+    assert back.scaling_factor == 0.25
+
+
+def test_half_precision_halves_the_files(dcae, saved, tmp_path) -> None:
+    source, _ = saved
+    dcae("convert", source, "--to", "dcae", "--dtype", "fp16", "-o", tmp_path / "half").assert_succeeds()
+    sizes = [sum(file.stat().st_size for file in d.glob("*.safetensors")) for d in (source, tmp_path / "half")]
+    assert sizes[1] / sizes[0] == pytest.approx(0.5, abs=0.05)
+
+
+def test_what_diffusers_cannot_express_is_refused_and_leaves_nothing(dcae, tmp_path) -> None:
+    save_autoencoder(small_autoencoder(head_norm=False), tmp_path / "own", layout="dcae")
+    run = dcae("convert", tmp_path / "own", "--to", "diffusers", "-o", tmp_path / "out")
+    run.assert_fails(2, "AutoencoderDC", "--to dcae")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own"]
+
+
+def test_the_original_layout_takes_released_networks_only(dcae, saved, tmp_path) -> None:
+    source, _ = saved
+    dcae("convert", source, "--to", "original", "-o", tmp_path / "out").assert_fails(2, "original layout")
+
+
+def test_a_directory_with_something_in_it_is_never_overwritten(dcae, saved, tmp_path) -> None:
+    source, _ = saved
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("mine")
+    dcae("convert", source, "--to", "dcae", "-o", tmp_path / "home").assert_fails(2, "home", "-o")
+    assert (tmp_path / "home" / "letter.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--to", "onnx"), ("onnx", "original, diffusers, dcae")),
+        (("--to", "dcae", "--dtype", "int8"), ("int8", "fp16")),
+        (("--to", "dcae", "--name", "dc-ae-f32c32-in-1"), ("did you mean", "dc-ae-f32c32-in-1.0")),
+    ],
+)
+def test_wrong_settings_name_the_right_ones(dcae, saved, tmp_path, arguments, words) -> None:
+    dcae("convert", saved[0], *arguments, "-o", tmp_path / "out").assert_fails(2, *words)
+
+
+def test_a_directory_without_a_model_is_data_at_fault(dcae, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    dcae("convert", tmp_path / "empty", "--to", "dcae", "-o", tmp_path / "out").assert_fails(3, "empty")

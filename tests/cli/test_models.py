@@ -1,0 +1,80 @@
+"""`dcae models`: the list, and filling a cache."""
+
+import json
+
+import pytest
+
+from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """An empty download cache and no way to a network."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "cache"
+
+
+def put_into_cache(cache, repository: str, *files: str) -> None:
+    directory = cache / f"models--{repository.replace('/', '--')}"
+    (directory / "refs").mkdir(parents=True)
+    (directory / "refs" / "main").write_text("c0ffee")
+    (directory / "snapshots" / "c0ffee").mkdir(parents=True)
+    for file in files:
+        (directory / "snapshots" / "c0ffee" / file).write_text("{}")
+
+
+def test_the_list_has_every_model_and_counts_from_the_networks(dcae, empty_cache) -> None:
+    run = dcae("models", "--json")
+    run.assert_succeeds()
+    rows = {row["name"]: row for row in json.loads(run.stdout)}
+    assert {EMBEDDED_AUTOENCODER, *AUTOENCODERS} <= rows.keys()
+    row = rows["dc-ae-f64c128-in-1.0"]
+    assert (row["spatial_compression_ratio"], row["latent_channels"]) == (64, 128)
+    assert row["encoder_parameters"] == 264_550_528
+    assert row["on_disk"] == "no"
+    assert rows[EMBEDDED_AUTOENCODER]["on_disk"] == "in the package"
+
+
+def test_the_table_takes_a_pattern_and_fits_one_line_a_model(dcae, empty_cache) -> None:
+    run = dcae("models", "list", "*sana-1*")
+    run.assert_succeeds()
+    header, *rows = run.stdout.splitlines()
+    assert "GMACs" in header
+    assert [row.split()[0] for row in rows] == [name for name in AUTOENCODERS if "sana-1" in name]
+    assert "647.4 + 1046.1" in rows[0]
+    dcae("models", "list", "no-such*").assert_fails(2, "no-such*")
+
+
+def test_a_model_counts_as_cached_only_with_all_its_files(dcae, empty_cache) -> None:
+    put_into_cache(empty_cache, "mit-han-lab/dc-ae-f32c32-in-1.0", "config.json", "model.safetensors")
+    put_into_cache(empty_cache, "mit-han-lab/dc-ae-f32c32-mix-1.0", "config.json")
+    rows = json.loads(dcae("models", "list", "*f32c32-*-1.0", "--json").stdout)
+    on_disk = {row["name"]: row["on_disk"] for row in rows}
+    assert on_disk["dc-ae-f32c32-in-1.0"] == "cached"
+    assert on_disk["dc-ae-f32c32-mix-1.0"] == "no"
+
+
+def test_download_without_a_network_names_file_cache_and_the_way_out(dcae, empty_cache) -> None:
+    run = dcae("models", "download", "dc-ae-f32c32-in-1.0")
+    run.assert_fails(5, "config.json", str(empty_cache), "--model DIR")
+
+
+def test_download_of_an_unknown_model_names_the_nearest(dcae) -> None:
+    dcae("models", "download", "dc-ae-f32c32-in-1.1").assert_fails(2, "dc-ae-f32c32-in-1.0")
+
+
+def test_download_says_where_a_cached_model_lies(dcae, empty_cache) -> None:
+    name = "mit-han-lab/dc-ae-f32c32-in-1.0"
+    put_into_cache(empty_cache, name, "config.json", "model.safetensors")
+    config = empty_cache / "models--mit-han-lab--dc-ae-f32c32-in-1.0" / "snapshots" / "c0ffee" / "config.json"
+    config.write_text('{"model_name": "dc-ae-f32c32-in-1.0"}')
+    run = dcae("models", "download", name)
+    run.assert_succeeds()
+    assert run.stdout == f"{name}: {config.parent}\n"
+
+
+def test_download_lacking_a_name_shows_an_example(dcae) -> None:
+    dcae("models", "download").assert_fails(2, "NAME", "dcae models download dc-ae-f32c32-in-1.0")
