@@ -1,1 +1,25 @@
-"""Deep Compression Autoencoders and the latent diffusion models on top of them."""
+"""Deep Compression Autoencoders and the latent diffusion models on top of them.
+
+The names below are the library's public face; each is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC_NAMES = {
+    "create_autoencoder": "dcae_core.zoo",
+    "list_models": "dcae_core.zoo",
+    "load_autoencoder": "dcae_core.checkpoints",
+}
+
+__all__ = sorted(_PUBLIC_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC_NAMES:
+        return getattr(import_module(_PUBLIC_NAMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC_NAMES])

@@ -6,8 +6,10 @@ Source: tables 1 and 8 of arXiv 2410.10733, arXiv 2508.00413, and the released c
 import difflib
 import fnmatch
 from dataclasses import dataclass
+from typing import Any
 
 from dcae_core.errors import UsageError
+from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.autoencoder_config import AutoencoderConfig
 
 EMBEDDED_AUTOENCODER = "dc-ae-f32c32-tiny-1.0"
@@ -113,6 +115,27 @@ def _all_residual(*extra_widths: int) -> AutoencoderConfig:
     )
 
 
+def _tiny() -> AutoencoderConfig:
+    """The embedded model: reduced width, linear at the start of its training (recipes/train_ae/tiny.yaml)."""
+    widths = (16, 16, 64, 128, 256, 256)
+    return AutoencoderConfig(
+        latent_channels=32,
+        encoder_widths=widths,
+        encoder_depths=(0, 1, 1, 2, 1, 1),
+        encoder_blocks=("res",) * 6,
+        encoder_attention_scales=((),) * 6,
+        decoder_widths=widths,
+        decoder_depths=(0, 1, 2, 3, 2, 1),
+        decoder_blocks=("res",) * 6,
+        decoder_attention_scales=((),) * 6,
+        decoder_norms=("rms_norm",) * 6,
+        decoder_acts=("silu",) * 6,
+        downsample="conv",
+        head_norm=False,
+        head_act=None,
+    )
+
+
 def _mit(name: str, config: AutoencoderConfig, scaling_factor: float | None) -> AutoencoderEntry:
     return AutoencoderEntry(name, config, scaling_factor, f"mit-han-lab/{name}", f"mit-han-lab/{name}-diffusers")
 
@@ -122,6 +145,7 @@ _F32C32, _F64C128, _F128C512 = _version_1_0(32), _version_1_0(128, 2048), _versi
 AUTOENCODERS: dict[str, AutoencoderEntry] = {
     entry.name: entry
     for entry in (
+        AutoencoderEntry(EMBEDDED_AUTOENCODER, _tiny(), None, None),
         _mit("dc-ae-f32c32-in-1.0", _F32C32, 0.3189),
         _mit("dc-ae-f32c32-mix-1.0", _F32C32, 0.4552),
         _mit("dc-ae-f64c128-in-1.0", _F64C128, 0.2889),
@@ -147,7 +171,25 @@ AUTOENCODERS: dict[str, AutoencoderEntry] = {
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the zoo that match a shell pattern, the embedded model first."""
-    return [name for name in (EMBEDDED_AUTOENCODER, *AUTOENCODERS) if fnmatch.fnmatchcase(name, pattern)]
+    return [name for name in AUTOENCODERS if fnmatch.fnmatchcase(name, pattern)]
+
+
+def create_autoencoder(name: str, **overrides: Any) -> Autoencoder:
+    """Build a zoo network with random weights, on the CPU, in training mode.
+
+    Args:
+        name: a zoo name or hub id.
+        overrides: fields of `AutoencoderConfig` to change, such as `latent_channels`, `widths`, `decoder_depths`.
+
+    Raises:
+        UsageError: no such model or field, or values that no network can be built from.
+    """
+    entry = find_autoencoder(name)
+    if entry is None:
+        raise unknown_model(name, list_models())
+    network = Autoencoder(entry.config.replace(**overrides))
+    network.scaling_factor = None if overrides else entry.scaling_factor
+    return network
 
 
 def find_autoencoder(name: str) -> AutoencoderEntry | None:

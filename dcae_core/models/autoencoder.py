@@ -112,9 +112,7 @@ class Decoder(nn.Module):
         norm, act = config.decoder_norms[stage], config.decoder_acts[stage]
         layers: list[nn.Module] = []
         if depth and stage + 1 < config.num_stages:
-            layers.append(
-                Upsample(config.decoder_widths[stage + 1], width, config.upsample, config.residual_shortcuts)
-            )
+            layers.append(Upsample(config.decoder_widths[stage + 1], width, config.upsample, config.residual_shortcuts))
         layers += [build_block(kind, width, norm, act, scales) for _ in range(depth)]
         return nn.Sequential(*layers)
 

@@ -1,0 +1,75 @@
+"""Files of a hub repository, through huggingface_hub: its cache, its resume, its offline switch."""
+
+import re
+from pathlib import Path
+
+from dcae_core.errors import DownloadError, UsageError
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def fetch(repository: str, files: list[str], revision: str | None = None, *, offline: bool = False) -> Path:
+    """The local directory that holds `files` of a hub repository, downloaded where they are not cached.
+
+    Args:
+        repository: `organisation/name`.
+        files: paths inside the repository; all of them are needed.
+        revision: branch, tag or commit; by default the main branch.
+        offline: look into the cache only.
+
+    Raises:
+        DownloadError: a file is not cached and cannot be downloaded.
+        UsageError: the hub has no such repository or revision, or no such file in it.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    directory = None
+    for file in files:
+        try:
+            local = hf_hub_download(repository, file, revision=revision, local_files_only=offline)
+        except GatedRepoError as error:
+            raise DownloadError(f"{repository} asks for a login: run `hf auth login`, then try again") from error
+        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+            raise UsageError(f"the hub has no repository {repository!r} at revision {revision or 'main'}") from error
+        except LocalEntryNotFoundError as error:
+            raise DownloadError(_how_to_place(repository, file, HF_HUB_CACHE)) from error
+        except EntryNotFoundError as error:
+            raise UsageError(f"hub repository {repository} has no file {file}") from error
+        except Exception as error:
+            # Whatever the network stack raises (it changes with huggingface_hub's HTTP library) means the same here.
+            raise DownloadError(_how_to_place(repository, file, HF_HUB_CACHE)) from error
+        directory = Path(local).parents[len(Path(file).parents) - 1]
+    assert directory is not None
+    return directory
+
+
+def is_cached(repository: str, files: list[str]) -> bool:
+    """Whether all of `files` lie in the cache."""
+    try:
+        fetch(repository, files, offline=True)
+    except (DownloadError, UsageError):
+        return False
+    return True
+
+
+def cached_sha256(path: Path) -> str | None:
+    """The SHA-256 that the hub declared for a cached large file: the cache names the blob behind the link by it."""
+    name = path.resolve().name
+    return name if _SHA256.fullmatch(name) else None
+
+
+def _how_to_place(repository: str, file: str, cache: str) -> str:
+    return (
+        f"{file} of {repository} is not in the cache ({cache}) and could not be downloaded; "
+        f"run `dcae models download {repository.split('/')[-1]}` where there is a network and copy the cache, "
+        "or place the repository's files in a directory and pass it with --model DIR"
+    )

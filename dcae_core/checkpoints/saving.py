@@ -1,0 +1,98 @@
+"""Autoencoders written whole, in any of the three layouts, with checksums that later reads verify."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dcae_core.checkpoints import diffusers_layout
+from dcae_core.checkpoints.locating import CONFIG_NAME, DIFFUSERS, ORIGINAL, OWN, OWN_CONFIG_NAME
+from dcae_core.checkpoints.original_layout import WEIGHTS_STEM, to_original
+from dcae_core.errors import UsageError
+from dcae_core.files import replace_directory, sha256_of_file
+from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.zoo import AUTOENCODERS
+
+LAYOUTS = (ORIGINAL, DIFFUSERS, OWN)
+
+
+def best_layout(network: Autoencoder) -> str:
+    """ "diffusers" where AutoencoderDC can express the network, else our own."""
+    try:
+        diffusers_layout.to_diffusers_config(network.config, None)
+    except UsageError:
+        return OWN
+    return DIFFUSERS
+
+
+def save_autoencoder(
+    network: Autoencoder,
+    directory: Path,
+    *,
+    layout: str | None = None,
+    name: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Write a plain (unprepared) network to a directory, whole or not at all.
+
+    The diffusers layout opens in `diffusers.AutoencoderDC.from_pretrained`; beside it, as in our own layout, lies
+    `dcae.json` with the configuration, the scaling factor, checksums and `metadata`. The original layout holds what
+    the published code reads, and nothing else. Our own layout keeps encoder and decoder in a file each.
+
+    Args:
+        network: the plain network, with its `.scaling_factor`.
+        directory: where to; replaced if it exists.
+        layout: "original", "diffusers" or "dcae"; by default diffusers where that can express the network.
+        name: a zoo name, needed for the original layout, kept by the others.
+        dtype: of the stored weights.
+        metadata: JSON values to keep beside the weights.
+
+    Raises:
+        UsageError: the layout cannot express the network.
+        ResourceError: the disk is full or the place cannot be written to.
+    """
+    layout = layout or best_layout(network)
+    state = {key: _stored(tensor, dtype) for key, tensor in network.state_dict().items()}
+    with replace_directory(directory) as partial:
+        if layout == ORIGINAL:
+            if name not in AUTOENCODERS or AUTOENCODERS[name].config != network.config:
+                raise UsageError(
+                    "the original layout only names released networks, and this one is none of them; "
+                    "use the diffusers or the dcae layout"
+                )
+            save_file(to_original(network.config, state), partial / f"{WEIGHTS_STEM}.safetensors")
+            _write_json(partial / CONFIG_NAME, {"model_name": name})
+            return
+        if layout == DIFFUSERS:
+            config = diffusers_layout.to_diffusers_config(network.config, network.scaling_factor)
+            _write_json(partial / CONFIG_NAME, config)
+            converted = diffusers_layout.to_diffusers(network.config, state)
+            # diffusers refuses weights whose metadata does not name the framework.
+            save_file(converted, partial / diffusers_layout.WEIGHTS_NAME, metadata={"format": "pt"})
+        else:
+            for part in ("encoder", "decoder"):
+                tensors = {key: tensor for key, tensor in state.items() if key.startswith(f"{part}.")}
+                save_file(tensors, partial / f"{part}.safetensors")
+        _write_json(
+            partial / OWN_CONFIG_NAME,
+            {
+                "layout": layout,
+                "name": name,
+                "scaling_factor": network.scaling_factor,
+                "config": network.config.to_dict(),
+                "weights": {file.name: sha256_of_file(file) for file in sorted(partial.glob("*.safetensors"))},
+                "metadata": metadata or {},
+            },
+        )
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

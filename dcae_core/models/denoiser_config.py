@@ -1,0 +1,101 @@
+"""What a diffusion network is made of, as plain values that can be checked, printed and saved."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from dcae_core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """What every network of the form `forward(x, t, y)` is described by.
+
+    Attributes:
+        input_size: height and width of the latent; one number stands for a square.
+        patch_size: side of the square of latent positions that makes one token; divides both sides.
+        in_channels: channels of the latent.
+        hidden_size: width of a token, a multiple of `num_heads`.
+        depth: number of transformer blocks.
+        num_heads: attention heads.
+        num_classes: classes 0..num_classes-1; class `num_classes` is the null class. 0: unconditional.
+        activation_checkpointing: recompute each block's activations in the backward pass, which trades about a third
+            more computing for memory that no longer grows with depth.
+    """
+
+    architecture: ClassVar[str]
+
+    input_size: int | tuple[int, int] = 16
+    patch_size: int = 1
+    in_channels: int = 32
+    hidden_size: int = 512
+    depth: int = 12
+    num_heads: int = 8
+    num_classes: int = 1000
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "in_channels", "hidden_size", "depth", "num_heads"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{self.architecture} {name} must be at least 1, not {getattr(self, name)}")
+        if self.num_classes < 0:
+            raise UsageError(f"{self.architecture} num_classes must be 0 (unconditional) or more")
+        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+            raise UsageError(
+                f"{self.architecture} hidden_size {self.hidden_size} must be a multiple of 4 and of num_heads {self.num_heads}"
+            )
+        if any(side < 1 or side % self.patch_size for side in self.latent_size):
+            raise UsageError(
+                f"{self.architecture} input_size {self.input_size} must be a multiple of patch_size {self.patch_size}"
+            )
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """(height, width) of the latent."""
+        size = self.input_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        height, width = self.latent_size
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the prediction."""
+        return self.in_channels
+
+    def require_latent(self, shape: Sequence[int]) -> None:
+        """Refuse latents whose shape is not (B, in_channels, *latent_size).
+
+        Raises:
+            UsageError: it is not.
+        """
+        expected = (self.in_channels, *self.latent_size)
+        if len(shape) != 4 or tuple(shape[1:]) != expected:
+            raise UsageError(
+                f"this {self.architecture} takes latents of shape (B, {', '.join(map(str, expected))}), not {tuple(shape)}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, `architecture` among them; `denoisers.denoiser_config` reads them back."""
+        return {"architecture": self.architecture} | dataclasses.asdict(self)
+
+    def replace(self, **overrides: Any) -> Self:
+        """This configuration with some fields changed.
+
+        Raises:
+            UsageError: an unknown field, or values that no network can be built from.
+        """
+        fields = [field.name for field in dataclasses.fields(self)]
+        for name in overrides:
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=3)
+                hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(fields)}"
+                raise UsageError(f"{self.architecture} has no setting {name!r}{hint}")
+        if isinstance(overrides.get("input_size"), list):
+            overrides["input_size"] = tuple(overrides["input_size"])
+        return dataclasses.replace(self, **overrides)

@@ -1,0 +1,131 @@
+"""U-ViT: a transformer whose later blocks see the earlier ones' outputs (arXiv 2209.12152). Architecture only."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dcae_core.errors import UsageError
+from dcae_core.models.denoiser_config import DenoiserConfig
+from dcae_core.nn.transformer import (
+    Attention,
+    LabelEmbedder,
+    Mlp,
+    PatchEmbed,
+    per_sample,
+    timestep_embedding,
+    unpatchify,
+)
+
+
+@dataclass(frozen=True)
+class UViTConfig(DenoiserConfig):
+    """A U-ViT. `depth` is even: half of the blocks before the middle one, half after it, the middle one not counted.
+
+    Attributes:
+        attention_float32: attention in float32 whatever the working dtype, as published (parity only).
+    """
+
+    architecture = "uvit"
+
+    attention_float32: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.depth % 2:
+            raise UsageError(f"uvit depth must be even, not {self.depth}")
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; with `skip`, its input is first mixed with that of its mirror block."""
+
+    def __init__(self, config: UViTConfig, *, skip: bool = False) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, config.num_heads, qkv_bias=False, float32=config.attention_float32)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, nn.GELU())
+        self.skip_linear = nn.Linear(2 * width, width) if skip else None
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """(B, N, hidden_size), and the mirror block's output of the same shape -> (B, N, hidden_size)."""
+        if self.skip_linear is not None:
+            assert skip is not None
+            x = self.skip_linear(torch.cat([x, skip], dim=-1))
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class UViT(nn.Module):
+    """Predicts noise or velocity from a noisy latent, a time and a class.
+
+    Tokens are [class, time, patches], with a learned table of positions. The time embedding has no network of its own.
+
+    Source: arXiv 2209.12152; mit-han-lab/efficientvit `efficientvit/diffusioncore/models/uvit.py`.
+    """
+
+    def __init__(self, config: UViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, (rows, columns) = config.hidden_size, config.grid
+        self.num_extra_tokens = 2 if config.num_classes else 1
+        self.pos_embed = nn.Parameter(torch.empty(1, self.num_extra_tokens + rows * columns, width))
+        self.patch_embed = PatchEmbed(config.patch_size, config.in_channels, width)
+        if config.num_classes:
+            self.label_emb = LabelEmbedder(config.num_classes, width)
+        self.in_blocks = nn.ModuleList(Block(config) for _ in range(config.depth // 2))
+        self.mid_block = Block(config)
+        self.out_blocks = nn.ModuleList(Block(config, skip=True) for _ in range(config.depth // 2))
+        self.norm = nn.LayerNorm(width)
+        self.decoder_pred = nn.Linear(width, config.patch_size**2 * config.out_channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal of deviation 0.02 for linear layers and positions, zero biases; the rest is PyTorch's."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """One evaluation.
+
+        Args:
+            x: scaled noisy latent (B, C, H, W) of the configured size.
+            t: network time, 0-d or (B,): 1..1000 for noise prediction, 0..1 for velocity.
+            y: classes (B,), integers in 0..num_classes; None only where the network is unconditional.
+
+        Returns:
+            The prediction (B, C, H, W).
+
+        Raises:
+            UsageError: the latent does not have the configured shape.
+        """
+        self.config.require_latent(x.shape)
+        tokens = self.patch_embed(x)
+        time = timestep_embedding(per_sample(t, x.shape[0]), self.config.hidden_size).to(tokens.dtype)
+        extra = [time]
+        if self.config.num_classes:
+            assert y is not None, "a class-conditional network needs classes"
+            extra.insert(0, self.label_emb(y))
+        tokens = torch.cat([torch.stack(extra, dim=1), tokens], dim=1) + self.pos_embed
+
+        skips = []
+        for block in self.in_blocks:
+            tokens = self._run(block, tokens)
+            skips.append(tokens)
+        tokens = self._run(self.mid_block, tokens)
+        for block in self.out_blocks:
+            tokens = self._run(block, tokens, skips.pop())
+
+        patches = self.decoder_pred(self.norm(tokens))[:, self.num_extra_tokens :]
+        return unpatchify(patches, self.config.grid, self.config.patch_size)
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.config.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
