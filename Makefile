@@ -11,7 +11,7 @@ UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints
 .PHONY: demo test
 
 demo: $(VENV)/installed
-	$(BIN)/dcae reconstruct examples/astronaut.png -o demo
+	$(BIN)/dcae reconstruct examples/test_pictures/astronaut.png -o demo
 	@echo "The pictures are in $(CURDIR)/demo: astronaut.recon.png, and astronaut.compare.png with the error beside it."
 
 test: $(VENV)/installed-for-development
