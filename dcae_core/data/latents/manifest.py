@@ -1,0 +1,183 @@
+"""The manifest of a latent dataset: what its latents are, who made them, and what each shard holds.
+
+A dataset is a directory (or any fsspec URL) of safetensors shards beside one `manifest.json`. The manifest is the last
+file written, so a directory that has one is complete.
+"""
+
+import hashlib
+import json
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dcae_core.errors import DataError
+
+MANIFEST_NAME = "manifest.json"
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+LatentDtype = Literal["float16", "bfloat16", "float32"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderRecord(_Record):
+    """The autoencoder whose unscaled latents are stored. A network sees `(latent - shift_factor) * scaling_factor`."""
+
+    name: str
+    fingerprint: str | None = None  # None: latents made by other software, known by the encoder's name alone
+    scaling_factor: float = Field(gt=0)
+    shift_factor: float = 0.0
+
+
+class TransformRecord(_Record):
+    """How a picture became the encoder's input."""
+
+    resolution: int = Field(gt=0)  # side of the square crop, pixels
+    crop: Literal["adm", "unknown"] = "adm"
+    apply_exif: bool = True
+    flipped_copies: bool = False  # items 2i and 2i + 1 are picture i and its mirror image
+
+
+class StatisticsRecord(_Record):
+    """Moments of unscaled latents, per channel, over all items and positions."""
+
+    channel_mean: list[float]
+    channel_mean_square: list[float]
+
+    @property
+    def rms(self) -> float:
+        """Root mean square over all channels; a good scaling factor is its inverse."""
+        return math.sqrt(sum(self.channel_mean_square) / len(self.channel_mean_square))
+
+    @property
+    def mean(self) -> float:
+        """Mean over all channels."""
+        return sum(self.channel_mean) / len(self.channel_mean)
+
+    @property
+    def channel_std(self) -> list[float]:
+        """Standard deviation of each channel."""
+        pairs = zip(self.channel_mean, self.channel_mean_square, strict=True)
+        return [math.sqrt(max(square - mean * mean, 0.0)) for mean, square in pairs]
+
+
+class ShardRecord(_Record):
+    """One shard file. Items keep the order of the manifest: shard 0 first."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")  # a plain name: a manifest cannot point outside its directory
+    count: int = Field(ge=0)
+    bytes: int = Field(gt=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    statistics: StatisticsRecord | None  # None for a shard without items (every picture of it was damaged)
+
+
+class DamagedRecord(_Record):
+    """A picture that could not be decoded and was left out."""
+
+    picture: str
+    reason: str
+
+
+class Manifest(_Record):
+    """Everything that is known about a latent dataset. See `docs/latents.md` for the meaning of each field."""
+
+    format: Literal["dcae-latents"] = "dcae-latents"
+    version: Literal[1] = 1
+    encoder: EncoderRecord
+    transform: TransformRecord
+    encoding: dict[str, Any]  # settings that the bytes depend on: batch size, compute dtype, ...
+    dtype: LatentDtype
+    latent_shape: tuple[int, int, int]  # (C, h, w)
+    count: int = Field(ge=0)
+    classes: list[str]  # label k is classes[k]; one class for pictures without
+    statistics: StatisticsRecord | None
+    damaged: list[DamagedRecord] = []
+    shards: list[ShardRecord]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Manifest":
+        if sum(shard.count for shard in self.shards) != self.count:
+            raise ValueError("the shards' counts do not add up to the dataset's count")
+        for field in ("file", "sha256"):
+            seen: dict[str, int] = {}
+            for number, shard in enumerate(self.shards):
+                first = seen.setdefault(getattr(shard, field), number)
+                if first != number:
+                    raise ValueError(f"duplicate shard: entries {first} and {number} are both {shard.file}")
+        return self
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one stored latent."""
+        return math.prod(self.latent_shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def copies(self) -> int:
+        """Items per picture: 2 with flipped copies, else 1."""
+        return 2 if self.transform.flipped_copies else 1
+
+    def to_json(self) -> str:
+        """The manifest's file content. Equal manifests give equal text."""
+        return json.dumps(self.model_dump(), indent=1, ensure_ascii=False) + "\n"
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """Read a manifest's JSON; `where` names it in messages.
+
+    Raises:
+        DataError: it is not JSON, not a latent manifest, of another version, or its fields contradict each other.
+    """
+    try:
+        return Manifest.model_validate(json.loads(content))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{where} is not valid JSON ({error}); restore it or encode the dataset again") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join(str(part) for part in fault["loc"]) or "manifest"
+        raise DataError(f"{where} is not a usable latent manifest: {field}: {fault['msg']}") from error
+
+
+def check_encoder(manifest: Manifest, where: str, *, name: str, fingerprint: str | None) -> None:
+    """Refuse latents that were made by another autoencoder than the one in use.
+
+    Fingerprints decide where both sides have one; otherwise names do.
+
+    Raises:
+        DataError: the latents at `where` come from another encoder.
+    """
+    encoder = manifest.encoder
+    both_known = fingerprint is not None and encoder.fingerprint is not None
+    same = fingerprint == encoder.fingerprint if both_known else name == encoder.name
+    if not same:
+        made = encoder.name + (f" ({encoder.fingerprint[:12]})" if encoder.fingerprint else "")
+        used = name + (f" ({fingerprint[:12]})" if fingerprint else "")
+        raise DataError(
+            f"the latents in {where} were made by {made}, not by {used}; use that autoencoder or encode again"
+        )
+
+
+def merge_statistics(parts: list[tuple[int, StatisticsRecord]]) -> StatisticsRecord | None:
+    """Combine statistics of disjoint sets of items, given as (count, statistics), in the order given."""
+    total = sum(count for count, _ in parts)
+    if total == 0:
+        return None
+
+    def weighted(columns: list[list[float]]) -> list[float]:
+        weights = [count for count, _ in parts]
+        return [
+            math.fsum(w * v for w, v in zip(weights, values, strict=True)) / total
+            for values in zip(*columns, strict=True)
+        ]
+
+    return StatisticsRecord(
+        channel_mean=weighted([part.channel_mean for _, part in parts]),
+        channel_mean_square=weighted([part.channel_mean_square for _, part in parts]),
+    )
+
+
+def sha256(content: bytes) -> str:
+    """SHA-256 of `content` in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
