@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from typing import NoReturn
 
 import typer
@@ -41,6 +42,8 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     signal.signal(signal.SIGTERM, _terminate)
+    if not debug:
+        warnings.simplefilter("ignore")  # those of libraries are for whoever works on dcae
     try:
         sys.exit(_run(arguments or ["--help"]))
     except BrokenPipeError:

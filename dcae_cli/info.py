@@ -26,6 +26,8 @@ def info(json: Json = False, debug: Debug = False) -> None:
     rows += [("device", device["text"]) for device in facts["devices"]]
     rows.append(("threads", f"{facts['threads']} of {facts['cpus']} processors"))
     rows.append(("cache", f"{facts['cache']['path']} ({facts['cache']['bytes'] / 1e6:.1f} MB)"))
+    embedded = facts["embedded_model"]
+    rows.append(("embedded model", f"{embedded['name']} ({embedded['bytes'] / 1e6:.1f} MB)"))
     print_table("", ("what", "value"), rows)
 
 
@@ -37,6 +39,9 @@ def gather_facts() -> dict[str, Any]:
     import torch
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    from dcae_core.checkpoints.locating import embedded_directory
+    from dcae_core.zoo import EMBEDDED_AUTOENCODER
+
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
@@ -44,6 +49,7 @@ def gather_facts() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "cache": {"path": HF_HUB_CACHE, "bytes": _size_of(Path(HF_HUB_CACHE))},
+        "embedded_model": {"name": EMBEDDED_AUTOENCODER, "bytes": _size_of(embedded_directory())},
     }
 
 
