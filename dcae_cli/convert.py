@@ -38,12 +38,12 @@ def convert(
     from dcae_core.checkpoints.saving import LAYOUTS, save_autoencoder
     from dcae_core.devices import parse_dtype
     from dcae_core.errors import UsageError
-    from dcae_core.zoo import AUTOENCODERS, list_models, unknown_model
+    from dcae_core.zoo import AUTOENCODERS, unknown_model
 
     if to not in LAYOUTS:
         raise UsageError(f"unknown layout {to!r}; --to takes {', '.join(LAYOUTS)}")
     if name is not None and name not in AUTOENCODERS:
-        raise unknown_model(name, list_models())
+        raise unknown_model(name, list(AUTOENCODERS))
     stored_dtype = parse_dtype(dtype)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"{output} exists and is not an empty directory; choose another -o")

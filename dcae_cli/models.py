@@ -31,7 +31,7 @@ def list_zoo(pattern: _Pattern = "*", json: Json = False, debug: Debug = False) 
     """List models with f, channels, parameters, GMACs, scaling factor, licence, and whether they are on this disk.
 
     GMACs are multiply-accumulates of convolutions and matrix products: for an autoencoder those of one picture of
-    512 x 512 pixels, encoding + decoding.
+    512 x 512 pixels, encoding + decoding; for a diffusion model those of one evaluation.
 
     \b
     Examples:
@@ -40,17 +40,22 @@ def list_zoo(pattern: _Pattern = "*", json: Json = False, debug: Debug = False) 
     """
     from dcae_cli.output import print_json, print_table
     from dcae_core.errors import UsageError
-    from dcae_core.zoo import list_models
+    from dcae_core.zoo import DENOISERS, list_models
 
     names = list_models(pattern)
     if not names:
         raise UsageError(f"no model matches {pattern!r}; `dcae models` lists all of them")
-    autoencoders = [_describe_autoencoder(name) for name in names]
+    autoencoders = [_describe_autoencoder(name) for name in names if name not in DENOISERS]
+    denoisers = [_describe_denoiser(name) for name in names if name in DENOISERS]
     if json:
-        print_json(autoencoders)
+        print_json(autoencoders + denoisers)
         return
-    columns = ("autoencoder", "f", "channels", "parameters M", "GMACs", "scaling factor", "licence", "on disk")
-    print_table("", columns, (_autoencoder_row(facts) for facts in autoencoders))
+    if autoencoders:
+        columns = ("autoencoder", "f", "channels", "parameters M", "GMACs", "scaling factor", "licence", "on disk")
+        print_table("", columns, (_autoencoder_row(facts) for facts in autoencoders))
+    if denoisers:
+        denoiser_columns = ("diffusion model", "latent", "predicts", "parameters M", "GMACs", "licence", "on disk")
+        print_table("", denoiser_columns, (_denoiser_row(facts) for facts in denoisers))
 
 
 @models.command(short_help="Download models into the cache.")
@@ -68,10 +73,13 @@ def download(
       dcae models download dc-ae-f32c32-in-1.0
       dcae models download dc-ae-f64c128-in-1.0 dc-ae-f32c32-sana-1.1
     """
+    from dcae_core.checkpoints.diffusion import locate_diffusion
     from dcae_core.checkpoints.locating import locate_autoencoder
+    from dcae_core.zoo import find_denoiser
 
     for name in names:
-        typer.echo(f"{name}: {locate_autoencoder(name, revision).where}")
+        locate = locate_diffusion if find_denoiser(name) else locate_autoencoder
+        typer.echo(f"{name}: {locate(name, revision).where}")
 
 
 def _describe_autoencoder(name: str) -> dict[str, Any]:
@@ -107,6 +115,38 @@ def _autoencoder_row(facts: dict[str, Any]) -> tuple[object, ...]:
         f"{facts['encoder_parameters'] / 1e6:.2f} + {facts['decoder_parameters'] / 1e6:.2f}",
         f"{facts['encoder_macs'] / 1e9:.1f} + {facts['decoder_macs'] / 1e9:.1f}",
         facts["scaling_factor"],
+        facts["licence"],
+        facts["on_disk"],
+    )
+
+
+def _describe_denoiser(name: str) -> dict[str, Any]:
+    from dcae_core.checkpoints.diffusion import is_cached
+    from dcae_core.models.complexity import denoiser_complexity
+    from dcae_core.zoo import DENOISERS
+
+    entry = DENOISERS[name]
+    complexity = denoiser_complexity(entry.config)
+    return {
+        "name": name,
+        "kind": "diffusion",
+        "autoencoder": entry.autoencoder,
+        "latent_shape": [entry.config.in_channels, *entry.config.latent_size],
+        "prediction": entry.prediction,
+        "parameters": complexity.num_parameters,
+        "macs": complexity.macs,
+        "licence": entry.licence,
+        "on_disk": "cached" if is_cached(entry) else "no",
+    }
+
+
+def _denoiser_row(facts: dict[str, Any]) -> tuple[object, ...]:
+    return (
+        facts["name"],
+        "x".join(map(str, facts["latent_shape"])),
+        facts["prediction"],
+        f"{facts['parameters'] / 1e6:.2f}",
+        f"{facts['macs'] / 1e9:.2f}",
         facts["licence"],
         facts["on_disk"],
     )

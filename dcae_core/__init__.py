@@ -8,8 +8,10 @@ from typing import Any
 
 _PUBLIC_NAMES = {
     "create_autoencoder": "dcae_core.zoo",
+    "create_denoiser": "dcae_core.zoo",
     "list_models": "dcae_core.zoo",
     "load_autoencoder": "dcae_core.checkpoints",
+    "load_diffusion": "dcae_core.pipelines.generate",
 }
 
 __all__ = sorted(_PUBLIC_NAMES)

@@ -1,4 +1,4 @@
-"""Every released autoencoder, and the embedded one: name -> network configuration, hub id, scaling factor, licence.
+"""Every released model, and the embedded one: name -> network configuration, hub id, scaling factor, licence.
 
 Source: tables 1 and 8 of arXiv 2410.10733, arXiv 2508.00413, and the released checkpoints themselves.
 """
@@ -8,9 +8,15 @@ import fnmatch
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from dcae_core.errors import UsageError
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.autoencoder_config import AutoencoderConfig
+from dcae_core.models.denoiser_config import DenoiserConfig
+from dcae_core.models.denoisers import ARCHITECTURES, build_denoiser
+from dcae_core.models.dit import DiTConfig
+from dcae_core.models.uvit import UViTConfig
 
 EMBEDDED_AUTOENCODER = "dc-ae-f32c32-tiny-1.0"
 _LICENCE = "Apache-2.0"
@@ -169,9 +175,69 @@ AUTOENCODERS: dict[str, AutoencoderEntry] = {
 }
 
 
+@dataclass(frozen=True)
+class DenoiserEntry:
+    """One diffusion network of the zoo; its repository holds the autoencoder too.
+
+    Attributes:
+        name: how the command line calls it.
+        config: the network.
+        prediction: "epsilon", "epsilon_variance" or "velocity": what it was trained to predict.
+        autoencoder: zoo name of the autoencoder whose latents it makes.
+        hub_id: repository.
+        licence: of the weights.
+    """
+
+    name: str
+    config: DenoiserConfig
+    prediction: str
+    autoencoder: str
+    hub_id: str
+    licence: str = _LICENCE
+
+
+def _denoiser(size: str, stride: int, suffix: str = "") -> DenoiserEntry:
+    """One of the class-conditional models for ImageNet at 512 pixels, on latents of stride 32 or 64."""
+    architecture, prediction, depth, hidden_size, num_heads = _DENOISER_SIZES[size]
+    channels = {32: 32, 64: 128}[stride]
+    autoencoder = f"dc-ae-f{stride}c{channels}-in-1.0"
+    name = f"{autoencoder}-{size}-in-512px{suffix}"
+    config = architecture(
+        input_size=512 // stride, in_channels=channels, hidden_size=hidden_size, depth=depth, num_heads=num_heads
+    )
+    return DenoiserEntry(name, config, prediction, autoencoder, f"mit-han-lab/{name}")
+
+
+_DENOISER_SIZES: dict[str, tuple[type[DenoiserConfig], str, int, int, int]] = {
+    "uvit-s": (UViTConfig, "epsilon", 12, 512, 8),
+    "uvit-h": (UViTConfig, "epsilon", 28, 1152, 16),
+    "uvit-2b": (UViTConfig, "epsilon", 28, 2048, 32),
+    "usit-h": (UViTConfig, "velocity", 28, 1152, 16),
+    "usit-2b": (UViTConfig, "velocity", 28, 2048, 32),
+    "dit-xl": (DiTConfig, "epsilon_variance", 28, 1152, 16),
+}
+
+DENOISERS: dict[str, DenoiserEntry] = {
+    entry.name: entry
+    for entry in (
+        _denoiser("uvit-s", 32),
+        _denoiser("dit-xl", 32),
+        _denoiser("dit-xl", 32, "-trainbs1024"),
+        _denoiser("uvit-h", 32),
+        _denoiser("uvit-h", 64),
+        _denoiser("uvit-h", 64, "-train2000k"),
+        _denoiser("uvit-2b", 32),
+        _denoiser("uvit-2b", 64),
+        _denoiser("uvit-2b", 64, "-train2000k"),
+        _denoiser("usit-h", 32),
+        _denoiser("usit-2b", 32),
+    )
+}
+
+
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the zoo that match a shell pattern, the embedded model first."""
-    return [name for name in AUTOENCODERS if fnmatch.fnmatchcase(name, pattern)]
+    """Names of the zoo that match a shell pattern: autoencoders, the embedded one first, then diffusion models."""
+    return [name for name in (*AUTOENCODERS, *DENOISERS) if fnmatch.fnmatchcase(name, pattern)]
 
 
 def create_autoencoder(name: str, **overrides: Any) -> Autoencoder:
@@ -186,7 +252,7 @@ def create_autoencoder(name: str, **overrides: Any) -> Autoencoder:
     """
     entry = find_autoencoder(name)
     if entry is None:
-        raise unknown_model(name, list_models())
+        raise unknown_model(name, list(AUTOENCODERS))
     network = Autoencoder(entry.config.replace(**overrides))
     network.scaling_factor = None if overrides else entry.scaling_factor
     return network
@@ -198,6 +264,33 @@ def find_autoencoder(name: str) -> AutoencoderEntry | None:
         if name in (entry.name, f"mit-han-lab/{entry.name}", entry.hub_id, entry.diffusers_hub_id):
             return entry
     return None
+
+
+def create_denoiser(name: str, **overrides: Any) -> nn.Module:
+    """Build a diffusion network with random weights, on the CPU, in training mode.
+
+    Args:
+        name: a zoo name or hub id, or an architecture, "uvit" or "dit".
+        overrides: settings of `UViTConfig` or `DiTConfig` to change: `input_size`, `patch_size`, `in_channels`,
+            `hidden_size`, `depth`, `num_heads`, `num_classes`, ...
+
+    Returns:
+        A module called as `forward(x, t, y)`, with the published parameter names.
+
+    Raises:
+        UsageError: no such model or setting, or values that no network can be built from.
+    """
+    if name in ARCHITECTURES:
+        return build_denoiser(ARCHITECTURES[name][0]().replace(**overrides))
+    entry = find_denoiser(name)
+    if entry is None:
+        raise unknown_model(name, [*DENOISERS, *ARCHITECTURES])
+    return build_denoiser(entry.config.replace(**overrides))
+
+
+def find_denoiser(name: str) -> DenoiserEntry | None:
+    """The row that a zoo name or a hub id stands for; None if there is none."""
+    return DENOISERS.get(name.removeprefix("mit-han-lab/"))
 
 
 def unknown_model(name: str, known: list[str]) -> UsageError:

@@ -9,7 +9,7 @@ from dcae_core.checkpoints.original_layout import WEIGHTS_STEM
 from dcae_core.checkpoints.reading import WEIGHT_SUFFIXES, read_json
 from dcae_core.errors import CheckpointError, DownloadError, UsageError
 from dcae_core.models.autoencoder_config import AutoencoderConfig
-from dcae_core.zoo import EMBEDDED_AUTOENCODER, AutoencoderEntry, find_autoencoder, list_models, unknown_model
+from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER, AutoencoderEntry, find_autoencoder, unknown_model
 
 OWN_CONFIG_NAME = "dcae.json"
 CONFIG_NAME = "config.json"
@@ -66,7 +66,7 @@ def locate_autoencoder(model: str | Path | None = None, revision: str | None = N
         return _from_hub(name, revision)
     if "/" in name or path.suffix in WEIGHT_SUFFIXES:
         raise CheckpointError(f"no directory or file {name}")
-    raise unknown_model(name, list_models())
+    raise unknown_model(name, list(AUTOENCODERS))
 
 
 def embedded_directory() -> Path:

@@ -44,7 +44,8 @@ class DenoiserConfig:
             raise UsageError(f"{self.architecture} num_classes must be 0 (unconditional) or more")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise UsageError(
-                f"{self.architecture} hidden_size {self.hidden_size} must be a multiple of 4 and of num_heads {self.num_heads}"
+                f"{self.architecture} hidden_size {self.hidden_size} must be a multiple of 4 "
+                f"and of num_heads {self.num_heads}"
             )
         if any(side < 1 or side % self.patch_size for side in self.latent_size):
             raise UsageError(
@@ -74,10 +75,10 @@ class DenoiserConfig:
         Raises:
             UsageError: it is not.
         """
-        expected = (self.in_channels, *self.latent_size)
-        if len(shape) != 4 or tuple(shape[1:]) != expected:
+        channels, height, width = self.in_channels, *self.latent_size
+        if len(shape) != 4 or tuple(shape[1:]) != (channels, height, width):
             raise UsageError(
-                f"this {self.architecture} takes latents of shape (B, {', '.join(map(str, expected))}), not {tuple(shape)}"
+                f"this {self.architecture} takes latents (B, {channels}, {height}, {width}), not {tuple(shape)}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class DenoiserConfig:
         return {"architecture": self.architecture} | dataclasses.asdict(self)
 
     def replace(self, **overrides: Any) -> Self:
-        """This configuration with some fields changed.
+        """The same configuration with some fields changed.
 
         Raises:
             UsageError: an unknown field, or values that no network can be built from.

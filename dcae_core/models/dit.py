@@ -45,13 +45,13 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(TIME_EMBEDDING_WIDTH, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
+        first, second = nn.Linear(TIME_EMBEDDING_WIDTH, hidden_size), nn.Linear(hidden_size, hidden_size)
+        self.mlp = nn.Sequential(first, nn.SiLU(), second)
 
     def forward(self, t: Tensor) -> Tensor:
         """(B,) -> (B, hidden_size)."""
-        return self.mlp(timestep_embedding(t, TIME_EMBEDDING_WIDTH).to(self.mlp[0].weight.dtype))
+        weight = next(self.mlp.parameters())
+        return self.mlp(timestep_embedding(t, TIME_EMBEDDING_WIDTH).to(weight.dtype))
 
 
 class Block(nn.Module):
@@ -120,11 +120,11 @@ class DiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(self.config.hidden_size, -1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
+        nn.init.zeros_(self.x_embedder.proj.get_parameter("bias"))
         if self.config.num_classes:
             nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        for name in ("mlp.0.weight", "mlp.2.weight"):
+            nn.init.normal_(self.t_embedder.get_parameter(name), std=0.02)
         for layer in (*self.blocks, self.final_layer):
             nn.init.zeros_(layer.adaLN_modulation[-1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)

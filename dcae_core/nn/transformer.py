@@ -60,6 +60,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, hidden_size), row by row."""
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -71,6 +72,7 @@ class LabelEmbedder(nn.Module):
         self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
 
     def forward(self, y: Tensor) -> Tensor:
+        """(B,) -> (B, hidden_size)."""
         return self.embedding_table(y)
 
 
@@ -93,6 +95,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, hidden_size) -> (B, N, hidden_size)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, N, head width)
         if self.float32:
             qkv = qkv.float()
@@ -110,4 +113,5 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden_size) -> (..., hidden_size)."""
         return self.fc2(self.activation(self.fc1(x)))

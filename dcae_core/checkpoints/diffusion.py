@@ -1,0 +1,265 @@
+"""Diffusion models from any place and layout: the network, and the autoencoder whose latents it makes.
+
+Three layouts are read:
+
+- the released one: `config.json` = {"model_name": ...} beside `model.safetensors`, with keys under
+  `diffusion_model.` and, in most, the autoencoder's under `autoencoder.`; or a lone weights file of the network;
+- a directory of ours: `dcae.json` with a "diffusion" description beside `model.safetensors` or `ema.safetensors`;
+- a run of `dcae train-diffusion`, or one of its checkpoints, whose `metadata.json` has that description.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcae_core.checkpoints import hub
+from dcae_core.checkpoints.loading import load_autoencoder
+from dcae_core.checkpoints.locating import CONFIG_NAME, OWN_CONFIG_NAME
+from dcae_core.checkpoints.original_layout import WEIGHTS_STEM, from_original
+from dcae_core.checkpoints.reading import WEIGHT_SUFFIXES, read_json, read_weights
+from dcae_core.checkpoints.strict import load_strictly
+from dcae_core.errors import CheckpointError, UsageError
+from dcae_core.models.autoencoder import Autoencoder, build_on_meta
+from dcae_core.models.denoiser_config import DenoiserConfig
+from dcae_core.models.denoisers import build_denoiser, denoiser_config
+from dcae_core.models.preparation import prepare_for_inference
+from dcae_core.zoo import AUTOENCODERS, DENOISERS, DenoiserEntry, find_denoiser, unknown_model
+
+METADATA_NAME = "metadata.json"
+DESCRIPTION_KEY = "diffusion"
+EMA, RAW = "ema", "raw"
+_WEIGHTS_NAMES = {EMA: f"{EMA}.safetensors", RAW: f"{WEIGHTS_STEM}.safetensors"}
+_NETWORK_PREFIX, _AUTOENCODER_PREFIX = "diffusion_model.", "autoencoder."
+_RELEASED_FILES = [CONFIG_NAME, f"{WEIGHTS_STEM}.safetensors"]
+
+
+@dataclass(frozen=True)
+class DiffusionFiles:
+    """A diffusion model on the disk.
+
+    Attributes:
+        where: the directory or file, for messages.
+        config: the network.
+        prediction: "epsilon", "epsilon_variance" or "velocity".
+        autoencoder: what to load where the weights hold no autoencoder; None where nothing says.
+        scaling_factor: what the network's latents were multiplied by; None is the autoencoder's own.
+        weights: the file.
+        sha256: what its bytes must hash to, where that is known.
+    """
+
+    where: Path
+    config: DenoiserConfig
+    prediction: str
+    autoencoder: str | None
+    scaling_factor: float | None
+    weights: Path
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class DiffusionParts:
+    """What a diffusion model consists of, in evaluation mode.
+
+    Attributes:
+        denoiser: the network, called as `denoiser(x, t, y)`.
+        autoencoder: prepared for inference.
+        prediction: "epsilon", "epsilon_variance" or "velocity".
+        scaling_factor: latents are multiplied by it before the network and divided by it before the decoder.
+    """
+
+    denoiser: nn.Module
+    autoencoder: Autoencoder
+    prediction: str
+    scaling_factor: float
+
+
+def describe_denoiser(
+    config: DenoiserConfig, prediction: str, autoencoder: str | None, scaling_factor: float
+) -> dict[str, Any]:
+    """What `dcae.json` or a checkpoint's `metadata.json` keeps under "diffusion", so that the weights can be read back.
+
+    Args:
+        config: the network.
+        prediction: "epsilon", "epsilon_variance" or "velocity".
+        autoencoder: what `load_autoencoder` takes to get the autoencoder of its latents; None is the embedded one.
+        scaling_factor: what the latents were multiplied by.
+    """
+    return {
+        "config": config.to_dict(),
+        "prediction": prediction,
+        "autoencoder": autoencoder,
+        "scaling_factor": scaling_factor,
+    }
+
+
+def read_diffusion(
+    model: str | Path,
+    *,
+    autoencoder: str | Path | None = None,
+    weights: str = EMA,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> DiffusionParts:
+    """Load a diffusion model, strictly.
+
+    Holds one copy of the weights: the file is mapped into memory and the network takes its tensors over.
+
+    Args:
+        model: a zoo name, a hub id, a directory in one of the layouts above, or a weights file of a released network.
+        autoencoder: where to take the autoencoder from instead, as for `load_autoencoder`.
+        weights: "ema" or "raw", where a training directory has both.
+        device: where both go.
+        dtype: of both; float32 if None.
+        revision: of a hub repository.
+
+    Raises:
+        UsageError: nothing is called that.
+        CheckpointError: the weights are damaged or do not fit, or the autoencoder makes other latents.
+        DownloadError: the files are not cached and cannot be downloaded.
+    """
+    files = locate_diffusion(model, revision, weights)
+    state = read_weights(files.weights, files.sha256)
+    inside = _take(state, _AUTOENCODER_PREFIX)
+    with torch.device("meta"):
+        network = build_denoiser(files.config)
+    load_strictly(network, _take(state, _NETWORK_PREFIX) or state, files.where, dtype)
+    if autoencoder is None and inside:
+        decoder = _released_autoencoder(files, inside, dtype).to(device)
+    else:
+        decoder = load_autoencoder(autoencoder or files.autoencoder, device=device, dtype=dtype)
+    scaling_factor = files.scaling_factor or decoder.scaling_factor
+    _require_fit(files, decoder, scaling_factor)
+    assert scaling_factor is not None
+    return DiffusionParts(network.to(device).eval(), decoder, files.prediction, scaling_factor)
+
+
+def locate_diffusion(model: str | Path, revision: str | None = None, weights: str = EMA) -> DiffusionFiles:
+    """Find the files of a diffusion model, downloading them where they are in no cache.
+
+    Raises:
+        UsageError: nothing is called that.
+        CheckpointError: the directory or file is no diffusion model.
+        DownloadError: the files are not cached and cannot be downloaded.
+    """
+    if weights not in _WEIGHTS_NAMES:
+        raise UsageError(f"weights are {' or '.join(_WEIGHTS_NAMES)}, not {weights!r}")
+    path, name = Path(model), str(model)
+    if path.is_dir():
+        return _open_directory(path, weights)
+    if path.is_file():
+        return _lone_file(path)
+    entry = find_denoiser(name)
+    if entry or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
+        repository = entry.hub_id if entry else name
+        return _open_directory(hub.fetch(repository, _RELEASED_FILES, revision, offline=_offline(entry, revision)), RAW)
+    if "/" in name or path.suffix in WEIGHT_SUFFIXES:
+        raise CheckpointError(f"no directory or file {name}")
+    raise unknown_model(name, list(DENOISERS))
+
+
+def is_cached(entry: DenoiserEntry) -> bool:
+    """Whether a zoo model can be loaded without a network."""
+    return hub.is_cached(entry.hub_id, _RELEASED_FILES)
+
+
+def _offline(entry: DenoiserEntry | None, revision: str | None) -> bool:
+    return entry is not None and revision is None and is_cached(entry)
+
+
+def _open_directory(directory: Path, weights: str) -> DiffusionFiles:
+    if (directory / "checkpoints").is_dir():
+        return _open_directory(_last_checkpoint(directory), weights)
+    for name in (OWN_CONFIG_NAME, METADATA_NAME):
+        if (directory / name).is_file() and DESCRIPTION_KEY in (values := read_json(directory / name)):
+            return _own(directory, name, values, weights)
+    if (directory / CONFIG_NAME).is_file():
+        name = str(read_json(directory / CONFIG_NAME).get("model_name"))
+        for suffix in WEIGHT_SUFFIXES:
+            if (file := directory / f"{WEIGHTS_STEM}{suffix}").is_file():
+                return _released(_entry_named(name, directory / CONFIG_NAME), directory, file)
+        raise CheckpointError(f"{directory} has a {CONFIG_NAME} but no {WEIGHTS_STEM}.safetensors")
+    raise CheckpointError(
+        f"{directory} holds no diffusion model: expected {CONFIG_NAME} with a model_name beside "
+        f"{WEIGHTS_STEM}.safetensors, or a run of `dcae train-diffusion`"
+    )
+
+
+def _last_checkpoint(run: Path) -> Path:
+    steps = {
+        int(match[1]): child
+        for child in (run / "checkpoints").iterdir()
+        if (match := re.fullmatch(r"step_(\d+)", child.name))
+    }
+    if not steps:
+        raise CheckpointError(f"{run / 'checkpoints'} holds no checkpoint yet")
+    return steps[max(steps)]
+
+
+def _own(directory: Path, name: str, values: dict[str, Any], weights: str) -> DiffusionFiles:
+    present = [kind for kind in (weights, RAW) if (directory / _WEIGHTS_NAMES[kind]).is_file()]
+    if not present:
+        raise CheckpointError(f"{directory} has a {name} but no {_WEIGHTS_NAMES[weights]}")
+    try:
+        description = values[DESCRIPTION_KEY]
+        return DiffusionFiles(
+            where=directory,
+            config=denoiser_config(description["config"]),
+            prediction=description["prediction"],
+            autoencoder=description["autoencoder"],
+            scaling_factor=float(description["scaling_factor"]),
+            weights=directory / _WEIGHTS_NAMES[present[0]],
+        )
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise CheckpointError(f"{directory / name} describes no diffusion model: {error}") from error
+
+
+def _lone_file(path: Path) -> DiffusionFiles:
+    """A weights file: its directory's configuration says which network, or else its own name."""
+    config = path.parent / CONFIG_NAME
+    if find_denoiser(path.stem) is None and config.is_file():
+        return _released(_entry_named(str(read_json(config).get("model_name")), config), path, path)
+    return _released(_entry_named(path.stem, path), path, path)
+
+
+def _entry_named(name: str, where: Path) -> DenoiserEntry:
+    entry = find_denoiser(name)
+    if entry is None:
+        raise CheckpointError(f"{where} names {name!r}, which is no released diffusion model; `dcae models` lists them")
+    return entry
+
+
+def _released(entry: DenoiserEntry, where: Path, weights: Path) -> DiffusionFiles:
+    scaling_factor = AUTOENCODERS[entry.autoencoder].scaling_factor
+    return DiffusionFiles(
+        where, entry.config, entry.prediction, entry.autoencoder, scaling_factor, weights, hub.cached_sha256(weights)
+    )
+
+
+def _take(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Move what lies under a prefix out of `state`."""
+    return {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
+
+
+def _released_autoencoder(files: DiffusionFiles, state: dict[str, Tensor], dtype: torch.dtype | None) -> Autoencoder:
+    assert files.autoencoder is not None
+    entry = AUTOENCODERS[files.autoencoder]
+    network = build_on_meta(entry.config)
+    load_strictly(network, from_original(entry.config, state), files.where, dtype)
+    network.scaling_factor = entry.scaling_factor
+    return prepare_for_inference(network.eval())
+
+
+def _require_fit(files: DiffusionFiles, autoencoder: Autoencoder, scaling_factor: float | None) -> None:
+    channels = files.config.in_channels
+    if autoencoder.latent_channels != channels:
+        raise CheckpointError(
+            f"this autoencoder has {autoencoder.latent_channels} latent channels, the diffusion network in "
+            f"{files.where} makes {channels}; give the one it was trained on with --autoencoder"
+        )
+    if scaling_factor is None:
+        raise CheckpointError(f"{files.where}: neither the diffusion network nor its autoencoder has a scaling factor")

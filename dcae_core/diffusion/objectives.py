@@ -1,0 +1,167 @@
+"""Training losses, one per kind of prediction. Each returns a loss per sample; the caller averages.
+
+A loss is a dictionary of tensors (B,): `loss`, which is to be minimised, and the parts it is the sum of.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dcae_core.diffusion.ddpm import Posterior
+from dcae_core.diffusion.paths import LINEAR, Path, over_samples
+from dcae_core.diffusion.schedules import DiscreteSchedule, linear_schedule, scaled_linear_schedule
+
+Losses = dict[str, Tensor]
+_Model = Callable[[Tensor, Tensor], Tensor]
+"""model(x, t): x (B, C, H, W), t (B,)."""
+
+
+def epsilon_loss(model: _Model, data: Tensor, noise: Tensor, t: Tensor, schedule: DiscreteSchedule) -> Losses:
+    """Mean squared error of the predicted noise.
+
+    Args:
+        model: model(x, t) -> epsilon (B, C, H, W).
+        data: scaled latents (B, C, H, W).
+        noise: standard normal, of the same shape.
+        t: the schedule's own integer times, (B,).
+        schedule: the noise schedule.
+
+    Returns:
+        `loss` (B,).
+
+    Source: arXiv 2006.11239, equation 14.
+    """
+    return {"loss": _mean(model(_noisy(data, noise, t, schedule), t) - noise, power=2)}
+
+
+def velocity_loss(model: _Model, data: Tensor, noise: Tensor, t: Tensor, path: Path = LINEAR) -> Losses:
+    """Mean squared error of the predicted velocity.
+
+    Args:
+        model: model(x, t) -> velocity (B, C, H, W).
+        data: scaled latents (B, C, H, W).
+        noise: standard normal, of the same shape.
+        t: times in [0, 1], (B,).
+        path: from noise to data.
+
+    Returns:
+        `loss` (B,).
+
+    Source: SiT (arXiv 2401.08740), equation 5.
+    """
+    return {"loss": _mean(model(path.state(data, noise, t), t) - path.velocity(data, noise, t), power=2)}
+
+
+def epsilon_variance_loss(model: _Model, data: Tensor, noise: Tensor, t: Tensor, schedule: DiscreteSchedule) -> Losses:
+    """Mean squared error of the predicted noise, plus the variational bound, which here trains the variance alone.
+
+    Args:
+        model: model(x, t) -> (B, 2C, H, W): epsilon, and where the log variance lies in its range.
+        data: scaled latents (B, C, H, W).
+        noise: standard normal, of the same shape.
+        t: the schedule's own integer times, (B,).
+        schedule: the noise schedule.
+
+    Returns:
+        `loss` = `mse` + `vb` (bits per dimension), each (B,).
+
+    Source: arXiv 2102.09672, section 3.1; facebookresearch/DiT `diffusion/gaussian_diffusion.py`, `training_losses`.
+    """
+    x = _noisy(data, noise, t, schedule)
+    epsilon, fraction = model(x, t).chunk(2, dim=1)
+    mse = _mean(epsilon - noise, power=2)
+    vb = _variational_bound(epsilon.detach(), fraction, x, data, t, schedule)
+    return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+
+def _variational_bound(
+    epsilon: Tensor, fraction: Tensor, x: Tensor, data: Tensor, t: Tensor, schedule: DiscreteSchedule
+) -> Tensor:
+    """KL between the true and the predicted posterior, or at the first step the likelihood of the data; in bits."""
+    posterior = Posterior(schedule, list(range(schedule.num_timesteps)))
+    index = t - schedule.first_timestep
+
+    def at(values: NDArray[np.float64]) -> Tensor:
+        return over_samples(torch.as_tensor(values, dtype=torch.float32, device=x.device)[index], x)
+
+    # At the first steps this cancels almost everything in float32: keep the published order of operations.
+    alphas_cumprod = posterior.alphas_cumprod
+    predicted_data = at(np.sqrt(1 / alphas_cumprod)) * x - at(np.sqrt(1 / alphas_cumprod - 1)) * epsilon
+    from_data, from_state = at(posterior.data_coefficient), at(posterior.state_coefficient)
+    predicted_mean = from_data * predicted_data + from_state * x
+    true_mean = from_data * data + from_state * x
+    low, high = at(posterior.log_variance), at(posterior.log_betas)
+    share = (fraction + 1) / 2
+    log_variance = share * high + (1 - share) * low
+    gap = true_mean - predicted_mean
+    kl = 0.5 * (-1 + log_variance - low + torch.exp(low - log_variance) + gap**2 * torch.exp(-log_variance))
+    likelihood = _discretised_log_likelihood(data, predicted_mean, 0.5 * log_variance)
+    return torch.where(index == 0, -_mean(likelihood), _mean(kl)) / math.log(2.0)
+
+
+def _discretised_log_likelihood(data: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
+    """Log probability of a bin of width 2/255 around `data`, the outer bins open; kept for latents as published.
+
+    Source: arXiv 2006.11239, equation 13, with the tanh approximation of the normal distribution function.
+    """
+    precision = torch.exp(-log_deviation)
+    above, below = _normal_cdf(precision * (data - mean + 1 / 255)), _normal_cdf(precision * (data - mean - 1 / 255))
+    bin_mass = torch.where(data < -0.999, above, torch.where(data > 0.999, 1 - below, above - below))
+    return torch.log(bin_mass.clamp(min=1e-12))
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _noisy(data: Tensor, noise: Tensor, t: Tensor, schedule: DiscreteSchedule) -> Tensor:
+    alphas_cumprod = torch.as_tensor(schedule.alphas_cumprod, device=data.device)
+    alpha_bar = over_samples(alphas_cumprod[t - schedule.first_timestep], data)
+    return alpha_bar.sqrt().to(data.dtype) * data + (1 - alpha_bar).sqrt().to(data.dtype) * noise
+
+
+def _mean(x: Tensor, power: int = 1) -> Tensor:
+    return x.float().pow(power).flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How a network of one kind of prediction is trained.
+
+    Attributes:
+        draw_times: draw_times(batch_size, generator) -> network times (B,) on the CPU, uniform.
+        losses: losses(model, data, noise, t) -> the losses per sample.
+    """
+
+    draw_times: Callable[[int, torch.Generator], Tensor]
+    losses: Callable[[_Model, Tensor, Tensor, Tensor], Losses]
+
+
+def _discrete(
+    losses: Callable[[_Model, Tensor, Tensor, Tensor, DiscreteSchedule], Losses], schedule: DiscreteSchedule
+) -> Objective:
+    first, last = schedule.first_timestep, schedule.first_timestep + schedule.num_timesteps
+    return Objective(
+        draw_times=lambda batch_size, generator: torch.randint(first, last, (batch_size,), generator=generator),
+        losses=lambda model, data, noise, t: losses(model, data, noise, t, schedule),
+    )
+
+
+def _continuous(path: Path) -> Objective:
+    return Objective(
+        draw_times=lambda batch_size, generator: torch.rand(batch_size, generator=generator),
+        losses=lambda model, data, noise, t: velocity_loss(model, data, noise, t, path),
+    )
+
+
+# The published trainings of U-ViT, USiT and DiT.
+OBJECTIVES: dict[str, Objective] = {
+    "epsilon": _discrete(epsilon_loss, scaled_linear_schedule()),
+    "velocity": _continuous(LINEAR),
+    "epsilon_variance": _discrete(epsilon_variance_loss, linear_schedule()),
+}
