@@ -1,5 +1,6 @@
 """The `dcae` program: run one command, and end any failure in one clear line and a documented exit code."""
 
+import io
 import os
 import signal
 import sys
@@ -30,7 +31,8 @@ def _run(arguments: list[str]) -> int:
             command.invoke(context)
     except typer.Exit as finished:
         return finished.exit_code
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
     return 0
 
 
@@ -38,9 +40,10 @@ def main() -> NoReturn:
     """Run `dcae` with the arguments of this process and exit."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    # File names may hold bytes that are no UTF-8; print them escaped rather than fail.
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):  # None where a service started us without
+            # File names may hold bytes that are no UTF-8; print them escaped rather than fail.
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
     if not debug:
         warnings.simplefilter("ignore")  # those of libraries are for whoever works on dcae

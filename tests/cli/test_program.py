@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -11,7 +10,6 @@ import time
 
 import pytest
 
-from dcae_cli.__main__ import main
 from dcae_cli.app import COMMANDS, load_command
 from dcae_cli.failures import describe_failure
 from dcae_core.errors import CheckpointError, DcaeError, DownloadError, RecipeError, ResourceError, UsageError
@@ -20,43 +18,30 @@ MAX_HELP_SECONDS = 0.3
 HEAVY_PACKAGES = ("torch", "numpy", "scipy", "PIL", "rich", "huggingface_hub", "safetensors", "yaml")
 
 
-def dcae(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+def shell(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "dcae_cli", *arguments], capture_output=True, text=True, timeout=120, **options
     )
 
 
-def assert_one_line(run: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:
-    assert run.returncode == exit_code, run.stderr
-    assert run.stderr.startswith("dcae: ")
-    assert run.stderr.count("\n") == 1, run.stderr
-    for word in words:
-        assert word in run.stderr
-
-
 @pytest.fixture
-def failing_command(monkeypatch):
-    """Run `dcae info` in this process with a command that raises `error`; return the exit code."""
+def failing_info(dcae, monkeypatch):
+    """Run `dcae info` while it raises `error`."""
 
-    def run(error: BaseException, *arguments: str) -> int:
+    def run(error: BaseException, *arguments: str):
         def fail() -> None:
             raise error
 
         monkeypatch.setattr("dcae_cli.info.gather_facts", fail)
-        monkeypatch.setattr(sys, "argv", ["dcae", *(arguments or ("info",))])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        return exit_.value.code
+        return dcae(*(arguments or ("info",)))
 
-    handler = signal.getsignal(signal.SIGTERM)
-    yield run
-    signal.signal(signal.SIGTERM, handler)
+    return run
 
 
 def test_help_takes_less_than_a_third_of_a_second() -> None:
     def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert "Commands:" in dcae("--help").stdout
+        assert "Commands:" in shell("--help").stdout
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -86,42 +71,43 @@ def test_every_option_has_a_help_line(command: str) -> None:
             assert parameter.param_type_name != "option" or parameter.help, f"{each.name} {parameter.opts}"
 
 
-def test_without_arguments_the_help_is_shown() -> None:
+def test_without_arguments_the_help_is_shown(dcae) -> None:
     run = dcae()
-    assert run.returncode == 0
+    run.assert_succeeds()
     assert all(name in run.stdout for name in COMMANDS)
 
 
-def test_unknown_command_names_the_nearest() -> None:
-    assert_one_line(dcae("inof"), 2, "unknown command 'inof'", "did you mean info?")
-    assert_one_line(dcae("zzzz"), 2, "choose from", "info")
+def test_unknown_command_names_the_nearest(dcae) -> None:
+    dcae("inof").assert_fails(2, "unknown command 'inof'", "did you mean info?")
+    dcae("zzzz").assert_fails(2, "choose from", "info")
 
 
-def test_unknown_option_names_the_nearest_and_the_help() -> None:
-    assert_one_line(dcae("info", "--jsno"), 2, "--jsno", "--json", "dcae info --help")
-    assert_one_line(dcae("--wrong"), 2, "--wrong", "dcae --help")
+def test_unknown_option_names_the_nearest_and_the_help(dcae) -> None:
+    dcae("info", "--jsno").assert_fails(2, "--jsno", "--json", "dcae info --help")
+    dcae("--wrong").assert_fails(2, "--wrong", "dcae --help")
 
 
-def test_surplus_argument_is_refused() -> None:
-    assert_one_line(dcae("info", "everything"), 2, "everything", "dcae info --help")
+def test_surplus_argument_is_refused(dcae) -> None:
+    dcae("info", "everything").assert_fails(2, "everything", "dcae info --help")
 
 
-def test_info_as_json_has_what_a_bug_report_needs() -> None:
+def test_info_as_json_has_what_a_bug_report_needs(dcae) -> None:
     run = dcae("info", "--json")
-    assert run.returncode == 0
+    run.assert_succeeds()
     facts = json.loads(run.stdout)
     assert facts["versions"]["torch"] == __import__("torch").__version__
     assert facts["devices"][0]["name"] == "cpu"
     assert facts["threads"] >= 1
+    assert facts["embedded_model"]["bytes"] > 1_000_000
 
 
-def test_info_measures_the_cache_without_counting_links_twice(tmp_path) -> None:
-    blob = tmp_path / "hub" / "blobs" / "abc"
+def test_info_measures_the_cache_without_counting_links_twice(dcae, tmp_path, monkeypatch) -> None:
+    blob = tmp_path / "blobs" / "abc"
     blob.parent.mkdir(parents=True)
     blob.write_bytes(b"x" * 1000)
-    (tmp_path / "hub" / "link").symlink_to(blob)
-    run = dcae("info", "--json", env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub")})
-    assert json.loads(run.stdout)["cache"] == {"path": str(tmp_path / "hub"), "bytes": 1000}
+    (tmp_path / "link").symlink_to(blob)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert json.loads(dcae("info", "--json").stdout)["cache"] == {"path": str(tmp_path), "bytes": 1000}
 
 
 @pytest.mark.parametrize(
@@ -140,22 +126,18 @@ def test_info_measures_the_cache_without_counting_links_twice(tmp_path) -> None:
         (KeyboardInterrupt(), 130),
     ],
 )
-def test_every_failure_is_one_line_and_its_exit_code(failing_command, capsys, error, exit_code) -> None:
+def test_every_failure_is_one_line_and_its_exit_code(failing_info, error, exit_code) -> None:
     import torch  # noqa: F401  what runs out of memory has imported it
 
-    assert failing_command(error) == exit_code
-    captured = capsys.readouterr()
-    assert captured.err.startswith("dcae: ")
-    assert captured.err.count("\n") == 1
-    assert "Traceback" not in captured.err
+    failing_info(error).assert_fails(exit_code)
 
 
 @pytest.mark.parametrize("arguments", [("--debug", "info"), ("info", "--debug")])
-def test_debug_shows_the_traceback_wherever_it_stands(failing_command, capsys, arguments) -> None:
-    assert failing_command(DcaeError("no such thing"), *arguments) == 1
-    captured = capsys.readouterr().err
-    assert "Traceback" in captured
-    assert captured.endswith("dcae: no such thing\n")
+def test_debug_shows_the_traceback_wherever_it_stands(failing_info, arguments) -> None:
+    run = failing_info(DcaeError("no such thing"), *arguments)
+    assert run.exit_code == 1
+    assert "Traceback" in run.stderr
+    assert run.stderr.endswith("dcae: no such thing\n")
 
 
 def test_an_unexpected_failure_asks_for_debug() -> None:
@@ -178,6 +160,19 @@ def test_a_closed_pipe_ends_quietly() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=60) == 141
+
+
+def test_it_runs_without_any_standard_streams() -> None:
+    assert subprocess.run(["sh", "-c", f"{sys.executable} -m dcae_cli --version <&- >&- 2>&-"]).returncode == 0
+
+
+def test_a_full_disk_under_the_output_is_told() -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "dcae_cli", "--help"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert run.returncode == 4
+    assert run.stderr == "dcae: the disk is full; free some room and run the command again\n"
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
