@@ -53,6 +53,8 @@ def list_zoo(pattern: _Pattern = "*", json: Json = False, debug: Debug = False) 
     if autoencoders:
         columns = ("autoencoder", "f", "channels", "parameters M", "GMACs", "scaling factor", "licence", "on disk")
         print_table("", columns, (_autoencoder_row(facts) for facts in autoencoders))
+    if autoencoders and denoisers:
+        typer.echo()
     if denoisers:
         denoiser_columns = ("diffusion model", "latent", "predicts", "parameters M", "GMACs", "licence", "on disk")
         print_table("", denoiser_columns, (_denoiser_row(facts) for facts in denoisers))

@@ -16,7 +16,8 @@ def print_json(document: Any) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table: numbers to the right, text to the left, None as a dash.
 
-    On a terminal long cells wrap; in a pipe or a file every row is one line of any width.
+    On a terminal long cells wrap, but for the first column, which names the row and is there to be copied; in a pipe or
+    a file every row is one line of any width.
     """
     from rich.console import Console
     from rich.table import Table
@@ -28,7 +29,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     )
     for index, name in enumerate(columns):
         numeric = rows and all(isinstance(row[index], int | float | None) for row in rows)
-        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0)
     for row in rows:
         table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH, highlight=False)
