@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("dcae_cli.info:info", "Versions, devices, threads, the cache and the embedded model."),
     "models": ("dcae_cli.models:models", "List the zoo; download from it."),
     "convert": ("dcae_cli.convert:convert", "Convert an autoencoder between layouts."),
+    "train-ae": ("dcae_cli.train_ae:train_ae", "Train or fine-tune an autoencoder as a recipe says."),
 }
 
 

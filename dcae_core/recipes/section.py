@@ -11,15 +11,8 @@ class Section(BaseModel):
     )
 
 
-class Fault(Exception):
-    """One thing wrong with a recipe: where (dotted path) and what."""
-
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(f"{path}: {message}")
-
-
 class Recipe(Section):
-    """The top of a recipe: which command it is for."""
+    """The top of a recipe."""
 
     command: str
     """The command that this recipe is for."""

@@ -18,7 +18,7 @@ _MAX_BYTES = 1_000_000
 class _Loader(yaml.SafeLoader):
     """Reads one document and collects the faults that do not keep it from reading on."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

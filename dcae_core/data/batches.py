@@ -1,0 +1,183 @@
+"""Training batches: crops decoded by worker processes, the same whatever the number of workers or processes."""
+
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dcae_core.data.crops import CropSettings, random_crop
+from dcae_core.data.order import PictureOrder
+from dcae_core.errors import DataError
+
+_CROP_STREAM = 1  # tells the chance of crops from that of the order
+
+
+class PictureCollection(Protocol):
+    """Pictures that can be counted, named and read by number."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What messages call the picture."""
+
+    def pixels(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8. Raises DataError where it is damaged."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One crop, where it comes from, and what was found damaged on the way to it."""
+
+    pixels: np.ndarray
+    name: str
+    damaged: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a process computes on at once.
+
+    Attributes:
+        pixels: (B, 3, R, R) uint8.
+        names: of the B pictures.
+        damaged: lines about pictures that could not be decoded and were replaced.
+        worker_seconds: time that the workers spent on it, added up.
+    """
+
+    pixels: Tensor
+    names: tuple[str, ...]
+    damaged: tuple[str, ...]
+    worker_seconds: float
+
+
+class CropStream(Dataset[Sample]):
+    """The endless stream of crops: position -> sample, a function of the seed.
+
+    Args:
+        collections: the sources.
+        weights: how often each is drawn from.
+        crops: how crops are cut.
+        seed: numbers that everything follows from.
+        skip_damaged: replace a damaged picture by the next good one of its source instead of failing.
+    """
+
+    def __init__(
+        self,
+        collections: list[PictureCollection],
+        weights: list[float],
+        crops: CropSettings,
+        seed: tuple[int, ...],
+        skip_damaged: bool = True,
+    ) -> None:
+        self._collections = collections
+        self._order = PictureOrder(seed, [len(collection) for collection in collections], weights)
+        self._crops = crops
+        self._seed = seed
+        self._skip_damaged = skip_damaged
+
+    def __getitem__(self, position: int) -> Sample:
+        """The sample at this position.
+
+        Raises:
+            DataError: the picture is damaged and none may take its place, or all of its source are.
+        """
+        start = time.perf_counter()
+        source, index = self._order[position]
+        pixels, name, damaged = self._read(self._collections[source], index)
+        generator = np.random.default_rng([*self._seed, _CROP_STREAM, position])
+        crop = random_crop(pixels, self._crops, generator)
+        return Sample(crop, name, tuple(damaged), time.perf_counter() - start)
+
+    def _read(self, collection: PictureCollection, index: int) -> tuple[np.ndarray, str, list[str]]:
+        damaged: list[str] = []
+        for attempt in range(len(collection)):
+            candidate = (index + attempt) % len(collection)
+            try:
+                return collection.pixels(candidate), collection.name(candidate), damaged
+            except DataError as error:
+                if not self._skip_damaged:
+                    raise
+                damaged.append(str(error))
+        raise DataError(f"none of the {len(collection)} pictures can be decoded; the first says: {damaged[0]}")
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is divided.
+
+    Attributes:
+        batch_size: pictures per optimiser step over all processes.
+        accumulation: parts that are computed one after the other.
+        world_size: processes that share each part.
+        rank: this process.
+    """
+
+    batch_size: int
+    accumulation: int = 1
+    world_size: int = 1
+    rank: int = 0
+
+    @property
+    def part_size(self) -> int:
+        """Pictures that one process computes on at once."""
+        return self.batch_size // (self.accumulation * self.world_size)
+
+    def positions(self, step: int, part: int) -> list[int]:
+        """Positions in the stream of what this process computes in a part of a step."""
+        first = step * self.batch_size + (part * self.world_size + self.rank) * self.part_size
+        return list(range(first, first + self.part_size))
+
+
+class _Positions:
+    """What a DataLoader asks its workers for, from a step on."""
+
+    def __init__(self, plan: BatchPlan, steps: range) -> None:
+        self._plan, self._steps = plan, steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self._steps:
+            for part in range(self._plan.accumulation):
+                yield self._plan.positions(step, part)
+
+
+def load_batches(stream: CropStream, plan: BatchPlan, steps: range, num_workers: int) -> Iterator[Batch]:
+    """Batches of the given steps: `plan.accumulation` for each.
+
+    Workers read ahead by two batches each: num_workers * 2 * part_size crops of memory.
+
+    Raises:
+        DataError: a damaged picture where none is allowed.
+    """
+    loader = DataLoader(
+        stream,
+        batch_sampler=_Positions(plan, steps),
+        num_workers=num_workers,
+        collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_main if num_workers else None,
+    )
+    try:
+        yield from loader
+    except DataError as error:
+        raise DataError(str(error).strip().splitlines()[-1].partition("DataError: ")[2] or str(error)) from error
+
+
+def _leave_signals_to_main(_worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the main process decides what happens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _collate(samples: list[Sample]) -> Batch:
+    return Batch(
+        pixels=torch.from_numpy(np.stack([sample.pixels for sample in samples])),
+        names=tuple(sample.name for sample in samples),
+        damaged=tuple(line for sample in samples for line in sample.damaged),
+        worker_seconds=sum(sample.seconds for sample in samples),
+    )

@@ -1,0 +1,113 @@
+"""Pictures decoded once, shrunk and kept as plain pixels, so that training only has to cut crops out of them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dcae_core.data.batches import PictureCollection
+from dcae_core.errors import DataError
+from dcae_core.files import make_directory, replace_directory
+
+_PIXELS, _INDEX = "pixels.bin", "index.json"
+
+
+class DecodedCache:
+    """A `PictureCollection` in two files: all pixels one after the other, memory-mapped, and an index.
+
+    Reading a picture costs no decoding and, of its pixels, only the pages that are touched.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        index = json.loads((directory / _INDEX).read_text(encoding="utf-8"))
+        self._names: list[str] = index["names"]
+        self._shapes: list[list[int]] = index["shapes"]
+        sizes = [height * width * 3 for height, width in self._shapes]
+        self._offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._pixels = np.memmap(directory / _PIXELS, dtype=np.uint8, mode="r")
+        self.damaged: list[str] = index["damaged"]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """What messages call the picture."""
+        return self._names[index]
+
+    def pixels(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8, still on the disk where it has not been read yet."""
+        height, width = self._shapes[index]
+        start = int(self._offsets[index])
+        return self._pixels[start : start + height * width * 3].reshape(height, width, 3)
+
+
+def open_decoded_cache(
+    pictures: PictureCollection,
+    directory: Path,
+    shorter_side: int,
+    *,
+    skip_damaged: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> DecodedCache:
+    """The cache of these pictures, filled if it is not there yet: one decoding of each picture, in this process.
+
+    Args:
+        pictures: what to keep.
+        directory: where; each set of pictures and each size has its own place in it.
+        shorter_side: larger pictures are shrunk to this shorter side.
+        skip_damaged: leave out what cannot be decoded instead of failing.
+        progress: told how many are done.
+
+    Raises:
+        DataError: a damaged picture, or not a single good one.
+        ResourceError: the disk is full or the directory cannot be written to.
+    """
+    names = [pictures.name(index) for index in range(len(pictures))]
+    key = hashlib.sha256(json.dumps([names, shorter_side]).encode()).hexdigest()[:16]
+    place = make_directory(directory) / key
+    if not (place / _INDEX).is_file():
+        with replace_directory(place) as partial:
+            _fill(pictures, names, partial, shorter_side, skip_damaged, progress)
+    return DecodedCache(place)
+
+
+def _fill(
+    pictures: PictureCollection,
+    names: list[str],
+    directory: Path,
+    shorter_side: int,
+    skip_damaged: bool,
+    progress: Callable[[int, int], None],
+) -> None:
+    kept: list[str] = []
+    shapes: list[tuple[int, int]] = []
+    damaged: list[str] = []
+    with open(directory / _PIXELS, "wb") as file:
+        for index, name in enumerate(names):
+            try:
+                pixels = _shrink(pictures.pixels(index), shorter_side)
+            except DataError as error:
+                if not skip_damaged:
+                    raise
+                damaged.append(str(error))
+            else:
+                file.write(pixels.tobytes())
+                kept.append(name)
+                shapes.append(pixels.shape[:2])
+            progress(index + 1, len(names))
+    if not kept:
+        raise DataError(f"none of the {len(names)} pictures can be decoded; the first says: {damaged[0]}")
+    index_text = json.dumps({"names": kept, "shapes": shapes, "damaged": damaged})
+    (directory / _INDEX).write_text(index_text, encoding="utf-8")
+
+
+def _shrink(pixels: np.ndarray, shorter_side: int) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    scale = shorter_side / min(height, width)
+    if scale >= 1:
+        return pixels
+    size = (round(width * scale), round(height * scale))
+    return np.asarray(Image.fromarray(pixels, "RGB").resize(size, Image.Resampling.LANCZOS))

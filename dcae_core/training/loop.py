@@ -1,0 +1,276 @@
+"""The training loop: the same for autoencoders and diffusion models.
+
+A step goes through its parts (gradient accumulation), and through the players of each part (a network and perhaps its
+opponent); then every optimiser moves once. Everything that a step depends on is either in the checkpoint or follows
+from the seed and the step's number, so that a run can be stopped and continued anywhere without a trace.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcae_core.data.batches import Batch
+from dcae_core.distributed import all_reduce_sum, is_main, world_size
+from dcae_core.errors import DataError
+from dcae_core.training.checkpointing import write_checkpoint
+from dcae_core.training.run_directory import RunDirectory
+from dcae_core.training.signals import StoppedError, StopSignals
+from dcae_core.training.task import Progress, Task
+from dcae_core.training.watching import Watcher
+
+
+class DivergedError(DataError):
+    """A loss or gradient is not finite."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How a phase is gone through.
+
+    Attributes:
+        phase: its name.
+        steps: optimiser steps of the phase.
+        total_steps: optimiser steps of the whole run.
+        batch_size: per step, over all processes and parts.
+        accumulation: parts of a step.
+        checkpoint_every: steps.
+        validate_every: steps, or None for no validation.
+        log_every: steps.
+    """
+
+    phase: str
+    steps: int
+    total_steps: int
+    batch_size: int
+    accumulation: int
+    checkpoint_every: int
+    validate_every: int | None
+    log_every: int
+
+
+@dataclass
+class _Meter:
+    """What a step measured, summed over its parts."""
+
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    waited: float = 0.0
+    worker_seconds: float = 0.0
+
+    def add(self, terms: dict[str, Tensor], share: float) -> None:
+        for name, value in terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + value.detach().float() * share
+
+
+class Loop:
+    """Goes through one phase of a run.
+
+    Args:
+        task: what is trained.
+        settings: how.
+        run: where checkpoints and metrics go.
+        progress: where to begin; kept up to date.
+        scaler: of losses, for float16.
+        signals: entered by the caller.
+        watcher: told of every record.
+        num_workers: of the loader, to tell its rate.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        settings: LoopSettings,
+        run: RunDirectory,
+        progress: Progress,
+        scaler: torch.amp.GradScaler,
+        signals: StopSignals,
+        watcher: Watcher,
+        num_workers: int,
+    ) -> None:
+        self.task, self.settings, self.run = task, settings, run
+        self.progress, self.scaler = progress, scaler
+        self.signals, self.watcher = signals, watcher
+        self._num_workers = max(1, num_workers)
+        self._damaged: set[str] = set()
+
+    def train(self, batches: Iterator[Batch]) -> None:
+        """Do the steps that are left, and save at the end of them.
+
+        Raises:
+            StoppedError: a signal asked for it; everything is saved.
+            DivergedError: a loss or gradient is not finite.
+            DataError: a damaged picture where none is allowed.
+            ResourceError: a checkpoint could not be written.
+        """
+        if self.progress.validation_due:
+            self._validate()
+        while self.progress.phase_step < self.settings.steps:
+            start = time.perf_counter()
+            meter, stop = self._step(batches)
+            if self._is_due(self.settings.log_every):
+                self._log(meter, time.perf_counter() - start)
+            if self.settings.validate_every is not None and self._is_due(self.settings.validate_every):
+                self._validate()
+            if stop:
+                self._save_and_stop()
+            if self._is_due(self.settings.checkpoint_every):
+                self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment."""
+        if is_main():
+            self.run.save(
+                self.progress.step,
+                lambda directory: write_checkpoint(directory, self.task, self.progress, self.scaler),
+            )
+
+    def _is_due(self, every: int) -> bool:
+        return self.progress.step % every == 0 or self.progress.phase_step == self.settings.steps
+
+    def _step(self, batches: Iterator[Batch]) -> tuple[_Meter, bool]:
+        """One optimiser step; whether to stop after it."""
+        meter = _Meter()
+        stop = False
+        before = self._buffers() if self.settings.accumulation > 1 else []
+        for player in self.task.players.values():
+            player.optimiser.zero_grad(set_to_none=True)
+        for part in range(self.settings.accumulation):
+            start = time.perf_counter()
+            batch = next(batches)
+            meter.waited += time.perf_counter() - start
+            last = part + 1 == self.settings.accumulation
+            with nullcontext() if last else self.task.without_synchronisation():
+                finite = self._accumulate(batch, meter)
+            stop = self._agree(finite, meter)
+            if stop and not last:
+                # Gradients are not saved: the step begins anew, as if it had never begun.
+                for buffer, value in before:
+                    buffer.copy_(value)
+                self._save_and_stop()
+        self._move(meter)
+        self.progress.step += 1
+        self.progress.phase_step += 1
+        return meter, stop
+
+    def _accumulate(self, batch: Batch, meter: _Meter) -> bool:
+        """Go backward from the losses of one part; whether all of them are finite."""
+        share = 1.0 / self.settings.accumulation
+        finite = True
+        for loss in self.task.losses(batch, self.progress.phase_step):
+            finite = finite and bool(torch.isfinite(loss.value))
+            self.scaler.scale(loss.value * share).backward()
+            meter.add(loss.terms, share)
+        meter.names += batch.names
+        meter.worker_seconds += batch.worker_seconds
+        self._note_damaged(batch.damaged)
+        return finite
+
+    def _agree(self, finite: bool, meter: _Meter) -> bool:
+        """Whether any process was asked to stop.
+
+        Raises:
+            DivergedError: in any process a loss is not finite.
+        """
+        diverged, stop = all_reduce_sum(
+            torch.tensor([float(not finite), float(self.signals.received is not None)])
+        ).tolist()
+        if diverged:
+            bad = [name for name, value in meter.terms.items() if not bool(torch.isfinite(value))]
+            self._diverge(f"the loss ({', '.join(bad) or 'of another process'}) is not finite", meter)
+        return stop > 0
+
+    def _move(self, meter: _Meter) -> None:
+        """Let every optimiser take its step."""
+        for name, player in self.task.players.items():
+            rate = player.learning_rate(self.progress.phase_step)
+            for group in player.optimiser.param_groups:
+                group["lr"] = rate
+            self.scaler.unscale_(player.optimiser)
+            parameters = [parameter for group in player.optimiser.param_groups for parameter in group["params"]]
+            limit = player.clip_gradient_norm if player.clip_gradient_norm is not None else math.inf
+            norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            # In float16 the scaler leaves out a step whose gradients overflowed, and scales less from then on.
+            if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
+                self._diverge(f"the gradient of the {name} is not finite", meter)
+            meter.terms[f"{name}.gradient_norm"] = norm
+            meter.terms[f"{name}.learning_rate"] = torch.tensor(rate, dtype=torch.float64)
+            self.scaler.step(player.optimiser)
+        self.scaler.update()
+        if self.task.ema is not None:
+            self.task.ema.update()
+
+    def _diverge(self, what: str, meter: _Meter) -> None:
+        latest = self.run.latest()
+        shown = ", ".join(meter.names[:8]) + (", ..." if len(meter.names) > 8 else "")
+        raise DivergedError(
+            f"step {self.progress.step} (phase {self.settings.phase}): {what}, in the batch of {shown}; "
+            + (f"the last good checkpoint is {latest}; " if latest else "nothing was saved yet; ")
+            + "look at these pictures, lower the learning rate or clip gradients"
+        )
+
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        return [
+            (buffer, buffer.clone()) for player in self.task.players.values() for buffer in player.network.buffers()
+        ]
+
+    def _validate(self) -> None:
+        figures = self.task.validate(self.progress.step, lambda: self.signals.received is not None)
+        self.progress.validation_due = figures is None
+        if figures is None:
+            self._save_and_stop()
+        else:
+            self._write({f"validation.{name}": value for name, value in figures.items()})
+
+    def _log(self, meter: _Meter, seconds: float) -> None:
+        names = sorted(meter.terms)
+        values = torch.stack([meter.terms[name].detach().double().cpu() for name in names])
+        means = (all_reduce_sum(values) / world_size()).tolist()
+        rate = self.settings.batch_size / seconds
+        left = self.settings.total_steps - self.progress.step
+        local = len(meter.names)
+        self._write(
+            dict(zip(names, means, strict=True))
+            | {
+                "images_per_second": rate,
+                "loader_images_per_second": world_size() * self._num_workers * local / max(meter.worker_seconds, 1e-9),
+                "loader_wait": meter.waited / seconds,
+                "seconds_left": left * seconds,
+            }
+        )
+
+    def _write(self, values: dict[str, Any]) -> None:
+        record = {"step": self.progress.step, "phase": self.settings.phase} | values
+        if is_main():
+            self.run.append_metrics(record)
+            self.watcher.record(record, self.settings.total_steps)
+
+    def _note_damaged(self, lines: tuple[str, ...]) -> None:
+        new = [line for line in dict.fromkeys(lines) if line not in self._damaged]
+        if new:
+            self._damaged.update(new)
+            self.run.append_damaged(new)
+            self.watcher.note(f"skipped {len(new)} damaged picture(s), listed in damaged.txt: {new[0]}")
+
+    def _save_and_stop(self) -> None:
+        self.save()
+        number = self.signals.received or signal.SIGTERM
+        raise StoppedError(
+            number,
+            f"stopped by {signal.Signals(number).name} after step {self.progress.step}, "
+            f"saved in {self.run.path}; the same command continues",
+        )
+
+
+def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Scales losses so that float16 gradients do not vanish; does nothing for the other number types."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+Validate = Callable[[int, Callable[[], bool]], dict[str, float] | None]

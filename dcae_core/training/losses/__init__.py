@@ -1,0 +1,1 @@
+"""What a reconstruction is judged by."""

@@ -1,0 +1,51 @@
+"""The named parts of an autoencoder, and training some of them while the rest stays bit for bit as it is."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from dcae_core.models.autoencoder import Autoencoder
+
+
+def modules_of_part(network: Autoencoder, part: str, adjacent_stages: int = 0) -> list[nn.Module]:
+    """The modules that a part's name stands for.
+
+    Args:
+        network: the autoencoder.
+        part: all, encoder, decoder, encoder_stem, encoder_head, decoder_stem or decoder_head.
+        adjacent_stages: stages beside a stem or head that count as part of it. Stages without blocks are not counted.
+
+    Returns:
+        Modules without overlap among themselves.
+    """
+    encoder, decoder = network.encoder, network.decoder
+    if part == "all":
+        return [network]
+    if part in ("encoder", "decoder"):
+        return [getattr(network, part)]
+    side, end = part.split("_")
+    stages = [stage for stage in (encoder if side == "encoder" else decoder).stages if next(stage.children(), None)]
+    if part in ("encoder_head", "decoder_stem"):
+        stages.reverse()
+    return [getattr(encoder if side == "encoder" else decoder, end), *stages[:adjacent_stages]]
+
+
+def train_only(network: Autoencoder, parts: Iterable[str], adjacent_stages: int = 0) -> None:
+    """Let gradients reach the named parts alone. `set_training_mode` then keeps frozen norms' statistics."""
+    network.requires_grad_(False)
+    for part in parts:
+        for module in modules_of_part(network, part, adjacent_stages):
+            module.requires_grad_(True)
+
+
+def set_training_mode(network: nn.Module) -> None:
+    """Training mode for modules that have something to train, evaluation mode (frozen statistics) for the others."""
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        module.training = any(parameter.requires_grad for parameter in own)
+
+
+def count_trained(network: nn.Module) -> tuple[int, int]:
+    """(trained, all) parameters."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)

@@ -1,0 +1,137 @@
+"""A training run's directory: one run at a time, checkpoints that are whole or absent, and a pointer to the newest.
+
+Layout: `recipe.yaml`, `metrics.jsonl`, `damaged.txt`, `samples/`, `phases/NAME/`, `checkpoints/step_N/`,
+`checkpoints/latest` (the name of the newest complete one).
+"""
+
+import fcntl
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dcae_core.errors import CheckpointError, UsageError
+from dcae_core.files import explain_write_errors, make_directory, replace_directory, write_text
+
+STATE_NAME = "state.json"
+_LATEST = "latest"
+_STEP = re.compile(r"step_(\d+)")
+
+
+class RunDirectory:
+    """The files of one run. Only the main process writes.
+
+    Args:
+        path: created if it is not there.
+        keep: how many of the newest checkpoints stay.
+        keep_every: steps whose multiples stay for good.
+    """
+
+    def __init__(self, path: Path, keep: int = 2, keep_every: int | None = None) -> None:
+        self.path = make_directory(path)
+        self.checkpoints = make_directory(path / "checkpoints")
+        self._keep, self._keep_every = keep, keep_every
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory against a second run; the lock goes with the process, however that ends.
+
+        Raises:
+            UsageError: another run is using it.
+        """
+        with explain_write_errors(self.path), open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"{self.path} is in use by another run; wait for it, stop it, or choose another run_dir"
+                ) from error
+            for leftover in (*self.checkpoints.glob(".*.partial"), *self.checkpoints.glob(".*.replaced")):
+                shutil.rmtree(leftover, ignore_errors=True)
+            yield
+
+    def complete_checkpoints(self) -> list[Path]:
+        """Every complete checkpoint, oldest first."""
+        found = [
+            (int(match[1]), path)
+            for path in self.checkpoints.iterdir()
+            if (match := _STEP.fullmatch(path.name)) and (path / STATE_NAME).is_file()
+        ]
+        return [path for _, path in sorted(found)]
+
+    def latest(self) -> Path | None:
+        """The checkpoint to go on from, or None where there is none."""
+        complete = self.complete_checkpoints()
+        try:
+            named = self.checkpoints / (self.checkpoints / _LATEST).read_text(encoding="utf-8").strip()
+        except OSError:
+            named = None
+        # A kill between the renaming of a checkpoint and that of the pointer leaves a newer one than it names.
+        return complete[-1] if complete else named if named in complete else None
+
+    def save(self, step: int, fill: Callable[[Path], None]) -> Path:
+        """Write the checkpoint of a step, point `latest` at it, and remove those that are no longer kept.
+
+        Raises:
+            ResourceError: the disk is full or cannot be written to; the checkpoints before are untouched.
+        """
+        path = self.checkpoints / f"step_{step}"
+        if not (path / STATE_NAME).is_file():
+            with replace_directory(path) as partial:
+                fill(partial)
+        write_text(self.checkpoints / _LATEST, path.name + "\n")
+        self._remove_old()
+        return path
+
+    def _remove_old(self) -> None:
+        for path in self.complete_checkpoints()[: -self._keep]:
+            step = int(path.name.removeprefix("step_"))
+            if self._keep_every is None or step % self._keep_every:
+                # Out of the way under a name that is no checkpoint's, so that a kill cannot leave half of one.
+                doomed = path.with_name(f".{path.name}.replaced")
+                path.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add a line to `metrics.jsonl`."""
+        path = self.path / "metrics.jsonl"
+        with explain_write_errors(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every line of `metrics.jsonl`; a last line that a kill cut short is left out."""
+        records = []
+        path = self.path / "metrics.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return records
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that a continued run makes again."""
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+
+    def append_damaged(self, lines: list[str]) -> None:
+        """Add lines to `damaged.txt`."""
+        path = self.path / "damaged.txt"
+        with explain_write_errors(path), open(path, "a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What `state.json` of a checkpoint says.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint} is not a complete checkpoint: {error}") from error
+    return state

@@ -1,0 +1,81 @@
+"""What the training loop asks of the thing it trains: networks with their optimisers, and losses of a batch."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dcae_core.training.ema import Ema
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        phase: index of the phase.
+        phase_step: optimiser steps done in this phase.
+        step: optimiser steps done in all phases.
+        validation_due: the validation of this step was cut short and is still to be done.
+    """
+
+    phase: int = 0
+    phase_step: int = 0
+    step: int = 0
+    validation_due: bool = False
+
+
+@dataclass
+class Player:
+    """A network with its optimiser.
+
+    Attributes:
+        network: the plain network, whose weights are saved.
+        optimiser: of its trained parameters.
+        learning_rate: phase step from 0 -> rate.
+        clip_gradient_norm: largest norm of its gradients, or None.
+    """
+
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    learning_rate: Callable[[int], float]
+    clip_gradient_norm: float | None = None
+
+
+@dataclass
+class Loss:
+    """One scalar to go backward from.
+
+    Attributes:
+        player: whose parameters it is for.
+        value: scalar.
+        terms: what it is made of, for the log; scalars without gradient.
+    """
+
+    player: str
+    value: Tensor
+    terms: dict[str, Tensor]
+
+
+class Task(Protocol):
+    """One phase of a training.
+
+    Attributes:
+        players: the networks by name; the first is the one that counts.
+        ema: the average of the first player's weights.
+    """
+
+    players: dict[str, Player]
+    ema: Ema | None
+
+    def losses(self, batch: Any, step: int) -> Iterator[Loss]:
+        """The losses of a part of a batch, one per player. The loop goes backward from each before asking on."""
+
+    def without_synchronisation(self) -> AbstractContextManager[None]:
+        """Within it, backward passes leave gradients in the process they were made in."""
+
+    def validate(self, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Figures on held-out data, or None where `stop` turned true on the way."""
