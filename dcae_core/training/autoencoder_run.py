@@ -1,6 +1,5 @@
 """A whole training of an autoencoder: phase after phase, and the network that comes out of it."""
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -65,11 +64,7 @@ def configuration_of(recipe: TrainAutoencoderRecipe) -> AutoencoderConfig:
         return AutoencoderConfig.from_dict(settings.config)
     entry = find_autoencoder(settings.model)
     if entry is None:
-        near = difflib.get_close_matches(settings.model, AUTOENCODERS, n=3)
-        raise UsageError(
-            f"unknown model {settings.model!r}; "
-            + (f"did you mean {' or '.join(near)}?" if near else "`dcae models` lists them; or say custom")
-        )
+        raise unknown_model(settings.model, [*AUTOENCODERS, "custom"])
     return entry.config.replace(**settings.config)
 
 
