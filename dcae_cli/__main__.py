@@ -11,6 +11,7 @@ from typing import NoReturn
 import typer
 
 from dcae_cli.failures import describe_failure
+from dcae_core.errors import UsageError
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -36,6 +37,18 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _fail(message: str, exit_code: int, debug: bool) -> NoReturn:
+    """Say what happened and exit; of several processes, one says what all of them must have run into."""
+    if debug:
+        traceback.print_exc()
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        print(f"dcae: {message}", file=sys.stderr)
+    elif exit_code not in (UsageError.exit_code, EXIT_INTERRUPTED):
+        print(f"dcae: process {rank}: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
 def main() -> NoReturn:
     """Run `dcae` with the arguments of this process and exit."""
     arguments = sys.argv[1:]
@@ -54,16 +67,9 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_BROKEN_PIPE)
     except KeyboardInterrupt:
-        if debug:
-            traceback.print_exc()
-        print("dcae: interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        _fail("interrupted", EXIT_INTERRUPTED, debug)
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        message, exit_code = describe_failure(error)
-        print(f"dcae: {message}", file=sys.stderr)
-        sys.exit(exit_code)
+        _fail(*describe_failure(error), debug)
 
 
 if __name__ == "__main__":

@@ -140,6 +140,14 @@ def test_debug_shows_the_traceback_wherever_it_stands(failing_info, arguments) -
     assert run.stderr.endswith("dcae: no such thing\n")
 
 
+def test_of_several_processes_one_tells_what_all_must_see(failing_info, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    run = failing_info(UsageError("no such thing"))
+    assert (run.exit_code, run.stderr) == (2, "")
+    run = failing_info(ResourceError("no such thing"))
+    assert (run.exit_code, run.stderr) == (4, "dcae: process 3: no such thing\n")
+
+
 def test_an_unexpected_failure_asks_for_debug() -> None:
     message, exit_code = describe_failure(ZeroDivisionError("division by zero"))
     assert exit_code == 1
