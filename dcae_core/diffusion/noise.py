@@ -26,8 +26,9 @@ def sample_noise(seed: int, indices: Sequence[int], shape: Sequence[int], step: 
     """
     if seed < 0:
         raise UsageError(f"the seed must be 0 or more, not {seed}")
-    tail = [] if step is None else [step]
+    # Always three words: numpy takes [seed, index] and [seed, index, 0] for the same stream.
+    draw = 0 if step is None else step + 1
     draws = [
-        np.random.default_rng([seed, index, *tail]).standard_normal(tuple(shape), dtype=np.float32) for index in indices
+        np.random.default_rng([seed, index, draw]).standard_normal(tuple(shape), dtype=np.float32) for index in indices
     ]
     return torch.from_numpy(np.stack(draws))

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 class DiscreteSchedule:
     """A schedule given by the variances added in N discrete steps, made continuous by interpolating log alpha.
 
-    Step n = 1..N lies at time n / N; between steps log alpha is linear in time, and beyond both ends it goes on so.
+    Step n = 1..N lies at time n / N; between steps log alpha is linear in time. Times run from 1 / N to 1.
 
     Attributes:
         betas: variance added by each step, (N,), each in (0, 1).
@@ -45,7 +45,7 @@ class DiscreteSchedule:
         return 0.5 * np.cumsum(np.log1p(-self.betas))
 
     def log_alpha(self, t: ArrayLike) -> NDArray[np.float64]:
-        """Log of the data's coefficient at times t in (0, 1]."""
+        """Log of the data's coefficient at times t in [1 / N, 1]."""
         return _interpolate(np.asarray(t, dtype=np.float64), self._times, self._log_alphas)
 
     def alpha(self, t: ArrayLike) -> NDArray[np.float64]:
@@ -66,7 +66,7 @@ class DiscreteSchedule:
         return _interpolate(log_alpha, self._log_alphas[::-1], self._times[::-1])
 
     def network_time(self, t: ArrayLike) -> NDArray[np.float64]:
-        """Time in (0, 1] -> what the network is given."""
+        """Time in [1 / N, 1] -> what the network is given."""
         return self.num_timesteps * np.asarray(t, dtype=np.float64) - 1 + self.first_timestep
 
 
