@@ -33,7 +33,7 @@ from dcae_core.training.signals import StopSignals
 from dcae_core.training.task import Progress
 from dcae_core.training.validation import ReconstructionValidation
 from dcae_core.training.watching import Silent, Watcher
-from dcae_core.zoo import AUTOENCODERS, find_autoencoder
+from dcae_core.zoo import AUTOENCODERS, find_autoencoder, unknown_model
 
 _PHASE_STREAM, _PCA_STREAM, _STATISTICS_STREAM = 0, 1, 2
 
