@@ -3,24 +3,15 @@
 import json
 
 import pytest
-import torch
 
 from dcae_core.checkpoints import fingerprint, load_autoencoder, save_autoencoder
-from dcae_core.zoo import create_autoencoder
-
-
-def small_autoencoder(**overrides):
-    """A network like the released ones in kind, of 0.3 M parameters, with random weights."""
-    torch.manual_seed(0)
-    settings = {"widths": (32, 32, 32, 64), "depths": (0, 1, 1, 1), "latent_channels": 32, **overrides}
-    network = create_autoencoder("dc-ae-f32c32-in-1.0", **settings)
-    network.scaling_factor = 0.25
-    return network
+from tests.small import small_autoencoder
 
 
 @pytest.fixture
 def saved(tmp_path):
     network = small_autoencoder()
+    network.scaling_factor = 0.25
     save_autoencoder(network, tmp_path / "own", layout="dcae")
     return tmp_path / "own", fingerprint(network)
 
