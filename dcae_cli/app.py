@@ -68,13 +68,14 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def dcae(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Deep Compression Autoencoders and the latent diffusion models on top of them.
 
     \b
-    dcae COMMAND --help     what a command takes, with whole examples
-    dcae info               what this machine offers
+    dcae reconstruct photo.jpg -o out    a photograph through the embedded model
+    dcae models                          every released model
+    dcae COMMAND --help                  what a command takes, with whole examples
     """
