@@ -160,6 +160,7 @@ def load_batches(stream: CropStream, plan: BatchPlan, steps: range, num_workers:
         batch_sampler=_Positions(plan, steps),
         num_workers=num_workers,
         collate_fn=_collate,
+        generator=torch.Generator(),  # a loader draws a number when it starts: not from the run's own chance
         worker_init_fn=_leave_signals_to_main if num_workers else None,
     )
     try:

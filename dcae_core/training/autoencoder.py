@@ -11,12 +11,13 @@ from dcae_core.data.batches import Batch
 from dcae_core.data.pictures import uint8_to_tensor
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.recipes.train_ae import PhaseSettings
-from dcae_core.recipes.training import OptimiserSettings
+from dcae_core.recipes.training import ExecutionSettings
 from dcae_core.training.ema import Ema
 from dcae_core.training.losses.reconstruction import ReconstructionLoss
-from dcae_core.training.optimisers import build_adamw
+from dcae_core.training.opponent import DISCRIMINATOR, Opponent
+from dcae_core.training.parallel import replicate, without_synchronisation
 from dcae_core.training.parts import set_training_mode, train_only
-from dcae_core.training.schedules import learning_rate_at
+from dcae_core.training.players import build_player
 from dcae_core.training.task import Loss, Player
 from dcae_core.training.validation import ReconstructionValidation
 
@@ -44,7 +45,7 @@ class AutoencoderTask:
         network: on its device; which parts take gradients is set here.
         phase: the settings.
         seed: numbers that chance follows from.
-        precision: fp32, bf16 or fp16 for matrix products and convolutions.
+        execution: number type, data parallelism, compilation.
         validation: held-out pictures, or None.
     """
 
@@ -53,32 +54,62 @@ class AutoencoderTask:
         network: Autoencoder,
         phase: PhaseSettings,
         seed: tuple[int, ...],
-        precision: str,
+        execution: ExecutionSettings,
         validation: ReconstructionValidation | None,
     ) -> None:
         self.network, self.phase = network, phase
         self._seed = seed
         self._validation = validation
         self._device = next(network.parameters()).device
-        self._dtype = _AUTOCAST[precision]
+        self._dtype = _AUTOCAST[execution.precision]
+        self._channels_last = execution.channels_last
         train_only(network, phase.parts, phase.adjacent_stages)
         set_training_mode(network)
         self.ema = Ema(network, phase.ema.decay, phase.ema.warmup_steps) if phase.ema is not None else None
-        self.players = {AUTOENCODER: build_player(network, phase.optimiser, phase.steps)}
-        self._reconstruct = Reconstruct(network)
+        self.players: dict[str, Player] = {AUTOENCODER: build_player(network, phase.optimiser, phase.steps)}
+        self._reconstruct: nn.Module = Reconstruct(network)
+        if execution.sharding == "ddp":
+            self._reconstruct = replicate(self._reconstruct)
+        if execution.compile:
+            self._reconstruct.compile()
+        self._forward_modules = [self._reconstruct]
         self._criterion = ReconstructionLoss(phase.losses, self._device)
+        self._opponent = None
+        if phase.losses.adversarial is not None:
+            self._opponent = Opponent(phase.losses.adversarial, phase.steps, seed, self._device)
+            self.players[DISCRIMINATOR] = self._opponent.player
+            self._forward_modules.append(self._opponent.module)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
-        """The reconstruction loss of a part of a batch."""
+        """The autoencoder's loss on a part of a batch, then the discriminator's if there is one."""
         pictures = uint8_to_tensor(batch.pixels.to(self._device, non_blocking=True))
-        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
+        if self._channels_last:
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
+        with self._autocast():
             reconstructions = self._reconstruct(pictures, self._choose_latent_channels(step))
         value, terms = self._criterion(reconstructions, pictures)
+        if self._opponent is not None and step >= self._opponent.settings.start_step:
+            with self._autocast():
+                fooling = self._opponent.fooling_loss(reconstructions)
+            weight = self._opponent.weight(value, fooling, self._last_layer())
+            value = value + weight * fooling
+            terms |= {"generator": fooling.detach(), "adversarial_weight": weight}
         yield Loss(AUTOENCODER, value, {"loss": value.detach()} | terms)
+        if self._opponent is not None:
+            with self._autocast():
+                value, terms = self._opponent.discriminating_loss(pictures, reconstructions.detach())
+            yield Loss(DISCRIMINATOR, value, terms)
 
     def without_synchronisation(self) -> AbstractContextManager[None]:
-        """Nothing to hold back in a single process."""
-        return nullcontext()
+        """Within it, gradients are summed up in each process alone."""
+        return without_synchronisation(self._forward_modules)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
+
+    def _last_layer(self) -> Tensor:
+        """The trained weights nearest to the picture: those of the decoder's head where that is trained."""
+        return [weight for weight in self.network.parameters() if weight.requires_grad and weight.ndim > 1][-1]
 
     def validate(self, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
         """Figures of the averaged weights on the held-out pictures."""
@@ -100,26 +131,3 @@ class AutoencoderTask:
             return None
         generator = np.random.default_rng([*self._seed, _CHANNELS_STREAM, step])
         return int(generator.choice(self.phase.latent_channels))
-
-
-def build_player(network: nn.Module, settings: OptimiserSettings, steps: int) -> Player:
-    """A network with its optimiser and learning rate, as a recipe describes them."""
-
-    def rate(step: int) -> float:
-        return learning_rate_at(
-            step,
-            peak=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            schedule=settings.schedule,
-            total_steps=steps,
-            final_fraction=settings.final_fraction,
-        )
-
-    optimiser = build_adamw(
-        network,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        betas=(settings.betas[0], settings.betas[1]),
-        epsilon=settings.epsilon,
-    )
-    return Player(network, optimiser, rate, settings.clip_gradient_norm)

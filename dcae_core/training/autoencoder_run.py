@@ -18,15 +18,17 @@ from dcae_core.data.sources import find_pictures
 from dcae_core.distributed import is_main, rank, world_size
 from dcae_core.errors import UsageError
 from dcae_core.files import write_text
-from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.models.autoencoder_config import AutoencoderConfig
 from dcae_core.recipes.loading import write_recipe
 from dcae_core.recipes.train_ae import PhaseSettings, TrainAutoencoderRecipe
+from dcae_core.training.activation_checkpointing import checkpoint_activations
 from dcae_core.training.autoencoder import AUTOENCODER, AutoencoderTask
 from dcae_core.training.checkpointing import load_weights, read_checkpoint, read_progress
 from dcae_core.training.initialisation import initialise_pca
 from dcae_core.training.latent_statistics import LatentStatistics, measure_latents
 from dcae_core.training.loop import Loop, LoopSettings, loss_scaler
+from dcae_core.training.parallel import shard, synchronise_batch_norm, whole
 from dcae_core.training.parts import count_trained
 from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.signals import StopSignals
@@ -140,7 +142,7 @@ class _AutoencoderRun:
         if is_main():
             write_text(self.run.path / "recipe.yaml", write_recipe(recipe))
             self.run.forget_metrics_after(progress.step)
-        network = self._build_network().to(self.options.device)
+        network = self._prepare(self._build_network())
         if self.checkpoint is not None:
             load_weights(network, self.checkpoint / f"{AUTOENCODER}.safetensors")
             self.watcher.note(f"continuing after step {progress.step}, from {self.checkpoint}")
@@ -155,7 +157,7 @@ class _AutoencoderRun:
         recipe, phase = self.recipe, self.recipe.phases[index]
         seed = (recipe.seed, _PHASE_STREAM, index)
         scaler = loss_scaler(self.options.device, recipe.execution.precision)
-        task = AutoencoderTask(network, phase, seed, recipe.execution.precision, self.validation)
+        task = AutoencoderTask(network, phase, seed, recipe.execution, self.validation)
         if self.checkpoint is not None:
             read_checkpoint(self.checkpoint, task, scaler)
             self.checkpoint = None
@@ -248,6 +250,21 @@ class _AutoencoderRun:
             initialise_pca(network, self._first_crops(settings.pca_pictures, _PCA_STREAM))
         return network
 
+    def _prepare(self, network: Autoencoder) -> Autoencoder:
+        """Put the network where and how it trains."""
+        execution, device = self.recipe.execution, self.options.device
+        network = network.to(device)
+        if execution.channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        synchronise_batch_norm(network, device)
+        sides = (network.encoder, network.decoder)
+        blocks = [block for side in sides for stage in side.stages for block in stage.children()]
+        if execution.activation_checkpointing:
+            checkpoint_activations(blocks)
+        if execution.sharding == "fsdp":
+            shard(sides, blocks)
+        return network
+
     def _first_crops(self, count: int, stream_number: int) -> torch.Tensor:
         """(count, 3, R, R) in [-1, 1] at the first phase's resolution."""
         stream = self._stream(self.recipe.phases[0].resolution, (self.recipe.seed, stream_number))
@@ -272,10 +289,11 @@ class _AutoencoderRun:
         return measure_latents(network, (batch.pixels for batch in islice(batches, len(steps))))
 
     def _export(self, network: Autoencoder, directory: Path, statistics: LatentStatistics | None) -> None:
-        if not is_main():
-            return
         metadata: dict[str, object] = {"recipe": self.recipe.model_dump(mode="json")}
+        plain = build_on_meta(network.config)
+        plain.load_state_dict({name: whole(value) for name, value in network.state_dict().items()}, assign=True)
         if statistics is not None:
-            network.scaling_factor = statistics.scaling_factor
+            plain.scaling_factor = statistics.scaling_factor
             metadata["latent_statistics"] = statistics.to_dict()
-        save_autoencoder(network, directory, metadata=metadata)
+        if is_main():
+            save_autoencoder(plain, directory, metadata=metadata)

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from dcae_core.training.parallel import spread_like
+
 
 def ema_decay(step: int, decay: float, warmup_steps: int) -> float:
     """How much of the average stays at step 1, 2, ...: `decay`, reached gradually.
@@ -71,5 +73,5 @@ class Ema:
         """Go on from saved averages."""
         assert state.keys() == self._averages.keys(), "checkpoint of other trained parameters"
         for name, value in self._averages.items():
-            value.copy_(state[name])
+            value.copy_(spread_like(state[name], value))
         self.num_updates = num_updates

@@ -8,7 +8,7 @@ from the seed and the step's number, so that a run can be stopped and continued 
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcae_core.data.batches import Batch
 from dcae_core.distributed import all_reduce_sum, is_main, world_size
 from dcae_core.errors import DataError
-from dcae_core.training.checkpointing import write_checkpoint
+from dcae_core.training.checkpointing import collect_checkpoint
+from dcae_core.training.parallel import whole
 from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.signals import StoppedError, StopSignals
-from dcae_core.training.task import Progress, Task
+from dcae_core.training.task import Batch, Progress, Task
 from dcae_core.training.watching import Watcher
 
 
@@ -125,11 +125,9 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint of this moment."""
+        checkpoint = collect_checkpoint(self.task, self.progress, self.scaler)
         if is_main():
-            self.run.save(
-                self.progress.step,
-                lambda directory: write_checkpoint(directory, self.task, self.progress, self.scaler),
-            )
+            self.run.save(self.progress.step, checkpoint.write)
 
     def _is_due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.phase_step == self.settings.steps
@@ -195,7 +193,7 @@ class Loop:
             self.scaler.unscale_(player.optimiser)
             parameters = [parameter for group in player.optimiser.param_groups for parameter in group["params"]]
             limit = player.clip_gradient_norm if player.clip_gradient_norm is not None else math.inf
-            norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
             # In float16 the scaler leaves out a step whose gradients overflowed, and scales less from then on.
             if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
                 self._diverge(f"the gradient of the {name} is not finite", meter)
@@ -271,6 +269,3 @@ class Loop:
 def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """Scales losses so that float16 gradients do not vanish; does nothing for the other number types."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-
-
-Validate = Callable[[int, Callable[[], bool]], dict[str, float] | None]

@@ -60,6 +60,23 @@ class Loss:
     terms: dict[str, Tensor]
 
 
+class Batch(Protocol):
+    """What the loop looks at in a part of a batch; the rest is between the loader and the task.
+
+    Attributes:
+        names: of its items, for messages.
+        damaged: lines about items that were replaced.
+        worker_seconds: time that the loader's workers spent on it, added up.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def damaged(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def worker_seconds(self) -> float: ...  # noqa: D102
+
+
 class Task(Protocol):
     """One phase of a training.
 

@@ -1,0 +1,102 @@
+"""Several processes training one network: whole copies (DDP) or shares of one (FSDP2), and BatchNorm over all of them.
+
+Checkpoints are the same in every case: whole tensors. A run saved by eight processes goes on in one.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from dcae_core.distributed import world_size
+
+
+def replicate(module: nn.Module) -> nn.Module:
+    """`module` with gradients averaged over processes; itself where there is one process or nothing to train."""
+    if world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    # Buffers are BatchNorm statistics, which `synchronise_batch_norm` keeps equal already.
+    return DistributedDataParallel(module, broadcast_buffers=False)
+
+
+def shard(roots: Iterable[nn.Module], blocks: Iterable[nn.Module]) -> None:
+    """Give each process its share of a network, in place; nothing where there is one process.
+
+    Args:
+        roots: the modules that are called from outside and together hold every parameter; these become distributed.
+        blocks: modules inside them that are gathered one at a time when they run.
+    """
+    if world_size() == 1:
+        return
+    for module in (*blocks, *roots):
+        fully_shard(module)
+
+
+@contextmanager
+def without_synchronisation(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within it, backward passes leave gradients in the process they were made in."""
+    sharded = [part for module in modules for part in module.modules() if isinstance(part, FSDPModule)]
+    with ExitStack() as stack:
+        for module in modules:
+            if isinstance(module, DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        for part in sharded:
+            part.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for part in sharded:
+                part.set_requires_gradient_sync(True, recurse=False)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be spread over processes. All processes must ask together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """A whole tensor, spread over processes as `reference` is."""
+    tensor = tensor.to(reference.device)
+    if isinstance(reference, DTensor):
+        return distribute_tensor(tensor, reference.device_mesh, reference.placements)
+    return tensor
+
+
+def synchronise_batch_norm(network: nn.Module, device: torch.device) -> None:
+    """Let every BatchNorm see the batches of all processes, in place; nothing where there is one process."""
+    if world_size() == 1:
+        return
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = _GlooBatchNorm2d
+
+
+class _GlooBatchNorm2d(nn.BatchNorm2d):
+    """As `nn.SyncBatchNorm`, which torch has for accelerators only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce
+
+        count = x.numel() // x.shape[1] * world_size()
+        sums = all_reduce(torch.stack([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3))]), dist.ReduceOp.SUM)
+        mean, square = sums / count
+        variance = square - mean.square()
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.momentum is not None
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
