@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcae_core.data.latents import GlobalShuffle, LatentDataset, LatentLoader, WindowShuffle
+from dcae_core.data.batches import BatchPlan
+from dcae_core.data.latents import GlobalShuffle, LatentDataset, WindowShuffle, load_latents
 from dcae_core.data.latents.order import shuffle_positions
 from dcae_core.errors import UsageError
 
@@ -22,7 +23,7 @@ def test_shuffling_is_a_permutation(size, seed, epoch):
 
 def test_shuffling_is_even():
     """Over many keys every item is as likely as any other to come at any place, and so are pairs of neighbours."""
-    size, keys = 7, 6000
+    size, keys = 7, 3000
     table = np.stack([shuffle_positions(np.arange(size), size, (key,)) for key in range(keys)])
     places = np.stack([(table == item).sum(axis=0) for item in range(size)])
     chi_square = ((places - keys / size) ** 2 / (keys / size)).sum()
@@ -91,23 +92,18 @@ def test_processes_share_the_batch_and_resume_exactly(tmp_path, kind):
         if kind == "global"
         else WindowShuffle(dataset.shard_counts, seed=7, window=2, lanes=2, run=3)
     )
-    whole = LatentLoader(dataset, order, 6)
-    thirds = [LatentLoader(dataset, order, 6, rank=rank, world_size=3) for rank in range(3)]
-    streams = [third.iterate(first_step=2) for third in thirds]
-    uninterrupted = whole.iterate()
-    next(uninterrupted), next(uninterrupted)
-    for _ in range(5):
-        latents, labels = next(uninterrupted)
-        parts = [next(stream) for stream in streams]
+    uninterrupted = list(load_latents(dataset, order, BatchPlan(6), range(7)))
+    assert len(uninterrupted) == 7
+    thirds = [load_latents(dataset, order, BatchPlan(6, world_size=3, rank=rank), range(2, 7)) for rank in range(3)]
+    for latents, labels in uninterrupted[2:]:
+        parts = [next(third) for third in thirds]
         assert torch.equal(torch.cat([part[0] for part in parts]), latents)
         assert torch.equal(torch.cat([part[1] for part in parts]), labels)
 
 
-def test_batches_that_do_not_fit_are_refused(tmp_path):
+def test_a_dataset_smaller_than_a_batch_is_refused(tmp_path):
     write_dataset(tmp_path, [5])
     dataset = LatentDataset(tmp_path)
     order = GlobalShuffle(5, seed=0)
     with pytest.raises(UsageError, match="holds 5 latents, fewer than one batch of 6"):
-        LatentLoader(dataset, order, 6)
-    with pytest.raises(UsageError, match="4 cannot be divided among 3"):
-        LatentLoader(dataset, order, 4, world_size=3)
+        load_latents(dataset, order, BatchPlan(6), range(1))

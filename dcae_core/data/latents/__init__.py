@@ -2,7 +2,7 @@
 
 from dcae_core.data.latents.exporting import export_npy, export_webdataset
 from dcae_core.data.latents.importing import import_npy
-from dcae_core.data.latents.loader import LatentLoader
+from dcae_core.data.latents.loader import load_latents
 from dcae_core.data.latents.manifest import Manifest, check_encoder
 from dcae_core.data.latents.order import GlobalShuffle, Order, WindowShuffle
 from dcae_core.data.latents.reader import LatentDataset
@@ -14,7 +14,6 @@ __all__ = [
     "GlobalShuffle",
     "LatentDataset",
     "LatentDatasetWriter",
-    "LatentLoader",
     "Manifest",
     "Order",
     "WindowShuffle",
@@ -22,5 +21,6 @@ __all__ = [
     "export_npy",
     "export_webdataset",
     "import_npy",
+    "load_latents",
     "verify_dataset",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from dcae_core.data.latents.manifest import EncoderRecord, LatentDtype, Manifest, TransformRecord
 from dcae_core.data.latents.shard import TORCH_DTYPES
 from dcae_core.data.latents.writer import DatasetPlan, LatentDatasetWriter
-from dcae_core.errors import DataError
+from dcae_core.errors import DataError, UsageError
 
 _DTYPES: dict[str, LatentDtype] = {"float16": "float16", "float32": "float32"}
 
@@ -39,11 +39,13 @@ def import_npy(
 
     Raises:
         DataError: there are no .npy files, one cannot be read, or shapes or dtypes differ.
-        UsageError: `directory` holds something else.
+        UsageError: `directory` holds something else, or `encoder` has no scaling factor.
         ResourceError: the disk is full, or the place cannot be written to.
     """
     classes = sorted(entry.name for entry in source.iterdir() if entry.is_dir()) if source.is_dir() else []
     files = [(path, label) for label, name in enumerate(classes) for path in sorted((source / name).glob("*.npy"))]
+    if encoder.scaling_factor is None:
+        raise UsageError("published .npy latents are scaled; say by which scaling factor")
     if not files:
         raise DataError(f"{source} holds no <class>/<name>.npy files; give the folder that holds the class folders")
     first = _load(files[0][0])
@@ -61,7 +63,7 @@ def import_npy(
     for number in range(plan.num_shards):
         part = files[number * shard_size : (number + 1) * shard_size]
         if not writer.is_complete() and writer.finished(number) is None:
-            latents = torch.stack(list(_unscaled(part, plan)))
+            latents = torch.stack(list(_unscaled(part, plan, encoder.scaling_factor)))
             names = [path.relative_to(source).as_posix() for path, _ in part]
             writer.write_shard(number, latents, torch.tensor([label for _, label in part]), names, damaged=[])
         if advance:
@@ -69,13 +71,13 @@ def import_npy(
     return writer.finish()
 
 
-def _unscaled(files: list[tuple[Path, int]], plan: DatasetPlan) -> Iterator[Tensor]:
+def _unscaled(files: list[tuple[Path, int]], plan: DatasetPlan, scaling_factor: float) -> Iterator[Tensor]:
     for path, _ in files:
         scaled = _load(path)
         if scaled.shape != plan.latent_shape or str(scaled.dtype) != plan.dtype:
             found, wanted = f"{scaled.dtype} {scaled.shape}", f"{plan.dtype} {plan.latent_shape}"
             raise DataError(f"{path} holds a latent of {found}, the first file one of {wanted}")
-        raw = torch.from_numpy(scaled).float() / plan.encoder.scaling_factor + plan.encoder.shift_factor
+        raw = torch.from_numpy(scaled).float() / scaling_factor + plan.encoder.shift_factor
         yield raw.to(TORCH_DTYPES[plan.dtype])
 
 

@@ -28,7 +28,7 @@ class EncoderRecord(_Record):
 
     name: str
     fingerprint: str | None = None  # None: latents made by other software, known by the encoder's name alone
-    scaling_factor: float = Field(gt=0)
+    scaling_factor: float | None = Field(gt=0)  # None: nobody published one; 1 / rms of the dataset takes its place
     shift_factor: float = 0.0
 
 
@@ -113,6 +113,13 @@ class Manifest(_Record):
     def item_bytes(self) -> int:
         """Bytes of one stored latent."""
         return math.prod(self.latent_shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def scaling_factor(self) -> float:
+        """What a network's latents are multiplied by: the encoder's factor, or 1 / rms where it has none."""
+        if self.encoder.scaling_factor is not None:
+            return self.encoder.scaling_factor
+        return 1.0 / self.statistics.rms if self.statistics and self.statistics.rms > 0 else 1.0
 
     @property
     def copies(self) -> int:

@@ -4,7 +4,9 @@ A finished shard is its file and, beside it, its record; both appear whole or no
 records into the manifest and removes them, so that the finished directory holds the same bytes however it came about.
 """
 
-from collections.abc import Sequence
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from dcae_core.data.latents.manifest import (
 )
 from dcae_core.data.latents.shard import build_shard
 from dcae_core.errors import DataError, UsageError
-from dcae_core.files import make_directory, write_bytes, write_text
+from dcae_core.files import explain_write_errors, make_directory, write_bytes, write_text
 
 PLAN_NAME = "unfinished.json"
 
@@ -63,6 +65,28 @@ class LatentDatasetWriter:
     def __init__(self, directory: Path, plan: DatasetPlan) -> None:
         self.directory = directory
         self.plan = plan
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory against a second run; the lock goes with the process, however that ends.
+
+        Raises:
+            UsageError: another run is writing there.
+            ResourceError: it cannot be written to.
+        """
+        make_directory(self.directory)
+        lock = self.directory / ".lock"
+        with explain_write_errors(lock):
+            file = open(lock, "w")  # noqa: SIM115
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"{self.directory} is being written by another run; wait, or choose another"
+                ) from error
+            yield
+            lock.unlink(missing_ok=True)
 
     def begin(self) -> None:
         """Create the directory, or recognise an earlier run of the same plan in it.
@@ -161,7 +185,7 @@ class LatentDatasetWriter:
 
 def _first_difference(earlier: DatasetPlan, now: DatasetPlan) -> str:
     before, after = _flatten(earlier.model_dump()), _flatten(now.model_dump())
-    for key in sorted(before.keys() | after.keys()):
+    for key in dict.fromkeys([*before, *after]):
         if before.get(key) != after.get(key):
             return f"{key}: {_shorten(before.get(key))} there, {_shorten(after.get(key))} now"
     raise AssertionError("equal plans")

@@ -1,0 +1,146 @@
+"""Time random single latents from this project's shards, from .npy files, and from safetensors reopened per item.
+
+    python benchmarks/latent_reading.py [DIRECTORY] [--count 40000]
+
+One run measures everything: 40,000 latents of 32x16x16 float16 (655 MB) are written once per layout below DIRECTORY
+(default: a temporary one), then the same random items are read from each, first with the files dropped from the page
+cache (cold), then again (warm). Last, the training loader runs beside a step that works for a fixed time, and the time
+that the step waited for its batch is reported.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from dcae_core.data.batches import BatchPlan
+from dcae_core.data.latents import DatasetPlan, GlobalShuffle, LatentDataset, LatentDatasetWriter, load_latents
+from dcae_core.data.latents.manifest import EncoderRecord, TransformRecord
+from dcae_core.data.latents.shard import shard_file_name
+
+SHAPE = (32, 16, 16)
+SHARD_SIZE = 1000
+READS = {"cold": 2000, "warm": 10000}
+BATCH = 256
+TARGET_RATE = 20_000  # latents per second
+
+
+def write(directory: Path, count: int) -> None:
+    """The same latents as shards and as one .npy file each."""
+    plan = DatasetPlan(
+        encoder=EncoderRecord(name="dc-ae-f32c32-in-1.0", scaling_factor=0.3189),
+        transform=TransformRecord(resolution=512),
+        encoding={},
+        dtype="float16",
+        latent_shape=SHAPE,
+        classes=[],
+        num_shards=count // SHARD_SIZE,
+    )
+    writer = LatentDatasetWriter(directory / "shards", plan)
+    writer.begin()
+    (directory / "npy").mkdir()
+    for number in range(plan.num_shards):
+        values = np.random.default_rng(number).standard_normal((SHARD_SIZE, *SHAPE), dtype=np.float32)
+        latents = torch.from_numpy(values).half()
+        names = [str(number * SHARD_SIZE + i) for i in range(SHARD_SIZE)]
+        writer.write_shard(number, latents, torch.zeros(SHARD_SIZE), names, [])
+        for name, latent in zip(names, latents.numpy(), strict=True):
+            np.save(directory / "npy" / f"{name}.npy", latent)
+    writer.finish()
+
+
+def readers(directory: Path) -> dict[str, Callable[[int], torch.Tensor]]:
+    """For each layout, a function from an item's number to its latent."""
+    dataset = LatentDataset(directory / "shards")
+
+    def from_npy(item: int) -> torch.Tensor:
+        return torch.from_numpy(np.load(directory / "npy" / f"{item}.npy"))
+
+    def from_reopened_safetensors(item: int) -> torch.Tensor:
+        path = directory / "shards" / shard_file_name(item // SHARD_SIZE)
+        with safe_open(path, "pt") as file:
+            return file.get_slice("latents")[item % SHARD_SIZE]
+
+    return {
+        "dcae shards": lambda item: dataset[item][0],
+        ".npy files": from_npy,
+        "safetensors reopened": from_reopened_safetensors,
+    }
+
+
+def drop_from_page_cache(directory: Path) -> None:
+    os.sync()
+    for path in directory.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def seconds_per_item(read: Callable[[int], torch.Tensor], items: np.ndarray) -> float:
+    start = time.perf_counter()
+    for item in items.tolist():
+        read(item)
+    return (time.perf_counter() - start) / len(items)
+
+
+def measure_reading(directory: Path, count: int) -> None:
+    for state, num_reads in READS.items():
+        items = np.random.default_rng(0).integers(0, count, num_reads)
+        times = {}
+        for name, read in readers(directory).items():
+            if state == "cold":
+                drop_from_page_cache(directory)
+            else:
+                seconds_per_item(read, np.arange(count))
+            times[name] = seconds_per_item(read, items)
+        ours = times["dcae shards"]
+        for name, seconds in times.items():
+            print(f"{state}: {name:22} {seconds * 1e6:8.1f} us per latent   {seconds / ours:5.1f}x ours")
+
+
+def measure_loader(directory: Path, num_steps: int = 400) -> None:
+    """Feed a step that lasts as long as one at TARGET_RATE would, and add up how long it waits for its batches."""
+    dataset = LatentDataset(directory / "shards")
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]] = load_latents(
+        dataset, GlobalShuffle(len(dataset), seed=0), BatchPlan(BATCH), range(num_steps + 1)
+    )
+    next(batches)
+    step_seconds = BATCH / TARGET_RATE
+    waited = 0.0
+    start = time.perf_counter()
+    for _ in range(num_steps):
+        before = time.perf_counter()
+        next(batches)
+        waited += time.perf_counter() - before
+        time.sleep(max(0.0, before + step_seconds - time.perf_counter()))
+    elapsed = time.perf_counter() - start
+    rate = num_steps * BATCH / elapsed
+    print(f"loader: {rate:,.0f} latents/s beside a step of {step_seconds * 1e3:.1f} ms; waited {waited / elapsed:.2%}")
+
+    start = time.perf_counter()
+    for _ in load_latents(dataset, GlobalShuffle(len(dataset), seed=1), BatchPlan(BATCH), range(num_steps)):
+        pass
+    print(f"loader: {num_steps * BATCH / (time.perf_counter() - start):,.0f} latents/s beside nothing")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", nargs="?", type=Path)
+    parser.add_argument("--count", type=int, default=40_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as temporary:
+        directory = Path(temporary)
+        write(directory, arguments.count)
+        measure_reading(directory, arguments.count)
+        measure_loader(directory)
+
+
+if __name__ == "__main__":
+    main()

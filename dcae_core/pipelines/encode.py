@@ -1,0 +1,377 @@
+"""Pictures to a latent dataset, by one process or many, with the same bytes.
+
+The unit of work is a shard: shard k holds the latents of pictures k * shard_size ... of the sorted list, and is encoded
+by process k mod W. Batches never cross shards, the last one of a shard is padded to the full shape, and each process
+computes on a fixed number of threads; so the bytes depend neither on W nor on where a run was stopped.
+"""
+
+import hashlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from dcae_core import distributed
+from dcae_core.data.decoding import DecodedCrop, decode_crops
+from dcae_core.data.latents import DatasetPlan, LatentDatasetWriter, Manifest
+from dcae_core.data.latents.manifest import (
+    ITEM_BYTES,
+    DamagedRecord,
+    EncoderRecord,
+    LatentDtype,
+    TransformRecord,
+)
+from dcae_core.data.latents.shard import TORCH_DTYPES
+from dcae_core.data.pictures import DEFAULT_MAX_PIXELS, uint8_to_tensor
+from dcae_core.data.sources import PictureList, PictureReference
+from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError
+
+SCALING_FACTOR_TOLERANCE = 0.05
+_SHARD_OVERHEAD = 8192  # header and record of a shard, generously
+_NAME_BYTES = 128
+
+
+class LatentEncoder(Protocol):
+    """What is asked of an autoencoder here."""
+
+    spatial_compression_ratio: int
+    latent_channels: int
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, C, H/f, W/f), unscaled."""
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """How a dataset is encoded.
+
+    Attributes:
+        resolution: side of the ADM centre crop, pixels.
+        batch_size: pictures that go through the encoder at once.
+        latent_dtype: how latents are stored.
+        flipped_copies: also encode the mirror image of every picture.
+        shard_size: pictures per shard.
+        on_damage: leave damaged pictures out and list them, or fail at the first.
+        apply_exif: turn pictures upright first; the published code does not.
+        max_pixels: larger pictures count as damaged.
+        num_workers: threads of each process that decode pictures.
+        num_threads: threads of each process that compute, on a CPU.
+    """
+
+    resolution: int = 512
+    batch_size: int = 16
+    latent_dtype: LatentDtype = "float16"
+    flipped_copies: bool = False
+    shard_size: int = 1024
+    on_damage: Literal["skip", "fail"] = "skip"
+    apply_exif: bool = True
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    num_workers: int = 4
+    num_threads: int = 1
+
+
+@dataclass
+class Timing:
+    """Where one process spent its time.
+
+    Attributes:
+        pictures: how many it encoded.
+        decoding: seconds of all decoding threads, added up.
+        encoding: seconds in the network.
+        waiting: seconds that the network waited for pictures.
+    """
+
+    pictures: int = 0
+    decoding: float = 0.0
+    encoding: float = 0.0
+    waiting: float = 0.0
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What an encoding came to.
+
+    Attributes:
+        manifest: of the finished dataset.
+        kept: items that an earlier, stopped run had finished.
+        decoder_rate: pictures per second that all decoding threads together could deliver; None if nothing was left.
+        encoder_rate: pictures per second that the networks could take; None if nothing was left.
+        waited: share of its time that the network waited for pictures; None if nothing was left.
+        warnings: lines for people.
+    """
+
+    manifest: Manifest
+    kept: int
+    decoder_rate: float | None
+    encoder_rate: float | None
+    waited: float | None
+    warnings: list[str]
+
+
+def encode_dataset(
+    pictures: PictureList,
+    network: LatentEncoder,
+    encoder: EncoderRecord,
+    directory: Path,
+    settings: EncodeSettings,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    advance: Callable[[int], object] = lambda _: None,
+) -> EncodeReport:
+    """Encode `pictures` into a latent dataset in `directory`; continues what an earlier run left there.
+
+    Holds one shard of latents and a few batches of pictures. All processes of a group call this together.
+
+    Args:
+        pictures: sorted, with or without classes.
+        network: the autoencoder, on `device`.
+        encoder: what the manifest says about it.
+        directory: where the dataset is to lie: empty, new, or left by a run with the same settings.
+        settings: how to encode.
+        device: where to compute.
+        dtype: of the network's weights and input.
+        advance: called with a number of items as they are finished (by this process).
+
+    Raises:
+        UsageError: settings that do not fit, or a directory with other content.
+        DataError: a damaged picture where none is allowed, none that is good, or latents that are not finite.
+        ResourceError: not enough room on the disk.
+    """
+    plan = plan_dataset(pictures, network, encoder, settings, device, dtype)
+    writer = LatentDatasetWriter(directory, plan)
+    with ExitStack() as stack:
+        _on_main(lambda: stack.enter_context(writer.locked()))
+        _on_main(lambda: _begin(writer, len(pictures)))
+        if device.type == "cpu":
+            torch.set_num_threads(settings.num_threads)
+        was_complete = writer.is_complete()
+        mine = range(distributed.rank(), plan.num_shards, distributed.world_size())
+        finished = {} if was_complete else {number: writer.finished(number) for number in mine}
+        kept = sum(record.shard.count for record in finished.values() if record)
+        advance(kept)
+
+        work = _ShardEncoder(pictures, network, writer, settings, device, dtype)
+        work.encode_shards([number for number, record in finished.items() if record is None], advance)
+
+        kept_everywhere = sum(distributed.gather_objects(kept))
+        timings = distributed.gather_objects(work.timing)
+        manifest = _on_main(writer.finish)
+    if manifest.count == 0:
+        raise DataError(f"none of the {len(pictures)} pictures can be decoded; the first: {manifest.damaged[0].reason}")
+    kept_everywhere = manifest.count if was_complete else kept_everywhere
+    return EncodeReport(manifest, kept_everywhere, *_rates(timings, settings), check_scaling_factor(manifest))
+
+
+def plan_dataset(
+    pictures: PictureList,
+    network: LatentEncoder,
+    encoder: EncoderRecord,
+    settings: EncodeSettings,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> DatasetPlan:
+    """What the dataset will be, before any work.
+
+    Raises:
+        UsageError: the resolution is no multiple of the autoencoder's compression ratio.
+        DataError: some pictures have a class and some have none.
+    """
+    ratio = network.spatial_compression_ratio
+    if settings.resolution % ratio:
+        near = max(1, round(settings.resolution / ratio)) * ratio
+        raise UsageError(
+            f"resolution {settings.resolution} is no multiple of {ratio}, the spatial compression of {encoder.name}; "
+            f"take {near}"
+        )
+    if pictures.classes and (pictures.labels < 0).any():
+        first = pictures[int((pictures.labels < 0).argmax())]
+        raise DataError(f"{first.name} has no class while others have one; move it into a class folder or leave it out")
+    side = settings.resolution // ratio
+    return DatasetPlan(
+        encoder=encoder,
+        transform=TransformRecord(
+            resolution=settings.resolution, apply_exif=settings.apply_exif, flipped_copies=settings.flipped_copies
+        ),
+        encoding={
+            "pictures": len(pictures),
+            "pictures_sha256": _identity(pictures),
+            "max_pixels": settings.max_pixels,
+            "batch_size": settings.batch_size,
+            "shard_size": settings.shard_size,
+            "compute_dtype": str(dtype).removeprefix("torch."),
+            "device": device.type,
+            "num_threads": settings.num_threads if device.type == "cpu" else None,
+            "torch": torch.__version__,
+        },
+        dtype=settings.latent_dtype,
+        latent_shape=(network.latent_channels, side, side),
+        classes=pictures.classes,
+        num_shards=-(-len(pictures) // settings.shard_size),
+    )
+
+
+def estimate_bytes(plan: DatasetPlan, num_pictures: int) -> int:
+    """Disk that the finished dataset needs, at most."""
+    copies = 2 if plan.transform.flipped_copies else 1
+    item_bytes = math.prod(plan.latent_shape) * ITEM_BYTES[plan.dtype] + 8
+    return num_pictures * (copies * item_bytes + _NAME_BYTES) + plan.num_shards * _SHARD_OVERHEAD
+
+
+def check_scaling_factor(manifest: Manifest) -> list[str]:
+    """One line of warning if 1 / rms of the latents is more than 5 % away from the encoder's scaling factor."""
+    published, statistics = manifest.encoder.scaling_factor, manifest.statistics
+    if published is None or statistics is None or statistics.rms == 0:
+        return []
+    measured = 1.0 / statistics.rms
+    deviation = measured / published - 1.0
+    if abs(deviation) <= SCALING_FACTOR_TOLERANCE:
+        return []
+    return [
+        f"1/rms of these latents is {measured:.4g}, {deviation:+.0%} from {manifest.encoder.name}'s scaling factor "
+        f"{published:.4g}: these pictures are unlike those it was measured on; check the model and the crop"
+    ]
+
+
+def _begin(writer: LatentDatasetWriter, num_pictures: int) -> None:
+    writer.begin()
+    there = sum(file.stat().st_size for file in writer.directory.glob("*.safetensors"))
+    wanted = estimate_bytes(writer.plan, num_pictures) - there
+    free = shutil.disk_usage(writer.directory).free
+    if wanted > free and not writer.is_complete():
+        raise ResourceError(
+            f"{writer.directory} needs about {wanted / 1e9:.3g} GB more, its disk has {free / 1e9:.3g} GB free; "
+            "free some room or choose another --out"
+        )
+
+
+def _identity(pictures: PictureList) -> str:
+    """A checksum of the pictures' names and classes, so that a continued run is known to mean the same pictures."""
+    digest = hashlib.sha256()
+    for reference in pictures:
+        digest.update(f"{reference.key}\0{reference.label}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+class _ShardEncoder:
+    """Turns decoded pictures into finished shards, and keeps the time."""
+
+    def __init__(
+        self,
+        pictures: PictureList,
+        network: LatentEncoder,
+        writer: LatentDatasetWriter,
+        settings: EncodeSettings,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.timing = Timing()
+        self._pictures, self._network, self._writer, self._settings = pictures, network, writer, settings
+        self._device, self._dtype = device, dtype
+
+    def encode_shards(self, numbers: list[int], advance: Callable[[int], object]) -> None:
+        """Encode these shards one after another, while threads decode pictures ahead, also across shards."""
+        crops = decode_crops(
+            (self._pictures[index] for number in numbers for index in self._range(number)),
+            self._settings.resolution,
+            num_workers=self._settings.num_workers,
+            apply_exif=self._settings.apply_exif,
+            max_pixels=self._settings.max_pixels,
+        )
+        for number in numbers:
+            self._encode_shard(number, islice(crops, len(self._range(number))), advance)
+
+    def _range(self, number: int) -> range:
+        first = number * self._settings.shard_size
+        return range(first, min(first + self._settings.shard_size, len(self._pictures)))
+
+    def _encode_shard(self, number: int, crops: Iterator[DecodedCrop], advance: Callable[[int], object]) -> None:
+        plan = self._writer.plan
+        done: list[PictureReference] = []
+        damaged: list[DamagedRecord] = []
+        parts = [torch.empty((0, *plan.latent_shape), dtype=TORCH_DTYPES[plan.dtype])]
+        for batch in self._good_batches(crops, damaged):
+            parts.append(self._encode_batch(batch))
+            done += [crop.reference for crop in batch]
+            advance(len(parts[-1]))
+        copies = 2 if self._settings.flipped_copies else 1
+        labels = torch.tensor([reference.label or 0 for reference in done], dtype=torch.int64)
+        names = [reference.key.replace("\n", " ") for reference in done]
+        self._writer.write_shard(number, torch.cat(parts), labels.repeat_interleave(copies), names, damaged)
+
+    def _good_batches(self, crops: Iterator[DecodedCrop], damaged: list[DamagedRecord]) -> Iterator[list[DecodedCrop]]:
+        batch: list[DecodedCrop] = []
+        while True:
+            start = time.perf_counter()
+            crop = next(crops, None)
+            self.timing.waiting += time.perf_counter() - start
+            if crop is None:
+                break
+            self.timing.decoding += crop.seconds
+            if crop.error is None:
+                batch.append(crop)
+            elif self._settings.on_damage == "fail":
+                raise crop.error
+            else:
+                reason = str(crop.error).replace(crop.reference.name, crop.reference.key)
+                damaged.append(DamagedRecord(picture=crop.reference.key, reason=reason))
+            if len(batch) == self._settings.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _encode_batch(self, batch: list[DecodedCrop]) -> Tensor:
+        """Latents (n * copies, C, h, w) as they are stored."""
+        start = time.perf_counter()
+        pixels = torch.stack([crop.pixels for crop in batch if crop.pixels is not None])
+        missing = self._settings.batch_size - len(batch)
+        padded = torch.cat([pixels, pixels.new_zeros((missing, *pixels.shape[1:]))])
+        x = uint8_to_tensor(padded.to(self._device)).to(self._dtype)
+        views = [x, x.flip(-1)] if self._settings.flipped_copies else [x]
+        with torch.inference_mode():
+            latents = torch.stack([self._network.encode(view)[: len(batch)] for view in views], dim=1).flatten(0, 1)
+        stored = latents.to(TORCH_DTYPES[self._settings.latent_dtype]).cpu()
+        if not torch.isfinite(stored).all():
+            item = int((~torch.isfinite(stored).flatten(1).all(dim=1)).nonzero()[0])
+            name = batch[item // len(views)].reference.name
+            raise DataError(
+                f"the latent of {name} is not finite in {self._settings.latent_dtype} (computed in {self._dtype}); "
+                "use --latent-dtype float32 or --dtype fp32"
+            )
+        self.timing.encoding += time.perf_counter() - start
+        self.timing.pictures += len(batch)
+        return stored
+
+
+def _rates(timings: list[Timing], settings: EncodeSettings) -> tuple[float | None, float | None, float | None]:
+    """Pictures per second of the decoders and of the networks, over all processes, and the share spent waiting."""
+    busy = [timing for timing in timings if timing.pictures]
+    if not busy:
+        return None, None, None
+    decoders = sum(timing.pictures * settings.num_workers / max(timing.decoding, 1e-9) for timing in busy)
+    networks = sum(timing.pictures / timing.encoding for timing in busy)
+    waited = sum(timing.waiting for timing in busy)
+    return decoders, networks, waited / (waited + sum(timing.encoding for timing in busy))
+
+
+def _on_main(action: Callable[[], Any]) -> Any:
+    """Do something in the main process; every process gets its result, or raises what it raised."""
+    outcome: tuple[Any, DcaeError | None] = (None, None)
+    if distributed.is_main():
+        try:
+            outcome = (action(), None)
+        except DcaeError as error:
+            outcome = (None, error)
+    result, failure = distributed.broadcast_object(outcome)
+    if failure is not None:
+        raise failure
+    return result

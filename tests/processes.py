@@ -1,0 +1,45 @@
+"""Forked helpers for tests of several processes and of sudden ends: no second import of torch."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+
+import torch
+
+from dcae_core.distributed import process_group
+
+_FORK = multiprocessing.get_context("fork")
+
+
+def start(action: Callable[[], object]) -> multiprocessing.process.BaseProcess:
+    """Run `action` in a child of this process. The child computes on one thread: OpenMP does not survive a fork."""
+
+    def child() -> None:
+        torch.set_num_threads(1)
+        action()
+
+    process = _FORK.Process(target=child)
+    process.start()
+    return process
+
+
+def run_in_group(num_processes: int, action: Callable[[], object]) -> None:
+    """Run `action` in processes that form a gloo group; fails if one of them does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def member(rank: int) -> Callable[[], None]:
+        def run() -> None:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(num_processes), "LOCAL_RANK": str(rank)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            with process_group(torch.device("cpu")):
+                action()
+
+        return run
+
+    members = [start(member(rank)) for rank in range(num_processes)]
+    for process in members:
+        process.join(120)
+    assert [process.exitcode for process in members] == [0] * num_processes
