@@ -14,14 +14,18 @@ _PUBLIC_NAMES = {
     "load_diffusion": "dcae_core.pipelines.generate",
 }
 
-__all__ = sorted(_PUBLIC_NAMES)
+_PUBLIC_MODULES = ("diffusion",)
+
+__all__ = sorted([*_PUBLIC_NAMES, *_PUBLIC_MODULES])
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC_NAMES:
         return getattr(import_module(_PUBLIC_NAMES[name]), name)
+    if name in _PUBLIC_MODULES:
+        return import_module(f"dcae_core.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC_NAMES])
+    return sorted({*globals(), *__all__})

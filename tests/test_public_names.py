@@ -1,0 +1,60 @@
+"""The names that users build on exist, take what they promise, and cost nothing until they are used."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import dcae_core
+
+SIGNATURES = {
+    "list_models": ["pattern"],
+    "create_autoencoder": ["name", "overrides"],
+    "create_denoiser": ["name", "overrides"],
+    "load_autoencoder": ["model", "device", "dtype", "prepare"],
+    "load_diffusion": ["model", "device", "dtype"],
+}
+SAMPLERS = {
+    "sample_dpm_solver": ["model", "noise", "num_steps", "progress"],
+    "sample_dopri5": ["velocity", "noise", "rtol", "atol", "progress"],
+    "sample_heun": ["velocity", "noise", "num_steps", "progress"],
+    "sample_ddpm": ["model", "noise", "num_steps", "step_noise", "progress"],
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_public_functions_take_what_they_promise(name) -> None:
+    function = getattr(dcae_core, name)
+    parameters = inspect.signature(function).parameters
+    assert set(SIGNATURES[name]) <= set(parameters)
+    assert name in dcae_core.__all__
+    assert name in dir(dcae_core)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_take_what_they_promise(name) -> None:
+    function = getattr(dcae_core.diffusion, name)
+    assert set(SAMPLERS[name]) <= set(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("name", [*SIGNATURES, *SAMPLERS])
+def test_public_functions_say_what_they_do(name) -> None:
+    function = getattr(dcae_core, name, None) or getattr(dcae_core.diffusion, name)
+    text = inspect.getdoc(function)
+    assert text
+    assert name == "list_models" or "Args:" in text
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="load_autoencodr"):
+        dcae_core.load_autoencodr  # noqa: B018
+
+
+def test_importing_the_library_imports_no_torch_until_a_name_is_used() -> None:
+    script = (
+        "import dcae_core, sys; print('torch' in sys.modules);"
+        "print(dcae_core.diffusion.sample_heun.__name__, 'torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.stdout == "False\nsample_heun True\n", run.stderr
