@@ -1,5 +1,7 @@
 """How close a reconstruction is to its picture: PSNR and SSIM per picture, on 8-bit pixels."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,6 +13,7 @@ _SSIM_SIGMA = 1.5
 _SSIM_RADIUS = 5  # the 11-tap window of the SSIM paper
 _SSIM_C1 = (0.01 * _PEAK) ** 2
 _SSIM_C2 = (0.03 * _PEAK) ** 2
+_STRIP_VALUES = 1 << 24  # a large picture is measured a strip of rows at a time: 64 MB per float32 intermediate
 
 
 def _check_pair(a: Tensor, b: Tensor) -> None:
@@ -20,6 +23,13 @@ def _check_pair(a: Tensor, b: Tensor) -> None:
         raise DataError(
             f"expected two uint8 batches of shape (B, C, H, W), got {a.dtype} and {b.dtype} of shape {tuple(a.shape)}"
         )
+
+
+def _strips(a: Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that bound the memory of a measurement; one range for pictures of usual size."""
+    height = a.shape[2]
+    rows = max(_STRIP_VALUES // (a.numel() // height), 64)
+    return ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -40,7 +50,10 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     Source: the published evaluation averages this per picture (efficientvit, apps/metrics/psnr).
     """
     _check_pair(a, b)
-    squared_error = (a.to(torch.int32) - b.to(torch.int32)).square().flatten(1).sum(dim=1, dtype=torch.int64)
+    squared_error = torch.zeros(a.shape[0], dtype=torch.int64, device=a.device)
+    for top, bottom in _strips(a):
+        difference = a[:, :, top:bottom].to(torch.int32) - b[:, :, top:bottom].to(torch.int32)
+        squared_error += difference.square().flatten(1).sum(dim=1, dtype=torch.int64)
     precise = torch.float32 if a.device.type == "mps" else torch.float64
     mean_squared_error = squared_error.to(precise) / a[0].numel()
     return 10.0 * torch.log10(_PEAK**2 / mean_squared_error)
@@ -79,6 +92,17 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     if min(a.shape[-2:]) <= _SSIM_RADIUS:
         raise DataError(f"SSIM needs pictures of at least 6x6 pixels, got {a.shape[-1]}x{a.shape[-2]}")
     window = _gaussian_window(a.device)
+    total = torch.zeros(a.shape[0], dtype=torch.float32, device=a.device)
+    for top, bottom in _strips(a):
+        # Rows whose window reaches over the end of the strip are measured with the neighbouring rows beside them.
+        start, stop = max(top - _SSIM_RADIUS, 0), bottom + _SSIM_RADIUS
+        similarity = _ssim_map(a[:, :, start:stop], b[:, :, start:stop], window)[:, :, top - start : bottom - start]
+        total += similarity.mean(dim=(1, 3)).sum(dim=1)
+    return total / a.shape[2]
+
+
+def _ssim_map(a: Tensor, b: Tensor, window: Tensor) -> Tensor:
+    """The similarity around every value: (B, C, H, W)."""
     # Variances do not change under a shift; centred values lose fewer bits when squares are subtracted.
     x, y = a.to(torch.float32) - 128, b.to(torch.float32) - 128
     mean_x, mean_y, xx, yy, xy = (_blur(t, window) for t in (x, y, x * x, y * y, x * y))
@@ -88,4 +112,4 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     mean_x, mean_y = mean_x + 128, mean_y + 128
     luminance = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x * mean_x + mean_y * mean_y + _SSIM_C1)
     structure = (2 * covariance + _SSIM_C2) / (variance_x + variance_y + _SSIM_C2)
-    return (luminance * structure).flatten(1).mean(dim=1)
+    return luminance * structure

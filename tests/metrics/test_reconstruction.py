@@ -9,6 +9,7 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from dcae_core.errors import DataError
+from dcae_core.metrics import reconstruction
 from dcae_core.metrics.reconstruction import psnr, ssim
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "golden"
@@ -67,3 +68,12 @@ def test_ssim_on_smooth_bright_pictures() -> None:
 def test_bad_pairs_are_refused(a: torch.Tensor, b: torch.Tensor, needle: str) -> None:
     with pytest.raises(DataError, match=needle):
         ssim(a, b)
+
+
+def test_measuring_a_large_picture_in_strips_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = random_pictures((2, 3, 203, 40), 0), random_pictures((2, 3, 203, 40), 1)
+    whole = psnr(a, b), ssim(a, b)
+    monkeypatch.setattr(reconstruction, "_STRIP_VALUES", 1)
+    assert len(list(reconstruction._strips(a))) == 4
+    assert torch.equal(psnr(a, b), whole[0])
+    torch.testing.assert_close(ssim(a, b), whole[1], rtol=1e-6, atol=1e-6)
