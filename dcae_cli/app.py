@@ -18,6 +18,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("dcae_cli.info:info", "Versions, devices, threads, the cache and the embedded model."),
     "models": ("dcae_cli.models:models", "List the zoo; download from it."),
     "convert": ("dcae_cli.convert:convert", "Convert an autoencoder between layouts."),
+    "sample": ("dcae_cli.sample:sample", "Sample pictures from a class-conditional diffusion model."),
+    "encode-dataset": (
+        "dcae_cli.encode_dataset:encode_dataset",
+        "Encode pictures into a latent dataset, or verify one.",
+    ),
     "train-ae": ("dcae_cli.train_ae:train_ae", "Train or fine-tune an autoencoder as a recipe says."),
 }
 

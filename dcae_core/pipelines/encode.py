@@ -32,18 +32,31 @@ from dcae_core.data.latents.manifest import (
 from dcae_core.data.latents.shard import TORCH_DTYPES
 from dcae_core.data.pictures import DEFAULT_MAX_PIXELS, uint8_to_tensor
 from dcae_core.data.sources import PictureList, PictureReference
+from dcae_core.diffusion.noise import sample_noise
 from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError
 
 SCALING_FACTOR_TOLERANCE = 0.05
+NumberedCrop = tuple[int, DecodedCrop]
+"""A picture's place in the list, and what was decoded of it."""
+
 _SHARD_OVERHEAD = 8192  # header and record of a shard, generously
 _NAME_BYTES = 128
 
 
 class LatentEncoder(Protocol):
-    """What is asked of an autoencoder here."""
+    """What is asked of an autoencoder here.
 
-    spatial_compression_ratio: int
-    latent_channels: int
+    One whose latents are drawn from a posterior says so by `samples_posterior = True`; its `encode` takes the noise
+    (B, C, h, w) as second argument.
+    """
+
+    @property
+    def spatial_compression_ratio(self) -> int:
+        """Pixels per latent position, along one side."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
 
     def encode(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, C, H/f, W/f), unscaled."""
@@ -64,6 +77,7 @@ class EncodeSettings:
         max_pixels: larger pictures count as damaged.
         num_workers: threads of each process that decode pictures.
         num_threads: threads of each process that compute, on a CPU.
+        seed: of the noise with which latents are drawn from a posterior, where the autoencoder has one.
     """
 
     resolution: int = 512
@@ -76,6 +90,7 @@ class EncodeSettings:
     max_pixels: int = DEFAULT_MAX_PIXELS
     num_workers: int = 4
     num_threads: int = 1
+    seed: int = 0
 
 
 @dataclass
@@ -210,6 +225,7 @@ def plan_dataset(
             "compute_dtype": str(dtype).removeprefix("torch."),
             "device": device.type,
             "num_threads": settings.num_threads if device.type == "cpu" else None,
+            "posterior_seed": settings.seed if _samples_posterior(network) else None,
             "torch": torch.__version__,
         },
         dtype=settings.latent_dtype,
@@ -298,26 +314,29 @@ class _ShardEncoder:
         done: list[PictureReference] = []
         damaged: list[DamagedRecord] = []
         parts = [torch.empty((0, *plan.latent_shape), dtype=TORCH_DTYPES[plan.dtype])]
-        for batch in self._good_batches(crops, damaged):
+        for batch in self._good_batches(zip(self._range(number), crops, strict=True), damaged):
             parts.append(self._encode_batch(batch))
-            done += [crop.reference for crop in batch]
+            done += [crop.reference for _, crop in batch]
             advance(len(parts[-1]))
         copies = 2 if self._settings.flipped_copies else 1
         labels = torch.tensor([reference.label or 0 for reference in done], dtype=torch.int64)
         names = [reference.key.replace("\n", " ") for reference in done]
         self._writer.write_shard(number, torch.cat(parts), labels.repeat_interleave(copies), names, damaged)
 
-    def _good_batches(self, crops: Iterator[DecodedCrop], damaged: list[DamagedRecord]) -> Iterator[list[DecodedCrop]]:
-        batch: list[DecodedCrop] = []
+    def _good_batches(
+        self, crops: Iterator[NumberedCrop], damaged: list[DamagedRecord]
+    ) -> Iterator[list[NumberedCrop]]:
+        batch: list[NumberedCrop] = []
         while True:
             start = time.perf_counter()
-            crop = next(crops, None)
+            numbered = next(crops, None)
             self.timing.waiting += time.perf_counter() - start
-            if crop is None:
+            if numbered is None:
                 break
+            crop = numbered[1]
             self.timing.decoding += crop.seconds
             if crop.error is None:
-                batch.append(crop)
+                batch.append(numbered)
             elif self._settings.on_damage == "fail":
                 raise crop.error
             else:
@@ -329,20 +348,21 @@ class _ShardEncoder:
         if batch:
             yield batch
 
-    def _encode_batch(self, batch: list[DecodedCrop]) -> Tensor:
+    def _encode_batch(self, batch: list[NumberedCrop]) -> Tensor:
         """Latents (n * copies, C, h, w) as they are stored."""
         start = time.perf_counter()
-        pixels = torch.stack([crop.pixels for crop in batch if crop.pixels is not None])
+        pixels = torch.stack([crop.pixels for _, crop in batch if crop.pixels is not None])
         missing = self._settings.batch_size - len(batch)
         padded = torch.cat([pixels, pixels.new_zeros((missing, *pixels.shape[1:]))])
         x = uint8_to_tensor(padded.to(self._device)).to(self._dtype)
         views = [x, x.flip(-1)] if self._settings.flipped_copies else [x]
         with torch.inference_mode():
-            latents = torch.stack([self._network.encode(view)[: len(batch)] for view in views], dim=1).flatten(0, 1)
+            encoded = [self._encode(view, batch, copy)[: len(batch)] for copy, view in enumerate(views)]
+        latents = torch.stack(encoded, dim=1).flatten(0, 1)
         stored = latents.to(TORCH_DTYPES[self._settings.latent_dtype]).cpu()
         if not torch.isfinite(stored).all():
             item = int((~torch.isfinite(stored).flatten(1).all(dim=1)).nonzero()[0])
-            name = batch[item // len(views)].reference.name
+            name = batch[item // len(views)][1].reference.name
             raise DataError(
                 f"the latent of {name} is not finite in {self._settings.latent_dtype} (computed in {self._dtype}); "
                 "use --latent-dtype float32 or --dtype fp32"
@@ -350,6 +370,18 @@ class _ShardEncoder:
         self.timing.encoding += time.perf_counter() - start
         self.timing.pictures += len(batch)
         return stored
+
+    def _encode(self, view: Tensor, batch: list[NumberedCrop], copy: int) -> Tensor:
+        if not _samples_posterior(self._network):
+            return self._network.encode(view)
+        numbers = [2 * picture + copy for picture, _ in batch]
+        noise = sample_noise(self._settings.seed, numbers, self._writer.plan.latent_shape).to(view)
+        padding = noise.new_zeros((len(view) - len(batch), *noise.shape[1:]))
+        return self._network.encode(view, torch.cat([noise, padding]))  # type: ignore[call-arg]
+
+
+def _samples_posterior(network: LatentEncoder) -> bool:
+    return getattr(network, "samples_posterior", False)
 
 
 def _rates(timings: list[Timing], settings: EncodeSettings) -> tuple[float | None, float | None, float | None]:

@@ -6,6 +6,7 @@ from dcae_core.errors import RecipeError
 from dcae_core.recipes.section import Recipe
 
 SCHEMAS = {
+    "encode-dataset": "dcae_core.recipes.encode_dataset:EncodeDatasetRecipe",
     "train-ae": "dcae_core.recipes.train_ae:TrainAutoencoderRecipe",
 }
 

@@ -1,0 +1,199 @@
+"""`dcae encode-dataset`: pictures to a latent dataset, and proof that one is whole."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dcae_cli.options import Debug, Device, Json, NumProcesses
+
+_EXAMPLE = "dcae encode-dataset --images PICTURES --out LATENTS --resolution 256"
+
+
+def encode_dataset(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe file, or the name of a shipped one; options change it.")
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Folder with a folder per class, glob, file list or tar shards.", metavar="PATH")
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Directory of the dataset.", metavar="DIR")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Autoencoder: zoo name, hub id or directory.", metavar="MODEL")
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="Side of ADM's centre crop, pixels [512].", metavar="N")
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Also store every picture's mirror image [no].")
+    ] = None,
+    latent_dtype: Annotated[
+        str | None, typer.Option(help="Stored as float16, bfloat16 or float32 [float16].", metavar="TYPE")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Number type of the network [fp32].", metavar="TYPE")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures at a time per process [16].", metavar="N")] = None,
+    shard_size: Annotated[int | None, typer.Option(help="Pictures per shard [1024].", metavar="N")] = None,
+    damaged: Annotated[
+        str | None, typer.Option(help="Damaged pictures: skip (and list) or fail [skip].", metavar="POLICY")
+    ] = None,
+    exif: Annotated[
+        bool | None, typer.Option("--exif/--no-exif", help="Turn pictures upright as EXIF says [yes].")
+    ] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Larger pictures count as damaged.", metavar="N")] = None,
+    workers: Annotated[int | None, typer.Option(help="Decoding threads per process [4].", metavar="N")] = None,
+    threads: Annotated[int | None, typer.Option(help="Computing threads per process, CPU [1].", metavar="N")] = None,
+    verify: Annotated[
+        str | None, typer.Option(help="Prove every checksum of an existing dataset instead.", metavar="DIR")
+    ] = None,
+    nproc: NumProcesses = 1,
+    device: Device = "auto",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Encode pictures into a latent dataset, or verify one.
+
+    Stop it at any moment; the same command continues and ends with the same bytes. So does any --nproc: on a CPU give
+    the number of cores.
+
+    \b
+    dcae encode-dataset --images PICTURES --out LATENTS --resolution 256
+    dcae encode-dataset imagenet512-f32 --images imagenet/train --out latents --nproc 8
+    dcae encode-dataset --verify LATENTS
+    """
+    if verify is not None:
+        _verify(verify, as_json)
+        return
+    options = {
+        "images": images, "out": out, "model": model, "resolution": resolution, "flipped_copies": flip,
+        "latent_dtype": latent_dtype, "dtype": _full_dtype(dtype), "batch_size": batch_size, "shard_size": shard_size,
+        "damaged": damaged, "apply_exif": exif, "max_pixels": max_pixels, "num_workers": workers,
+        "num_threads": threads,
+    }  # fmt: skip
+    _encode(recipe, {key: value for key, value in options.items() if value is not None}, nproc, device, as_json)
+
+
+def _encode(recipe: str | None, options: dict[str, Any], nproc: int, device: str, as_json: bool) -> None:
+    import sys
+
+    from dcae_core.distributed import is_main, launch, process_group, world_size
+    from dcae_core.errors import UsageError
+
+    if nproc > 1 and world_size() == 1:
+        raise typer.Exit(launch(nproc, sys.argv[1:]))
+
+    from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
+    from dcae_core.recipes.loading import load_recipe, read_recipe
+
+    overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in options.items()]
+    if recipe is None:
+        settings = read_recipe("command: encode-dataset", "the options", EncodeDatasetRecipe, overrides)
+    else:
+        settings = load_recipe(recipe, EncodeDatasetRecipe, overrides)
+    for name in ("images", "out"):
+        if getattr(settings, name) is None:
+            raise UsageError(f"missing --{name}; example: {_EXAMPLE}")
+
+    from dcae_cli.progress import progress
+    from dcae_core.data.sources import find_pictures
+    from dcae_core.devices import parse_dtype, select_device
+    from dcae_core.pipelines.encode import EncodeSettings, encode_dataset
+    from dcae_core.pipelines.encoder import load_encoder
+
+    chosen, number_type = select_device(device), parse_dtype(settings.dtype)
+    pictures = find_pictures([str(settings.images)])
+    network, encoder = load_encoder(settings.model, device=chosen, dtype=number_type)
+    with process_group(chosen):
+        copies, processes = 2 if settings.flipped_copies else 1, world_size()
+        with progress("encode", total=len(pictures) * copies // processes, unit="latents") as advance:
+            report = encode_dataset(
+                pictures,
+                network,
+                encoder,
+                Path(str(settings.out)),
+                EncodeSettings(
+                    resolution=settings.resolution,
+                    batch_size=settings.batch_size,
+                    latent_dtype=settings.latent_dtype,
+                    flipped_copies=settings.flipped_copies,
+                    shard_size=settings.shard_size,
+                    on_damage=settings.damaged,
+                    apply_exif=settings.apply_exif,
+                    max_pixels=settings.max_pixels,
+                    num_workers=settings.num_workers,
+                    num_threads=settings.num_threads,
+                    seed=settings.seed,
+                ),
+                device=chosen,
+                dtype=number_type,
+                advance=advance,
+            )
+    if is_main():
+        _print_report(report, str(settings.out), as_json)
+
+
+def _print_report(report: Any, out: str, as_json: bool) -> None:
+    import sys
+
+    from dcae_cli.output import print_json, print_table
+
+    manifest = report.manifest
+    facts = {
+        "out": out,
+        "encoder": manifest.encoder.name,
+        "latents": manifest.count,
+        "kept": report.kept,
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "latent_shape": list(manifest.latent_shape),
+        "dtype": manifest.dtype,
+        "classes": len(manifest.classes),
+        "damaged": [damage.model_dump() for damage in manifest.damaged],
+        "mean": manifest.statistics.mean,
+        "rms": manifest.statistics.rms,
+        "scaling_factor": manifest.scaling_factor,
+        "decoder_pictures_per_second": report.decoder_rate,
+        "encoder_pictures_per_second": report.encoder_rate,
+        "encoder_waited": report.waited,
+        "warnings": report.warnings,
+    }
+    if as_json:
+        print_json(facts)
+        return
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for damage in manifest.damaged:
+        print(f"left out: {damage.reason}", file=sys.stderr)
+    rows = [(key.replace("_", " "), _show(value)) for key, value in facts.items() if key not in ("damaged", "warnings")]
+    print_table("", ("", "latent dataset"), rows)
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _verify(directory: str, as_json: bool) -> None:
+    from dcae_cli.output import print_json
+    from dcae_cli.progress import progress
+    from dcae_core.data.latents import verify_dataset
+    from dcae_core.errors import DataError
+
+    with progress("verify", total=None, unit="shards") as advance:
+        manifest, faults = verify_dataset(directory, advance)
+    if as_json:
+        print_json({"latents": manifest.count, "shards": len(manifest.shards), "faults": faults})
+    if faults:
+        more = f" (and {len(faults) - 1} more faults; --json lists them all)" if len(faults) > 1 else ""
+        raise DataError(faults[0] + more)
+    if not as_json:
+        print(f"{directory}: {manifest.count} latents in {len(manifest.shards)} shards, every checksum is right")
+
+
+def _full_dtype(name: str | None) -> str | None:
+    """The short name of a number type, as recipes have it."""
+    short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    return short.get(name, name) if name else None

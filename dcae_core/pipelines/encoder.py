@@ -1,0 +1,31 @@
+"""An autoencoder together with what a latent dataset records about it."""
+
+from pathlib import Path
+
+import torch
+
+from dcae_core.checkpoints import fingerprint, load_autoencoder
+from dcae_core.data.latents.manifest import EncoderRecord
+from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.models.preparation import prepare_for_inference
+from dcae_core.zoo import EMBEDDED_AUTOENCODER
+
+
+def load_encoder(model: str | None, *, device: torch.device, dtype: torch.dtype) -> tuple[Autoencoder, EncoderRecord]:
+    """Load an autoencoder for inference, and identify it.
+
+    The identity is a fingerprint of its float32 weights, so it does not depend on `dtype`, layout or place; the name
+    is for people. Costs one pass over the weights beyond loading them.
+
+    Raises:
+        UsageError: nothing is called that.
+        CheckpointError: the weights are damaged or do not fit.
+        DownloadError: the files are not cached and cannot be downloaded.
+    """
+    network = load_autoencoder(model, prepare=False)
+    record = EncoderRecord(
+        name=EMBEDDED_AUTOENCODER if model is None else Path(model).name,
+        fingerprint=fingerprint(network),
+        scaling_factor=network.scaling_factor,
+    )
+    return prepare_for_inference(network.to(device, dtype)), record
