@@ -44,7 +44,8 @@ def train_ae(
     from dcae_core.devices import select_device
     from dcae_core.recipes.loading import load_recipe
     from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
-    from dcae_core.training.autoencoder_run import RunOptions, check_autoencoder_recipe, train_autoencoder
+    from dcae_core.training.autoencoder_recipe import check_autoencoder_recipe
+    from dcae_core.training.autoencoder_run import RunOptions, train_autoencoder
 
     chosen = select_device(device)
     settings = load_recipe(recipe, TrainAutoencoderRecipe, overrides, check_autoencoder_recipe)

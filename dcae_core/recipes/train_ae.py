@@ -31,18 +31,18 @@ PARTS_OF_PHASE: dict[PhaseName, tuple[PartName, ...]] = {
 
 
 class NetworkSettings(Section):
-    """Which autoencoder, and from which weights it starts."""
+    """Which autoencoder, and what it starts from: `model` for a new one, or `weights` for one that is trained."""
 
-    model: str
-    """A zoo name (its configuration alone is taken), or "custom" with every field in `config`."""
+    model: str | None = None
+    """A zoo name, whose configuration alone is taken, or "custom" with every field in `config`."""
     config: dict[str, Any] = {}
     """Fields of the configuration to change, such as widths or residual_shortcuts."""
-    init: Literal["random", "pca", "weights"] = "random"
-    """Start from random weights, from the best linear code of the pictures, or from trained weights."""
-    weights: str | None = None
-    """With `init: weights`: a zoo name, hub id or directory; its configuration replaces `model`'s."""
+    init: Literal["random", "pca"] = "random"
+    """Start from random weights, or from the best linear code of the pictures."""
     pca_pictures: Positive = 256
     """With `init: pca`: how many random crops the code is computed from."""
+    weights: str | None = None
+    """Fine-tuning: a zoo name, hub id or directory whose network and weights are taken."""
 
 
 class SourceSettings(Section):
@@ -209,8 +209,10 @@ class TrainAutoencoderRecipe(Recipe):
         for index, phase in enumerate(self.phases):
             faults += [f"phases.{index}.{fault}" for fault in _phase_faults(phase)]
         network = self.network
-        if (network.init == "weights") != (network.weights is not None):
-            faults.append("network: `init: weights` and `weights` go together; give both or neither")
+        if (network.model is None) == (network.weights is None):
+            faults.append("network: give `model` for a new network or `weights` for a trained one, and not both")
+        if network.weights is not None and (network.config or network.init != "random"):
+            faults.append("network: `weights` bring their own configuration; `config` and `init` are for a new network")
         for name in ("scale", "aspect_ratio"):
             low, high = getattr(self.data, name)
             if low > high:

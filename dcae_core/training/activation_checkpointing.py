@@ -12,9 +12,7 @@ from torch.utils.checkpoint import checkpoint
 def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
     """Make each block keep its input only, in place; parameter names stay. A third more time for the whole network."""
     for block in blocks:
-        block.forward = partial(
-            checkpoint, block.forward, use_reentrant=False, context_fn=partial(_contexts, block)
-        )
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=partial(_contexts, block))
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -14,6 +14,7 @@ from dcae_core.errors import DataError
 from dcae_core.files import make_directory, replace_file
 from dcae_core.metrics.reconstruction import psnr, ssim
 from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.recipes.train_ae import ValidationSettings
 
 
 class ReconstructionValidation:
@@ -23,25 +24,13 @@ class ReconstructionValidation:
 
     Args:
         pictures: at least one.
-        resolution: side of the crops.
-        num_pictures: how many, from the first.
-        batch_size: pictures at a time.
+        settings: how many, how large, how many at a time.
         samples: where grids go, as `step_N.png`.
-        num_grid_pictures: how many are drawn.
     """
 
-    def __init__(
-        self,
-        pictures: PictureList,
-        resolution: int,
-        num_pictures: int,
-        batch_size: int,
-        samples: Path,
-        num_grid_pictures: int,
-    ) -> None:
-        self._pictures = pictures[:num_pictures]
-        self._resolution, self._batch_size = resolution, batch_size
-        self._samples, self._num_grid_pictures = samples, num_grid_pictures
+    def __init__(self, pictures: PictureList, settings: ValidationSettings, samples: Path) -> None:
+        self._pictures = pictures[: settings.num_pictures]
+        self._settings, self._samples = settings, samples
 
     @torch.no_grad()
     def measure(self, network: Autoencoder, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
@@ -54,10 +43,12 @@ class ReconstructionValidation:
         sums = torch.zeros(3, dtype=torch.float64)
         drawn: list[tuple[Tensor, Tensor]] = []
         mine = self._pictures[rank() :: world_size()]
-        for start in range(0, len(mine), self._batch_size):
+        for start in range(0, len(mine), self._settings.batch_size):
             if stop():
                 break
-            crops = [crop for picture in mine[start : start + self._batch_size] if (crop := self._crop(picture))]
+            crops = [
+                crop for picture in mine[start : start + self._settings.batch_size] if (crop := self._crop(picture))
+            ]
             if not crops:
                 continue
             x = torch.stack([picture_to_tensor(crop) for crop in crops]).to(device)
@@ -71,13 +62,13 @@ class ReconstructionValidation:
         total = all_reduce_sum(sums)
         if not total[2]:
             raise DataError("not one of the validation pictures can be decoded")
-        if is_main() and self._num_grid_pictures:
-            self._draw(drawn[: self._num_grid_pictures], step)
+        if is_main() and self._settings.num_grid_pictures:
+            self._draw(drawn[: self._settings.num_grid_pictures], step)
         return {"psnr": float(total[0] / total[2]), "ssim": float(total[1] / total[2])}
 
     def _crop(self, picture: PictureReference) -> Image.Image | None:
         try:
-            return center_crop_adm(picture.open(), self._resolution)
+            return center_crop_adm(picture.open(), self._settings.resolution)
         except DataError:
             return None
 

@@ -1,0 +1,110 @@
+"""Parts of a batch, processes, shards: the same step."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcae_core.checkpoints import load_autoencoder
+from dcae_core.training.run_directory import RunDirectory
+from tests.training.small_runs import GAN, NETWORK, checkpoint_contents, losses_of, phase, recipe_for, train
+
+# Float32 sums in another order: about 1e-7 a step, and Adam's first steps divide by gradients of nearly 0.
+TOLERANCE = 2e-4
+WITHOUT_BATCH_NORM = {"model": "custom", "config": NETWORK | {"decoder_norms": ["rms_norm"] * 3}}
+
+WORKER = """
+import sys, json, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from dcae_core.distributed import process_group
+from dcae_core.recipes.loading import read_recipe
+from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
+from dcae_core.training.autoencoder_recipe import check_autoencoder_recipe
+from dcae_core.training.autoencoder_run import RunOptions, train_autoencoder
+cpu = torch.device("cpu")
+with process_group(cpu):
+    for path in sys.argv[1:]:
+        recipe = read_recipe(Path(path).read_text(), path, TrainAutoencoderRecipe, None, check_autoencoder_recipe)
+        train_autoencoder(recipe, RunOptions(cpu))
+"""
+
+
+def train_in_two_processes(*recipes) -> None:
+    """One after the other in the same two processes, since starting those costs most."""
+    paths = []
+    for recipe in recipes:
+        path = Path(recipe.run_dir).with_suffix(".json")
+        path.write_text(json.dumps(recipe.model_dump(mode="json")))
+        paths.append(str(path))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, *paths],
+            env=os.environ
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], errors
+
+
+def assert_close(a: Path, b: Path) -> None:
+    first, second = (load_autoencoder(run / "autoencoder", prepare=False).state_dict() for run in (a, b))
+    for key, value in first.items():
+        if value.is_floating_point():
+            assert (value - second[key]).abs().max() < TOLERANCE, key
+
+
+def test_accumulated_parts_equal_one_batch(tmp_path: Path) -> None:
+    for name, accumulation in (("one", 1), ("three", 3)):
+        gan = {"l1": 1.0, "adversarial": GAN}
+        steps = [phase(batch_size=6, accumulation=accumulation), phase("local_refinement", batch_size=6, losses=gan)]
+        train(recipe_for(tmp_path, *steps, run_dir=str(tmp_path / name), network=WITHOUT_BATCH_NORM))
+    assert_close(tmp_path / "one", tmp_path / "three")
+
+
+def test_two_processes_equal_one_and_shards_equal_copies(tmp_path: Path) -> None:
+    gan = {"l1": 1.0, "adversarial": GAN | {"discriminator": {"width": 4, "num_layers": 1, "norm": "batch"}}}
+    clipped = {"learning_rate": 1e-3, "clip_gradient_norm": 0.5}
+    phases = [
+        phase(batch_size=8, accumulation=2, latent_channels=[2, 4], steps=3),
+        phase("latent_adaptation", batch_size=4, optimiser=clipped, steps=2),
+        phase("local_refinement", batch_size=4, losses=gan, steps=2),
+    ]
+    train(recipe_for(tmp_path, *phases, run_dir=str(tmp_path / "one")))
+    copies = recipe_for(tmp_path, *phases, run_dir=str(tmp_path / "copies"))
+    shards = recipe_for(tmp_path, *phases, run_dir=str(tmp_path / "shards"), execution={"sharding": "fsdp"})
+    train_in_two_processes(copies, shards)
+    assert_close(tmp_path / "one", tmp_path / "copies")
+    assert_close(tmp_path / "one", tmp_path / "shards")
+    for a, b in zip(losses_of(tmp_path / "one"), losses_of(tmp_path / "shards"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+
+
+def test_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
+    """Two processes begin, one finishes: as one process alone, in the same order of pictures."""
+
+    def recipe(run: str, steps: int, sharding: str):
+        execution = {"sharding": sharding}
+        return recipe_for(tmp_path, phase(steps=steps), run_dir=str(tmp_path / run), execution=execution)
+
+    train(recipe("one", 4, "ddp"))
+    train_in_two_processes(recipe("moved", 2, "fsdp"))
+    train(recipe("moved", 4, "ddp"))
+    assert_close(tmp_path / "one", tmp_path / "moved")
+    contents = [checkpoint_contents(RunDirectory(tmp_path / run).latest()) for run in ("one", "moved")]
+    for name, value in contents[0].items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            assert (value - contents[1][name]).abs().max() < TOLERANCE, name
