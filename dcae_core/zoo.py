@@ -19,6 +19,8 @@ from dcae_core.models.dit import DiTConfig
 from dcae_core.models.uvit import UViTConfig
 
 EMBEDDED_AUTOENCODER = "dc-ae-f32c32-tiny-1.0"
+# The name of a directory in dcae_core/weights once a diffusion model comes with the package.
+EMBEDDED_DENOISER: str | None = None
 _LICENCE = "Apache-2.0"
 _WIDTHS = (128, 256, 512, 512, 1024, 1024)
 _SANA_ENCODER_DEPTHS = (2, 2, 2, 3, 3, 3)
@@ -127,11 +129,11 @@ def _tiny() -> AutoencoderConfig:
     return AutoencoderConfig(
         latent_channels=32,
         encoder_widths=widths,
-        encoder_depths=(0, 1, 1, 2, 1, 1),
+        encoder_depths=(0, 0, 0, 1, 1, 1),
         encoder_blocks=("res",) * 6,
         encoder_attention_scales=((),) * 6,
         decoder_widths=widths,
-        decoder_depths=(0, 1, 2, 3, 2, 1),
+        decoder_depths=(0, 0, 1, 2, 2, 1),
         decoder_blocks=("res",) * 6,
         decoder_attention_scales=((),) * 6,
         decoder_norms=("rms_norm",) * 6,

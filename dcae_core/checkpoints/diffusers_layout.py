@@ -57,6 +57,11 @@ def to_diffusers_config(config: AutoencoderConfig, scaling_factor: float | None)
             "diffusers' AutoencoderDC always has residual shortcuts around changes of resolution; "
             "this configuration has not, so only the dcae layout can hold it (--to dcae)"
         )
+    if 0 in config.encoder_depths[1:] + config.decoder_depths[1:]:
+        raise UsageError(
+            "diffusers' AutoencoderDC changes the resolution only in stages that have blocks; "
+            "this configuration has a later stage without, so only the dcae layout can hold it (--to dcae)"
+        )
     return {
         "_class_name": CLASS_NAME,
         "in_channels": config.in_channels,
@@ -171,7 +176,7 @@ def _encoder(config: AutoencoderConfig) -> Iterator[tuple[str, str]]:
         kind, scales = config.encoder_blocks[stage], config.encoder_attention_scales[stage]
         for index in range(depth):
             yield from _block(f"{ours}.{index}", f"{theirs}.{index}", kind, len(scales))
-        if depth and stage + 1 < config.num_stages:
+        if config.resamples("encoder", stage):
             yield f"{ours}.{depth}.conv", f"{theirs}.{depth}.conv"
     yield "encoder.head.conv", "encoder.conv_out"
 
@@ -182,7 +187,7 @@ def _decoder(config: AutoencoderConfig) -> Iterator[tuple[str, str]]:
         ours, theirs = f"decoder.stages.{stage}", f"decoder.up_blocks.{stage}"
         kind, scales = config.decoder_blocks[stage], config.decoder_attention_scales[stage]
         first_block = 0
-        if depth and stage + 1 < config.num_stages:
+        if config.resamples("decoder", stage):
             yield f"{ours}.0.conv", f"{theirs}.0.conv"
             first_block = 1
         for index in range(first_block, first_block + depth):

@@ -4,12 +4,15 @@ Three layouts are read:
 
 - the released one: `config.json` = {"model_name": ...} beside `model.safetensors`, with keys under
   `diffusion_model.` and, in most, the autoencoder's under `autoencoder.`; or a lone weights file of the network;
-- a directory of ours: `dcae.json` with a "diffusion" description beside `model.safetensors` or `ema.safetensors`;
-- a run of `dcae train-diffusion`, or one of its checkpoints, whose `metadata.json` has that description.
+- a directory of ours: `dcae.json` with a "diffusion" description beside `model.safetensors` and, where there is an
+  average of the weights, `ema.safetensors`, whose tensors take the place of those of the same names;
+- a run of `dcae train-diffusion`, which has that `dcae.json`, or one of its `checkpoints/step_N`.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,11 @@ from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.models.denoiser_config import DenoiserConfig
 from dcae_core.models.denoisers import build_denoiser, denoiser_config
 from dcae_core.models.preparation import prepare_for_inference
-from dcae_core.zoo import AUTOENCODERS, DENOISERS, DenoiserEntry, find_denoiser, unknown_model
+from dcae_core.zoo import AUTOENCODERS, DENOISERS, EMBEDDED_DENOISER, DenoiserEntry, find_denoiser, unknown_model
 
-METADATA_NAME = "metadata.json"
 DESCRIPTION_KEY = "diffusion"
 EMA, RAW = "ema", "raw"
-_WEIGHTS_NAMES = {EMA: f"{EMA}.safetensors", RAW: f"{WEIGHTS_STEM}.safetensors"}
+_KINDS = (EMA, RAW)
 _NETWORK_PREFIX, _AUTOENCODER_PREFIX = "diffusion_model.", "autoencoder."
 _RELEASED_FILES = [CONFIG_NAME, f"{WEIGHTS_STEM}.safetensors"]
 
@@ -42,22 +44,26 @@ class DiffusionFiles:
     """A diffusion model on the disk.
 
     Attributes:
+        name: a zoo name, or the last part of where it lies.
         where: the directory or file, for messages.
         config: the network.
         prediction: "epsilon", "epsilon_variance" or "velocity".
         autoencoder: what to load where the weights hold no autoencoder; None where nothing says.
         scaling_factor: what the network's latents were multiplied by; None is the autoencoder's own.
-        weights: the file.
-        sha256: what its bytes must hash to, where that is known.
+        weights: the files; later ones take the place of tensors of the same names in earlier ones.
+        sha256: what the bytes of a single file must hash to, where that is known.
+        class_names: one for each class, where the files say.
     """
 
+    name: str
     where: Path
     config: DenoiserConfig
     prediction: str
     autoencoder: str | None
     scaling_factor: float | None
-    weights: Path
+    weights: tuple[Path, ...]
     sha256: str | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,61 +75,66 @@ class DiffusionParts:
         autoencoder: prepared for inference.
         prediction: "epsilon", "epsilon_variance" or "velocity".
         scaling_factor: latents are multiplied by it before the network and divided by it before the decoder.
+        config: of the network.
     """
 
     denoiser: nn.Module
     autoencoder: Autoencoder
     prediction: str
     scaling_factor: float
+    config: DenoiserConfig
 
 
 def describe_denoiser(
-    config: DenoiserConfig, prediction: str, autoencoder: str | None, scaling_factor: float
+    config: DenoiserConfig,
+    prediction: str,
+    autoencoder: str | None,
+    scaling_factor: float,
+    class_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """What `dcae.json` or a checkpoint's `metadata.json` keeps under "diffusion", so that the weights can be read back.
+    """What `dcae.json` keeps under "diffusion", so that the weights beside it or in `checkpoints/` can be read back.
 
     Args:
         config: the network.
         prediction: "epsilon", "epsilon_variance" or "velocity".
         autoencoder: what `load_autoencoder` takes to get the autoencoder of its latents; None is the embedded one.
         scaling_factor: what the latents were multiplied by.
+        class_names: one for each class.
     """
     return {
         "config": config.to_dict(),
         "prediction": prediction,
         "autoencoder": autoencoder,
         "scaling_factor": scaling_factor,
+        "class_names": list(class_names) if class_names else None,
     }
 
 
 def read_diffusion(
-    model: str | Path,
+    files: DiffusionFiles,
     *,
     autoencoder: str | Path | None = None,
-    weights: str = EMA,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-    revision: str | None = None,
 ) -> DiffusionParts:
-    """Load a diffusion model, strictly.
+    """Load a located diffusion model, strictly.
 
     Holds one copy of the weights: the file is mapped into memory and the network takes its tensors over.
 
     Args:
-        model: a zoo name, a hub id, a directory in one of the layouts above, or a weights file of a released network.
+        files: as `locate_diffusion` found them.
         autoencoder: where to take the autoencoder from instead, as for `load_autoencoder`.
-        weights: "ema" or "raw", where a training directory has both.
         device: where both go.
         dtype: of both; float32 if None.
-        revision: of a hub repository.
 
     Raises:
-        UsageError: nothing is called that.
+        UsageError: no autoencoder is called that.
         CheckpointError: the weights are damaged or do not fit, or the autoencoder makes other latents.
-        DownloadError: the files are not cached and cannot be downloaded.
+        DownloadError: the autoencoder's files are not cached and cannot be downloaded.
     """
-    files = locate_diffusion(model, revision, weights)
-    state = read_weights(files.weights, files.sha256)
+    state: dict[str, Tensor] = {}
+    for file in files.weights:
+        state |= read_weights(file, files.sha256)
     inside = _take(state, _AUTOENCODER_PREFIX)
     with torch.device("meta"):
         network = build_denoiser(files.config)
@@ -135,19 +146,29 @@ def read_diffusion(
     scaling_factor = files.scaling_factor or decoder.scaling_factor
     _require_fit(files, decoder, scaling_factor)
     assert scaling_factor is not None
-    return DiffusionParts(network.to(device).eval(), decoder, files.prediction, scaling_factor)
+    return DiffusionParts(network.to(device).eval(), decoder, files.prediction, scaling_factor, files.config)
 
 
-def locate_diffusion(model: str | Path, revision: str | None = None, weights: str = EMA) -> DiffusionFiles:
+def locate_diffusion(
+    model: str | Path | None = None, revision: str | None = None, weights: str = EMA
+) -> DiffusionFiles:
     """Find the files of a diffusion model, downloading them where they are in no cache.
 
+    Args:
+        model: a zoo name, a hub id, a directory in one of the layouts above, or a weights file of a released network;
+            None is the embedded one.
+        revision: of a hub repository.
+        weights: "ema" or "raw", where a training directory has both.
+
     Raises:
-        UsageError: nothing is called that.
+        UsageError: nothing is called that, or nothing is embedded.
         CheckpointError: the directory or file is no diffusion model.
         DownloadError: the files are not cached and cannot be downloaded.
     """
-    if weights not in _WEIGHTS_NAMES:
-        raise UsageError(f"weights are {' or '.join(_WEIGHTS_NAMES)}, not {weights!r}")
+    if weights not in _KINDS:
+        raise UsageError(f"weights are {' or '.join(_KINDS)}, not {weights!r}")
+    if model is None:
+        return _open_directory(_embedded_directory(), weights)
     path, name = Path(model), str(model)
     if path.is_dir():
         return _open_directory(path, weights)
@@ -162,6 +183,16 @@ def locate_diffusion(model: str | Path, revision: str | None = None, weights: st
     raise unknown_model(name, list(DENOISERS))
 
 
+def _embedded_directory() -> Path:
+    if EMBEDDED_DENOISER is None:
+        raise UsageError(
+            "no diffusion model comes with this package; name one with --model: a released one, downloaded once "
+            "(`dcae models list '*-in-512px*'` shows them), or a run directory of `dcae train-diffusion`; "
+            "example: dcae sample --model dc-ae-f32c32-in-1.0-uvit-s-in-512px"
+        )
+    return Path(str(resources.files("dcae_core") / "weights" / EMBEDDED_DENOISER))
+
+
 def is_cached(entry: DenoiserEntry) -> bool:
     """Whether a zoo model can be loaded without a network."""
     return hub.is_cached(entry.hub_id, _RELEASED_FILES)
@@ -174,9 +205,10 @@ def _offline(entry: DenoiserEntry | None, revision: str | None) -> bool:
 def _open_directory(directory: Path, weights: str) -> DiffusionFiles:
     if (directory / "checkpoints").is_dir():
         return _open_directory(_last_checkpoint(directory), weights)
-    for name in (OWN_CONFIG_NAME, METADATA_NAME):
-        if (directory / name).is_file() and DESCRIPTION_KEY in (values := read_json(directory / name)):
-            return _own(directory, name, values, weights)
+    for place in (directory, directory.resolve().parent.parent):
+        file = place / OWN_CONFIG_NAME
+        if file.is_file() and DESCRIPTION_KEY in (values := read_json(file)):
+            return _own(directory, file, values, weights)
     if (directory / CONFIG_NAME).is_file():
         name = str(read_json(directory / CONFIG_NAME).get("model_name"))
         for suffix in WEIGHT_SUFFIXES:
@@ -200,22 +232,24 @@ def _last_checkpoint(run: Path) -> Path:
     return steps[max(steps)]
 
 
-def _own(directory: Path, name: str, values: dict[str, Any], weights: str) -> DiffusionFiles:
-    present = [kind for kind in (weights, RAW) if (directory / _WEIGHTS_NAMES[kind]).is_file()]
-    if not present:
-        raise CheckpointError(f"{directory} has a {name} but no {_WEIGHTS_NAMES[weights]}")
+def _own(directory: Path, description_file: Path, values: dict[str, Any], weights: str) -> DiffusionFiles:
+    raw, average = directory / f"{WEIGHTS_STEM}.safetensors", directory / f"{EMA}.safetensors"
+    if not raw.is_file():
+        raise CheckpointError(f"{directory} holds no {raw.name}")
     try:
         description = values[DESCRIPTION_KEY]
         return DiffusionFiles(
+            name=directory.resolve().name,
             where=directory,
             config=denoiser_config(description["config"]),
             prediction=description["prediction"],
             autoencoder=description["autoencoder"],
             scaling_factor=float(description["scaling_factor"]),
-            weights=directory / _WEIGHTS_NAMES[present[0]],
+            weights=(raw, average) if weights == EMA and average.is_file() else (raw,),
+            class_names=tuple(description.get("class_names") or ()) or None,
         )
     except (KeyError, TypeError, ValueError, UsageError) as error:
-        raise CheckpointError(f"{directory / name} describes no diffusion model: {error}") from error
+        raise CheckpointError(f"{description_file} describes no diffusion model: {error}") from error
 
 
 def _lone_file(path: Path) -> DiffusionFiles:
@@ -236,7 +270,14 @@ def _entry_named(name: str, where: Path) -> DenoiserEntry:
 def _released(entry: DenoiserEntry, where: Path, weights: Path) -> DiffusionFiles:
     scaling_factor = AUTOENCODERS[entry.autoencoder].scaling_factor
     return DiffusionFiles(
-        where, entry.config, entry.prediction, entry.autoencoder, scaling_factor, weights, hub.cached_sha256(weights)
+        name=entry.name,
+        where=where,
+        config=entry.config,
+        prediction=entry.prediction,
+        autoencoder=entry.autoencoder,
+        scaling_factor=scaling_factor,
+        weights=(weights,),
+        sha256=hub.cached_sha256(weights),
     )
 
 

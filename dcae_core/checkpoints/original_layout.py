@@ -48,7 +48,7 @@ def _encoder(config: AutoencoderConfig) -> Pairs:
         kind, scales = config.encoder_blocks[stage], config.encoder_attention_scales[stage]
         for index in range(depth):
             yield from _block(f"{ours}.{index}", f"{theirs}.{index}", kind, len(scales))
-        if depth and stage + 1 < config.num_stages:
+        if config.resamples("encoder", stage):
             yield f"{ours}.{depth}.conv", f"{theirs}.{depth}.{main}{down}"
     head = "main." if config.latent_shortcuts else ""
     yield "encoder.head.conv", f"encoder.project_out.{head}op_list.0.conv"
@@ -62,7 +62,7 @@ def _decoder(config: AutoencoderConfig) -> Pairs:
         ours, theirs = f"decoder.stages.{stage}", f"decoder.stages.{stage}.op_list"
         kind, scales = config.decoder_blocks[stage], config.decoder_attention_scales[stage]
         first_block = 0
-        if depth and stage + 1 < config.num_stages:
+        if config.resamples("decoder", stage):
             yield f"{ours}.0.conv", f"{theirs}.0.{main}conv.conv"
             first_block = 1
         for index in range(first_block, first_block + depth):

@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         width, depth = config.encoder_widths[stage], config.encoder_depths[stage]
         kind, scales = config.encoder_blocks[stage], config.encoder_attention_scales[stage]
         layers = [build_block(kind, width, "rms_norm", "silu", scales) for _ in range(depth)]
-        if depth and stage + 1 < config.num_stages:
+        if config.resamples("encoder", stage):
             next_width = config.encoder_widths[stage + 1]
             layers.append(Downsample(width, next_width, config.downsample, config.residual_shortcuts))
         return nn.Sequential(*layers)
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
         kind, scales = config.decoder_blocks[stage], config.decoder_attention_scales[stage]
         norm, act = config.decoder_norms[stage], config.decoder_acts[stage]
         layers: list[nn.Module] = []
-        if depth and stage + 1 < config.num_stages:
+        if config.resamples("decoder", stage):
             layers.append(Upsample(config.decoder_widths[stage + 1], width, config.upsample, config.residual_shortcuts))
         layers += [build_block(kind, width, norm, act, scales) for _ in range(depth)]
         return nn.Sequential(*layers)

@@ -28,7 +28,8 @@ class AutoencoderConfig:
     Attributes:
         latent_channels: C of the latent (B, C, H/f, W/f), with f = 2 ** (number of stages - 1).
         encoder_widths: channels of each stage.
-        encoder_depths: residual blocks of each stage; 0 is allowed in stage 0 alone and folds that stage into the stem.
+        encoder_depths: residual blocks of each stage. Stage 0 without blocks is folded into the stem; a later stage without
+            blocks is its change of resolution alone.
         encoder_blocks: "res" or "evit_glu" for each stage.
         encoder_attention_scales: for each stage, the kernel sizes of further attention scales.
         decoder_widths: as for the encoder.
@@ -79,6 +80,11 @@ class AutoencoderConfig:
     def spatial_compression_ratio(self) -> int:
         """f: pixels per latent position along each axis."""
         return 2 ** (self.num_stages - 1)
+
+    def resamples(self, side: str, stage: int) -> bool:
+        """Whether a stage of the "encoder" or "decoder" has a change of resolution to the next one inside it."""
+        is_folded_into_stem = stage == 0 and getattr(self, f"{side}_depths")[0] == 0
+        return stage + 1 < self.num_stages and not is_folded_into_stem
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `AutoencoderConfig.from_dict` reads them back."""
@@ -142,9 +148,8 @@ class AutoencoderConfig:
         if self.num_stages < 2:
             raise UsageError("an autoencoder needs at least two stages")
         for side in ("encoder", "decoder"):
-            first, *rest = getattr(self, f"{side}_depths")
-            if first < 0 or any(depth < 1 for depth in rest):
-                raise UsageError(f"autoencoder {side}_depths: only the first stage may have no blocks")
+            if min(getattr(self, f"{side}_depths")) < 0:
+                raise UsageError(f"autoencoder {side}_depths: a stage cannot have fewer than no blocks")
             for stage, (width, block) in enumerate(
                 zip(getattr(self, f"{side}_widths"), getattr(self, f"{side}_blocks"), strict=True)
             ):

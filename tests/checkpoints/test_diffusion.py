@@ -1,0 +1,135 @@
+"""Diffusion models from directories: the released layout, runs of our own, and what is wrong with bad ones."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dcae_core import load_diffusion
+from dcae_core.checkpoints.diffusion import locate_diffusion, read_diffusion
+from dcae_core.errors import CheckpointError, DownloadError, UsageError
+from dcae_core.zoo import AUTOENCODERS, DENOISERS
+from tests.denoisers import CLASSES, random_denoiser
+from tests.diffusion_models import SCALING_FACTOR, write_autoencoder, write_diffusion, write_released
+from tests.golden import golden_noise, golden_state, golden_tensors, relative_error, state_dict_keys
+from tests.models.test_denoisers import KEY_LISTS
+
+
+def prefixed(shapes: dict[str, list[int]], prefix: str) -> dict[str, list[int]]:
+    return {prefix + key: shape for key, shape in shapes.items()}
+
+
+def autoencoder_shapes(name: str) -> dict[str, list[int]]:
+    keys = state_dict_keys()
+    return prefixed(keys["original"][keys["autoencoders"][DENOISERS[name].autoencoder]], "autoencoder.")
+
+
+def test_a_directory_laid_out_like_the_hubs_loads_and_computes_the_golden_values(tmp_path) -> None:
+    name = "dc-ae-f32c32-in-1.0-uvit-s-in-512px"
+    weights = golden_state(state_dict_keys()["original"]["f32-uvit-s"], "diffusion_model.")
+    directory = write_released(tmp_path / "model", name, weights, autoencoder_shapes(name))
+    parts = read_diffusion(locate_diffusion(directory))
+    with torch.no_grad():
+        output = parts.denoiser(golden_noise("s", (2, 32, 16, 16)), torch.tensor([5, 600]), CLASSES[:2])
+    assert relative_error(output, golden_tensors("diffusion")["uvit_s_f32.forward"]) < 1e-5
+    assert (parts.prediction, parts.scaling_factor) == ("epsilon", 0.3189)
+    assert (parts.autoencoder.latent_channels, parts.autoencoder.spatial_compression_ratio) == (32, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DENOISERS)
+def test_every_released_key_list_loads_strictly(tmp_path, name) -> None:
+    zeros = prefixed(state_dict_keys()["original"][KEY_LISTS[name]], "diffusion_model.") | autoencoder_shapes(name)
+    directory = write_released(tmp_path / "model", name, {}, zeros)
+    parts = read_diffusion(locate_diffusion(directory))
+    assert parts.config == DENOISERS[name].config
+    assert parts.autoencoder.config == AUTOENCODERS[DENOISERS[name].autoencoder].config
+    shutil.rmtree(directory)
+
+
+def test_a_checkpoint_of_the_network_alone_takes_its_autoencoder_from_elsewhere(tmp_path, monkeypatch) -> None:
+    entry = DENOISERS["dc-ae-f32c32-in-1.0-usit-h-in-512px"]
+    small = random_denoiser("uvit")
+    monkeypatch.setitem(DENOISERS, entry.name, type(entry)(entry.name, small.config, "velocity", "none", "none/none"))
+    monkeypatch.setitem(AUTOENCODERS, "none", AUTOENCODERS[entry.autoencoder])
+    autoencoder = write_autoencoder(tmp_path / "autoencoder")
+    for number, prefix in enumerate(("diffusion_model.", "")):
+        weights = {prefix + key: tensor for key, tensor in small.state_dict().items()}
+        directory = write_released(tmp_path / str(number), entry.name, weights)
+        parts = read_diffusion(locate_diffusion(directory), autoencoder=autoencoder)
+        assert torch.equal(parts.denoiser.pos_embed, small.pos_embed)
+        lone = directory / f"{entry.name}.safetensors"
+        shutil.copy(directory / "model.safetensors", lone)
+        assert locate_diffusion(lone).prediction == "velocity"
+
+
+def test_a_training_run_gives_its_average_or_its_raw_weights(tmp_path) -> None:
+    run = write_diffusion(tmp_path / "run", "epsilon_variance")
+    network = random_denoiser("dit")
+    for step, value in ((90, 1.0), (100, 2.0)):
+        directory = run / "checkpoints" / f"step_{step}"
+        directory.mkdir(parents=True)
+        raw = {key: torch.full_like(tensor, value) for key, tensor in network.state_dict().items()}
+        average = {key: torch.full_like(tensor, value + 0.5) for key, tensor in network.named_parameters()}
+        save_file(raw, directory / "model.safetensors")
+        save_file(average, directory / "ema.safetensors")
+    (run / "checkpoints" / "latest").write_text("step_100")
+    found = {
+        (place.name, kind): read_diffusion(locate_diffusion(place, weights=kind)).denoiser
+        for place in (run, run / "checkpoints" / "step_90")
+        for kind in ("ema", "raw")
+    }
+    values = {key: denoiser.final_layer.linear.bias[0].item() for key, denoiser in found.items()}
+    assert values == {("run", "ema"): 2.5, ("run", "raw"): 2.0, ("step_90", "ema"): 1.5, ("step_90", "raw"): 1.0}
+    assert (found["run", "ema"].pos_embed == 2.0).all(), "a table that is not trained has no average"
+    with pytest.raises(UsageError, match="ema or raw"):
+        locate_diffusion(run, weights="best")
+
+
+def test_number_type_and_scaling_factor(tmp_path) -> None:
+    pipeline = load_diffusion(write_diffusion(tmp_path / "model"), dtype=torch.bfloat16)
+    assert {p.dtype for p in pipeline.denoiser.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in pipeline.autoencoder.parameters()} == {torch.bfloat16}
+    assert pipeline.scaling_factor == SCALING_FACTOR
+
+
+def test_what_is_wrong_with_a_model_is_said_in_one_line(tmp_path, monkeypatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    model = write_diffusion(tmp_path / "model")
+    other = write_diffusion(tmp_path / "other", hidden_size=64)
+    shutil.copy(other / "model.safetensors", model / "model.safetensors")
+    broken = write_diffusion(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-100])
+    strange = write_diffusion(tmp_path / "strange")
+    (strange / "dcae.json").write_text(json.dumps({"diffusion": {"config": {"architecture": "unet"}}}))
+    autoencoder_only = tmp_path / "autoencoder-only"
+    autoencoder_only.mkdir()
+    (autoencoder_only / "config.json").write_text(json.dumps({"model_name": "dc-ae-f32c32-in-1.0"}))
+    (autoencoder_only / "model.safetensors").touch()
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    eight = write_autoencoder(tmp_path / "eight", latent_channels=8)
+
+    def load(place, **options):
+        return lambda: read_diffusion(locate_diffusion(place), **options)
+
+    for call, kind, words in (
+        (load(model), CheckpointError, "does not fit the network"),
+        (load(broken), CheckpointError, "damaged"),
+        (load(strange), CheckpointError, "unet"),
+        (load(autoencoder_only), CheckpointError, "no released diffusion model"),
+        (load(tmp_path / "empty"), CheckpointError, "no checkpoint yet"),
+        (load(eight), CheckpointError, "no diffusion model"),
+        (load(other, autoencoder=eight), CheckpointError, "8 latent channels"),
+        (load("dc-ae-f32c32-in-1.0-uvit-x"), UsageError, "did you mean"),
+        (load("nowhere/at/all"), CheckpointError, "no directory or file"),
+        (load("dc-ae-f32c32-in-1.0-uvit-s-in-512px"), DownloadError, "dcae models download"),
+        (load(None), UsageError, "--model"),
+    ):
+        with pytest.raises(kind, match=words) as raised:
+            call()
+        assert "\n" not in str(raised.value)

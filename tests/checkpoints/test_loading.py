@@ -1,0 +1,215 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dcae_core import load_autoencoder
+from dcae_core.checkpoints import fingerprint, read_weights, save_autoencoder
+from dcae_core.checkpoints.original_layout import to_original
+from dcae_core.errors import CheckpointError, DownloadError, UsageError
+from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.zoo import AUTOENCODERS, AutoencoderEntry
+from tests.small import SMALL_CONFIGS, randomise, small_autoencoder
+
+NAME = "dc-ae-f4c8-test-1.0"
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """A small network that the zoo knows by name, so that the original layout can hold it."""
+    network = Autoencoder(SMALL_CONFIGS["1.0"])
+    randomise(network)
+    network.scaling_factor = 0.25
+    entry = AutoencoderEntry(NAME, network.config, 0.25, f"mit-han-lab/{NAME}", f"mit-han-lab/{NAME}-diffusers")
+    monkeypatch.setitem(AUTOENCODERS, NAME, entry)
+    return network.eval()
+
+
+def reconstruct(model):
+    loaded = load_autoencoder(model)
+    with torch.inference_mode():
+        return loaded(torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)), loaded
+
+
+@pytest.mark.parametrize("layout", ["original", "diffusers", "dcae"])
+def test_every_layout_gives_the_same_network_back(network, tmp_path, layout):
+    save_autoencoder(network, tmp_path / "m", layout=layout, name=NAME)
+    loaded = load_autoencoder(tmp_path / "m", prepare=False)
+    assert fingerprint(loaded) == fingerprint(network)
+    assert loaded.scaling_factor == 0.25
+
+
+def test_original_directory_diffusers_directory_and_pt_reconstruct_alike(network, tmp_path):
+    save_autoencoder(network, tmp_path / "original", layout="original", name=NAME)
+    save_autoencoder(network, tmp_path / "diffusers", layout="diffusers")
+    state = to_original(network.config, network.state_dict())
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "weights.pt")
+    torch.save(state, tmp_path / f"{NAME}.pt")
+    expected, _ = reconstruct(tmp_path / "original")
+    for place in ("diffusers", "weights.pt", f"{NAME}.pt"):
+        assert torch.equal(reconstruct(tmp_path / place)[0], expected)
+
+
+def test_saved_directory_opens_in_diffusers(network, tmp_path):
+    from diffusers import AutoencoderDC
+
+    save_autoencoder(network, tmp_path / "m")
+    peer = AutoencoderDC.from_pretrained(tmp_path / "m")
+    x = torch.randn(1, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(peer(x).sample, load_autoencoder(tmp_path / "m")(x), rtol=1e-5, atol=1e-5)
+    assert peer.config.scaling_factor == 0.25
+
+
+def test_pipeline_repository_with_a_vae_folder_is_opened(network, tmp_path):
+    save_autoencoder(network, tmp_path / "pipeline" / "vae", layout="diffusers")
+    assert fingerprint(load_autoencoder(tmp_path / "pipeline", prepare=False)) == fingerprint(network)
+
+
+def edit_weights(directory: Path, change):
+    state = load_file(directory / "model.safetensors")
+    change(state)
+    save_file(state, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("decoder.project_in.main.conv.bias"), "1 missing"),
+        (lambda s: s.update(extra=torch.zeros(1)), "1 unexpected .extra."),
+        (lambda s: s.update({"decoder.project_in.main.conv.bias": torch.zeros(7)}), r"\(7,\) where the network has"),
+        (lambda s: s["decoder.project_in.main.conv.bias"].fill_(float("nan")), "NaN"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(network, tmp_path, change, message):
+    save_autoencoder(network, tmp_path / "m", layout="original", name=NAME)
+    edit_weights(tmp_path / "m", change)
+    with pytest.raises(CheckpointError, match=message):
+        load_autoencoder(tmp_path / "m")
+
+
+def test_truncated_and_bit_flipped_files_are_refused(network, tmp_path):
+    save_autoencoder(network, tmp_path / "m", layout="dcae")
+    weights = tmp_path / "m" / "decoder.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_autoencoder(tmp_path / "m")
+    (tmp_path / "cut.safetensors").write_bytes(content[:100])
+    with pytest.raises(CheckpointError, match="damaged or cut short"):
+        read_weights(tmp_path / "cut.safetensors")
+
+
+class Malicious:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt"])
+def test_a_malicious_pickle_is_refused_and_never_executed(tmp_path, suffix):
+    marker, path = tmp_path / "executed", tmp_path / f"model{suffix}"
+    torch.save({"weight": Malicious(marker)}, path)
+    with pytest.raises(CheckpointError, match="can run code"):
+        read_weights(path)
+    path.write_bytes(pickle.dumps(Malicious(marker)))
+    with pytest.raises(CheckpointError):
+        read_weights(path)
+    assert not marker.exists()
+
+
+def test_places_without_a_model_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no model"):
+        load_autoencoder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_name": "no-such"}))
+    with pytest.raises(CheckpointError, match="no released autoencoder"):
+        load_autoencoder(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not JSON"):
+        load_autoencoder(tmp_path)
+    with pytest.raises(UsageError, match=r"did you mean .*dc-ae-f32c32-in-1\.0"):
+        load_autoencoder("dc-ae-f32c32-in")
+
+
+def put_into_cache(cache: Path, repository: str, files: dict[str, bytes]) -> None:
+    """Lay files out as huggingface_hub's cache does: a blob by its SHA-256, a link to it in a snapshot."""
+    import hashlib
+
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = folder / "snapshots" / ("0" * 40)
+    for path in (folder / "blobs", folder / "refs", snapshot):
+        path.mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    for name, content in files.items():
+        blob = folder / "blobs" / hashlib.sha256(content).hexdigest()
+        blob.write_bytes(content)
+        (snapshot / name).symlink_to(blob)
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("layout", ["original", "diffusers"])
+def test_a_cached_hub_repository_is_used_and_verified(network, tmp_path, hub_cache, layout):
+    save_autoencoder(network, tmp_path / "m", layout=layout, name=NAME)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir() if path.name != "dcae.json"}
+    repository = f"mit-han-lab/{NAME}" + ("-diffusers" if layout == "diffusers" else "")
+    put_into_cache(hub_cache, repository, files)
+    for asked in (NAME, f"mit-han-lab/{NAME}"):
+        if asked == NAME or layout == "original":
+            assert fingerprint(load_autoencoder(asked, prepare=False)) == fingerprint(network)
+    blob = next(path for path in hub_cache.rglob("blobs/*") if path.stat().st_size > 10_000)
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_autoencoder(NAME)
+
+
+def test_an_empty_cache_without_a_network_says_how_to_place_the_file(network, hub_cache):
+    with pytest.raises(DownloadError, match=r"config\.json of mit-han-lab/.* not in the cache .*--model DIR"):
+        load_autoencoder(NAME)
+
+
+def test_embedded_weights_are_the_default():
+    assert load_autoencoder().config == AUTOENCODERS["dc-ae-f32c32-tiny-1.0"].config
+
+
+def test_a_bit_flip_in_the_embedded_file_is_noticed(tmp_path):
+    from dcae_core.checkpoints.locating import embedded_directory
+
+    shutil.copytree(embedded_directory(), tmp_path / "m")
+    weights = tmp_path / "m" / "encoder.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 4
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_autoencoder(tmp_path / "m")
+
+
+def test_writing_replaces_a_directory_whole_or_not_at_all(network, tmp_path, monkeypatch):
+    save_autoencoder(network, tmp_path / "m")
+    before = fingerprint(load_autoencoder(tmp_path / "m", prepare=False))
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dcae_core.checkpoints.saving.save_file", fail)
+    with pytest.raises(Exception, match="disk is full"):
+        save_autoencoder(small_autoencoder(seed=5), tmp_path / "m")
+    assert fingerprint(load_autoencoder(tmp_path / "m", prepare=False)) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
