@@ -1,0 +1,235 @@
+"""`dcae eval`: measure an autoencoder, a diffusion model or a folder of pictures by the published protocols."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dcae_cli.options import Debug, Device, Json, Model, NumProcesses
+
+if TYPE_CHECKING:
+    from dcae_core.pipelines.evaluate import Evaluation
+    from dcae_core.recipes.evaluate import EvaluateRecipe
+
+_NUM_SHOWN = 3  # in the report: of the best, the middle and the worst each
+
+
+def evaluate(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.", metavar="[RECIPE]")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change one setting of the recipe. May be repeated.", metavar="KEY=VALUE"),
+    ] = None,
+    model: Model = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="Pictures for an autoencoder: folder, glob, list or tar shards; left out: the sample pack.",
+            metavar="PATH",
+        ),
+    ] = None,
+    generated: Annotated[
+        str | None, typer.Option(help="Measure these pictures, wherever they come from.", metavar="PATH")
+    ] = None,
+    psnr: Annotated[bool, typer.Option("--psnr", help="Measure PSNR.")] = False,
+    ssim: Annotated[bool, typer.Option("--ssim", help="Measure SSIM.")] = False,
+    lpips: Annotated[bool, typer.Option("--lpips", help="Measure LPIPS (AlexNet).")] = False,
+    fid: Annotated[bool, typer.Option("--fid", help="Measure FID (rFID for an autoencoder).")] = False,
+    is_: Annotated[bool, typer.Option("--is", help="Measure the Inception Score.")] = False,
+    precision_recall: Annotated[
+        bool, typer.Option("--precision-recall", help="Measure precision and recall (k = 3).")
+    ] = False,
+    kid: Annotated[bool, typer.Option("--kid", help="Measure KID.")] = False,
+    ref: Annotated[
+        str | None,
+        typer.Option(
+            help="Reference statistics (dcae fid-ref, the published code, ADM); left out: the pictures themselves.",
+            metavar="FILE",
+        ),
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Cut pictures to squares of this side (default 512).", metavar="N")
+    ] = None,
+    num: Annotated[
+        int | None, typer.Option(min=1, help="How many samples (default 50000), or pictures (all).", metavar="N")
+    ] = None,
+    cfg: Annotated[float | None, typer.Option(help="Guidance scale of a diffusion model.", metavar="SCALE")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Left out: the published one.", metavar="NAME")] = None,
+    steps: Annotated[int | None, typer.Option(help="Left out: the sampler's default.", metavar="N")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of noise and labels (default 0).", metavar="N")] = None,
+    inception_weights: Annotated[
+        str | None,
+        typer.Option(help="A file with the published names and shapes, instead of the download.", metavar="FILE"),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at a time (default 16).", metavar="N")] = None,
+    damaged: Annotated[
+        str | None, typer.Option(help="Damaged pictures: skip (and list them) or fail.", metavar="POLICY")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page to look at here.", metavar="DIR")] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Where finished parts are kept until the end (default: cache).", metavar="DIR")
+    ] = None,
+    nproc: NumProcesses = 1,
+    device: Device = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="Number type of the network: fp32 (default), bf16 or fp16.", metavar="TYPE")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure an autoencoder, a diffusion model, or pictures from anywhere.
+
+    Stop it at any moment; the same command goes on where it was and ends with the same number. Without a metric: PSNR
+    and SSIM of an autoencoder, FID of generated pictures. Without anything: the embedded model on the sample pack.
+
+    \b
+    dcae eval --images photos --resolution 512 --psnr --ssim --report report
+    dcae eval autoencoder-f64c128-in --images imagenet/val --ref imagenet_512_val.npz --nproc 8
+    dcae eval --model dc-ae-f32c32-in-1.0-usit-h-in-512px --cfg 1.2 --fid --is --ref imagenet_512_train.npz
+    dcae eval --generated samples --fid --ref imagenet_512_train.npz
+    """
+    import sys
+
+    from dcae_cli.progress import progress
+    from dcae_core.devices import select_device
+    from dcae_core.distributed import launch, process_group, world_size
+    from dcae_core.files import make_directory
+    from dcae_core.pipelines import evaluate as pipeline
+    from dcae_core.pipelines.evaluation.report import write_report
+
+    if nproc > 1 and world_size() == 1:
+        raise typer.Exit(launch(nproc, sys.argv[1:]))
+    wanted = {"psnr": psnr, "ssim": ssim, "lpips": lpips, "fid": fid, "is": is_}
+    wanted |= {"precision_recall": precision_recall, "kid": kid}
+    changes: dict[str, Any] = {
+        "metrics": [name for name, asked in wanted.items() if asked],
+        "images": images,
+        "generated": generated,
+        "reference": ref,
+        "resolution": resolution,
+        "inception_weights": inception_weights,
+        "batch_size": batch_size,
+        "damaged": damaged,
+    }
+    sampling = {"num": num, "guidance_scale": cfg, "sampler": sampler, "num_steps": steps, "seed": seed}
+    settings = _settings(recipe, overrides or [], changes, {"model": model, "dtype": dtype}, sampling)
+    compute = select_device(device)
+    if report is not None:
+        make_directory(report)  # before hours of work, not after
+    with process_group(compute), _resumable():
+        evaluation = pipeline.evaluate(
+            settings,
+            device=compute,
+            work=work,
+            num_shown=_NUM_SHOWN if report else 0,
+            progress=lambda description, total: progress(description, total=total, unit="pictures"),
+        )
+    if evaluation is not None:
+        _show(evaluation, settings, json)
+        if report is not None:
+            page = write_report(report, evaluation, settings.expected)
+            print(f"dcae: the report is {page}", file=sys.stderr)
+
+
+def _settings(
+    recipe: str | None, overrides: list[str], changes: dict[str, Any], network: dict[str, Any], sampling: dict[str, Any]
+) -> "EvaluateRecipe":
+    """The recipe that was named, or an empty one, with the options put over it."""
+    from dcae_core.errors import UsageError
+    from dcae_core.recipes.evaluate import EvaluateRecipe
+    from dcae_core.recipes.faults import validate
+    from dcae_core.recipes.loading import load_recipe
+    from dcae_core.recipes.overrides import apply_overrides
+
+    document: dict[str, Any] = {"command": "eval"}
+    if recipe is not None:
+        document = load_recipe(recipe, EvaluateRecipe, overrides).model_dump(mode="json")
+    changes = {name: value for name, value in changes.items() if value not in (None, [])}
+    network = {name: value for name, value in network.items() if value is not None}
+    sampling = {name: value for name, value in sampling.items() if value is not None}
+    _choose_subject(document, changes, network, sampling)
+    document |= changes
+    faults = [] if recipe is not None else apply_overrides(document, overrides)
+    result, found = validate(EvaluateRecipe, document)
+    faults += found
+    if faults or not isinstance(result, EvaluateRecipe):
+        raise UsageError("; ".join(faults))
+    return result
+
+
+def _choose_subject(
+    document: dict[str, Any], changes: dict[str, Any], network: dict[str, Any], sampling: dict[str, Any]
+) -> None:
+    """Decide what is measured, and put the options about it where they belong."""
+    if "generated" in changes:
+        document |= {"autoencoder": None, "diffusion": None, "resolution": None}
+        document.setdefault("metrics", ["fid"])
+        return
+    if document.get("diffusion") is None and document.get("autoencoder") is None:
+        is_diffusion = _is_diffusion(network.get("model")) or set(sampling) > {"num"}
+        document["diffusion" if is_diffusion else "autoencoder"] = {}
+        document.setdefault("metrics", ["fid"] if is_diffusion else ["psnr", "ssim"])
+    if document.get("diffusion") is not None:
+        document["diffusion"] |= network | sampling
+        return
+    if "num" in sampling:
+        changes["num_images"] = sampling["num"]
+    document["autoencoder"] |= network
+
+
+def _is_diffusion(model: str | None) -> bool:
+    from dcae_core.checkpoints.diffusion import locate_diffusion
+    from dcae_core.errors import DcaeError
+    from dcae_core.zoo import find_denoiser
+
+    if model is None or find_denoiser(model) is not None:
+        return model is not None
+    if not Path(model).exists():
+        return False
+    try:
+        locate_diffusion(model)
+    except DcaeError:
+        return False
+    return True
+
+
+class _resumable:  # noqa: N801  used like a function
+    """Tell whoever stops an evaluation that nothing is lost."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        import sys
+
+        from dcae_core.distributed import is_main
+
+        if kind in (KeyboardInterrupt, SystemExit) and is_main():
+            print("dcae: stopped; finished parts are kept, the same command goes on from there", file=sys.stderr)
+
+
+def _show(evaluation: "Evaluation", settings: "EvaluateRecipe", json: bool) -> None:
+    import sys
+
+    from dcae_cli.output import print_json, print_table
+    from dcae_core.pipelines.evaluation.expectations import compare
+
+    comparisons = compare(evaluation, settings.expected)
+    for line in (*evaluation.damaged[:5], *evaluation.warnings):
+        print(f"dcae: warning: {line}", file=sys.stderr)
+    if len(evaluation.damaged) > 5:
+        print(f"dcae: warning: {len(evaluation.damaged)} damaged pictures in all", file=sys.stderr)
+    if json:
+        expected = {row.name: row.to_dict() for row in comparisons if row.expected is not None}
+        print_json(evaluation.to_dict() | {"expected": expected})
+        return
+    columns = ["", "measured", "spread", "pictures"]
+    rows = [[row.label, row.measured_text, row.spread_text, row.num_pictures] for row in comparisons]
+    if settings.expected:
+        columns += ["expected", "verdict"]
+        rows = [[*cells, row.expected_text, row.verdict] for cells, row in zip(rows, comparisons, strict=True)]
+    print_table(f"{evaluation.subject}, {evaluation.num_pictures} pictures", columns, rows)
+    for line in evaluation.origins():
+        print(line)

@@ -1,0 +1,81 @@
+"""`dcae fid-ref`: the statistics that FID compares with, from pictures to one small file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dcae_cli.options import Debug, Device, Json, NumProcesses
+
+
+def fid_ref(
+    images: Annotated[
+        list[str], typer.Option(help="Folder, glob, list or tar shards. May be repeated.", metavar="PATH")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .npz file to write.", metavar="FILE")],
+    resolution: Annotated[
+        int | None,
+        typer.Option(min=1, help="ADM centre crop of this side; left out: as the files are.", metavar="N"),
+    ] = None,
+    inception_weights: Annotated[
+        Path | None,
+        typer.Option(help="A file with the published names and shapes, instead of the download.", metavar="FILE"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.", metavar="N")] = 16,
+    damaged: Annotated[str, typer.Option(help="Damaged pictures: skip (and list them) or fail.")] = "skip",
+    work: Annotated[
+        Path | None, typer.Option(help="Where finished parts are kept until the end (default: cache).", metavar="DIR")
+    ] = None,
+    nproc: NumProcesses = 1,
+    device: Device = "auto",
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the Inception statistics of a set of pictures, once, for `dcae eval --ref`.
+
+    The file holds `mu` and `sigma` as the published code reads them, and says how they were made.
+
+    \b
+    dcae fid-ref --images imagenet/val --resolution 512 --out imagenet_512_val.npz
+    dcae fid-ref --images 'shards/*.tar' --resolution 256 --out mine.npz --nproc 8
+    """
+    import sys
+
+    from dcae_cli.output import print_json, print_table
+    from dcae_cli.progress import progress
+    from dcae_core.devices import select_device
+    from dcae_core.distributed import launch, process_group, world_size
+    from dcae_core.errors import UsageError
+    from dcae_core.files import make_directory, sha256_of_file
+    from dcae_core.metrics.reference import write_reference
+    from dcae_core.pipelines.fid_reference import measure_reference
+
+    if nproc > 1 and world_size() == 1:
+        raise typer.Exit(launch(nproc, sys.argv[1:]))
+    if damaged not in ("skip", "fail"):
+        raise UsageError(f"--damaged is skip or fail, not {damaged!r}")
+    if out.suffix != ".npz":
+        raise UsageError(f"--out {out}: a reference file ends in .npz, such as {out}.npz")
+    make_directory(out.parent)
+    compute = select_device(device)
+    with process_group(compute):
+        reference = measure_reference(
+            images,
+            resolution,
+            inception_weights=inception_weights,
+            batch_size=batch_size,
+            skip_damaged=damaged == "skip",
+            device=compute,
+            work=work,
+            progress=lambda description, total: progress(description, total=total, unit="pictures"),
+        )
+    if reference is None:
+        return
+    write_reference(out, reference.gaussian, reference.description)
+    for line in reference.warnings:
+        print(f"dcae: warning: {line}", file=sys.stderr)
+    facts = {"file": str(out), "sha256": sha256_of_file(out)} | reference.description
+    if json:
+        print_json(facts)
+    else:
+        print_table("", ["reference", ""], [[name, str(value)] for name, value in facts.items()])

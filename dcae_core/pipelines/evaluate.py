@@ -1,0 +1,337 @@
+"""Evaluations: an autoencoder, a diffusion model, or pictures from anywhere, measured by the published protocols."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcae_core.checkpoints import fingerprint, load_autoencoder
+from dcae_core.checkpoints.diffusion import locate_diffusion
+from dcae_core.devices import parse_dtype
+from dcae_core.errors import DataError
+from dcae_core.metrics.inception_features import InceptionExtractor, load_inception
+from dcae_core.metrics.lpips import load_lpips
+from dcae_core.metrics.reference import Reference, read_reference
+from dcae_core.models.preparation import prepare_for_inference
+from dcae_core.pipelines.evaluation.measuring import FeatureMeasurement, ReconstructionMeasurement
+from dcae_core.pipelines.evaluation.parts import Measure, PartStore, measure_parts
+from dcae_core.pipelines.evaluation.sample_pack import sample_pack_directory
+from dcae_core.pipelines.evaluation.scores import (
+    FEATURES,
+    PER_PICTURE,
+    Comparison,
+    Gathered,
+    LatentStatistics,
+    Score,
+    compare_with_originals,
+    compare_with_reference,
+    compute_scores,
+    gather,
+    require_comparable,
+    warnings_about,
+)
+from dcae_core.pipelines.evaluation.sources import (
+    GeneratedSamples,
+    PictureFiles,
+    PictureSource,
+    ReferencePictures,
+    find_once,
+    identity_of,
+)
+from dcae_core.pipelines.evaluation.work import default_work_directory, evaluation_key
+from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
+from dcae_core.recipes.evaluate import EvaluateRecipe
+
+_ON_FEATURES = ("fid", "is", "precision_recall", "kid")
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""`with progress("measure", total) as advance: advance(count)`."""
+
+
+@dataclass(frozen=True)
+class ShownPicture:
+    """A picture for people to look at: where it stands among the others, and what came out (reconstructions only)."""
+
+    name: str
+    standing: str
+    original: Tensor
+    reconstruction: Tensor | None = None
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        subject: what was measured, in words.
+        settings: the whole recipe, and the fingerprint of the network.
+        scores: in the order they were asked for.
+        num_pictures: how many were measured.
+        damaged: a line for each picture that could not be decoded.
+        warnings: what keeps the scores from being compared with published ones.
+        latent: statistics of the latents, for an autoencoder.
+        names: of the measured pictures, where each has values of its own.
+        values: "psnr", "ssim", "lpips" -> one number for each of `names`.
+        shown: pictures for the report.
+    """
+
+    subject: str
+    settings: dict[str, Any]
+    scores: list[Score]
+    num_pictures: int
+    damaged: list[str]
+    warnings: list[str]
+    latent: LatentStatistics | None
+    names: list[str]
+    values: dict[str, list[float]]
+    shown: list[ShownPicture]
+
+    def measured(self) -> dict[str, float]:
+        """Every figure by name: the scores, and the latents' mean, rms and std."""
+        figures = {score.name: score.value for score in self.scores}
+        if self.latent is not None:
+            figures |= {f"latent_{name}": getattr(self.latent, name) for name in ("mean", "rms", "std")}
+        return figures
+
+    def origins(self) -> list[str]:
+        """By which rules each score was measured, and what it depends on: a line each."""
+        return [score.origin() for score in self.scores]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the pictures, for JSON."""
+        return {
+            "subject": self.subject,
+            "settings": self.settings,
+            "num_pictures": self.num_pictures,
+            "scores": {score.name: score.to_dict() for score in self.scores},
+            "latent": None if self.latent is None else asdict(self.latent),
+            "pictures": self.names,
+            "per_picture": self.values,
+            "damaged": self.damaged,
+            "warnings": self.warnings,
+        }
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is measured on which pictures, once everything is loaded."""
+
+    subject: str
+    source: PictureSource
+    measure: Measure
+    identity: dict[str, Any]
+    show: Callable[[Tensor], Tensor] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def no_progress(description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """For callers without a screen."""
+    return nullcontext(lambda count: None)
+
+
+def evaluate(
+    recipe: EvaluateRecipe,
+    *,
+    device: torch.device | str = "cpu",
+    work: Path | None = None,
+    num_shown: int = 0,
+    progress: Progress = no_progress,
+) -> Evaluation | None:
+    """Measure what a recipe says.
+
+    Processes of one group share the pictures. Finished parts lie in a directory of their own until the end, so a
+    stopped evaluation goes on where it was; that costs 8 KB of disk a picture for each set of Inception features.
+
+    Args:
+        recipe: what to measure.
+        device: where networks run.
+        work: where finished parts are kept; None: the user's cache.
+        num_shown: how many pictures to keep for a report, from the best, the middle and the worst each.
+        progress: shows how far it is.
+
+    Returns:
+        The evaluation in the main process, None in the others.
+
+    Raises:
+        DataError: pictures or the reference are missing, damaged, or do not fit.
+        UsageError: an unknown model, or a resolution that does not fit it.
+        DownloadError: weights are neither cached nor to be had.
+        ResourceError: no room for the finished parts.
+    """
+    reference = None if recipe.reference is None else read_reference(Path(recipe.reference))
+    extractor = _load_extractor(recipe, device)
+    if reference is not None and extractor is not None:
+        require_comparable(reference)
+    plan = _plan(recipe, device, extractor, reference)
+    work = work or default_work_directory()
+    key = evaluation_key(
+        recipe=recipe.model_dump(exclude={"expected"}),
+        inception=extractor and extractor.sha256,
+        device=torch.device(device).type,
+        identity=plan.identity,
+    )
+    store = PartStore(work / key)
+    gathered = _run(plan.source, plan.measure, store, recipe, progress, "measure")
+    needs_features = reference is not None and {"precision_recall", "kid"} & set(recipe.metrics)
+    comparison = None
+    if needs_features and reference is not None and extractor is not None:
+        originals = PartStore(work / f"{key}-reference")
+        pictures = ReferencePictures(reference)
+        theirs = _run(pictures, FeatureMeasurement(extractor), originals, recipe, progress, "measure the reference")
+        if theirs is not None:
+            comparison = compare_with_reference(reference, theirs.columns[FEATURES])
+            originals.remove()
+    elif reference is not None:
+        comparison = compare_with_reference(reference, None)
+    if gathered is None:
+        return None
+    evaluation = _conclude(recipe, plan, gathered, comparison, reference, extractor, num_shown)
+    store.remove()
+    return evaluation
+
+
+def _run(
+    source: PictureSource,
+    measure: Measure,
+    store: PartStore,
+    recipe: EvaluateRecipe,
+    progress: Progress,
+    description: str,
+) -> Gathered | None:
+    with progress(description, len(source)) as advance:
+        parts = measure_parts(source, measure, store, recipe.batch_size, advance)
+    return None if parts is None else gather(parts, recipe.metrics)
+
+
+def _load_extractor(recipe: EvaluateRecipe, device: torch.device | str) -> InceptionExtractor | None:
+    if not set(_ON_FEATURES) & set(recipe.metrics):
+        return None
+    weights = None if recipe.inception_weights is None else Path(recipe.inception_weights)
+    return load_inception(weights, device=device)
+
+
+def _plan(
+    recipe: EvaluateRecipe,
+    device: torch.device | str,
+    extractor: InceptionExtractor | None,
+    reference: Reference | None,
+) -> _Plan:
+    with_logits = "is" in recipe.metrics
+    features = None if extractor is None else FeatureMeasurement(extractor, with_logits=with_logits)
+    if recipe.autoencoder is not None:
+        return _plan_autoencoder(recipe, device, features, reference)
+    assert features is not None  # the recipe's own check: only autoencoders have other metrics
+    if recipe.diffusion is not None:
+        return _plan_diffusion(recipe, device, features)
+    assert recipe.generated is not None
+    pictures, notes = find_once([recipe.generated])
+    source = PictureFiles(pictures, recipe.resolution, recipe.damaged == "skip")
+    return _Plan(f"pictures in {recipe.generated}", source, features, {"pictures": identity_of(pictures)}, notes=notes)
+
+
+def _plan_autoencoder(
+    recipe: EvaluateRecipe,
+    device: torch.device | str,
+    features: FeatureMeasurement | None,
+    reference: Reference | None,
+) -> _Plan:
+    assert recipe.autoencoder is not None
+    pictures, notes = find_once([recipe.images or str(sample_pack_directory())])
+    if recipe.num_images is not None:
+        pictures = pictures[: recipe.num_images]
+    source = PictureFiles(pictures, recipe.resolution, recipe.damaged == "skip")
+    lpips = load_lpips("alex", device=device) if "lpips" in recipe.metrics else None
+    plain = load_autoencoder(recipe.autoencoder.model, prepare=False)
+    identity = {"pictures": identity_of(pictures), "network": fingerprint(plain)}
+    network = prepare_for_inference(plain.to(device, parse_dtype(recipe.autoencoder.dtype)))
+    measure = ReconstructionMeasurement(
+        network, recipe.metrics, lpips=lpips, features=features, with_original_features=reference is None
+    )
+    subject = f"autoencoder {recipe.autoencoder.model or 'embedded in dcae'}"
+    return _Plan(subject, source, measure, identity, lambda u8: measure.reconstruct(u8)[0].cpu(), notes)
+
+
+def _plan_diffusion(recipe: EvaluateRecipe, device: torch.device | str, features: FeatureMeasurement) -> _Plan:
+    subject = recipe.diffusion
+    assert subject is not None
+    settings = SampleSettings(subject.guidance_scale, subject.seed, subject.sampler, subject.num_steps)
+    files = locate_diffusion(subject.model)
+    settings.check(files.prediction, files.config)
+    pipeline = DiffusionPipeline.load(
+        files, device=device, dtype=parse_dtype(subject.dtype), autoencoder=subject.autoencoder
+    )
+    source = GeneratedSamples(pipeline, subject.num, settings, recipe.batch_size)
+    networks = {"network": fingerprint(pipeline.denoiser), "autoencoder": fingerprint(pipeline.autoencoder)}
+    return _Plan(f"diffusion model {subject.model}", source, features, networks)
+
+
+def _conclude(
+    recipe: EvaluateRecipe,
+    plan: _Plan,
+    gathered: Gathered,
+    comparison: Comparison | None,
+    reference: Reference | None,
+    extractor: InceptionExtractor | None,
+    num_shown: int,
+) -> Evaluation:
+    if gathered.count == 0:
+        raise DataError(f"not one of {len(plan.source)} pictures can be decoded; the first says: {gathered.damaged[0]}")
+    if comparison is None and extractor is not None and plan.show is not None:
+        comparison = compare_with_originals(gathered)
+    sha256 = extractor.sha256 if extractor else None
+    scores = compute_scores(gathered, recipe.metrics, sha256, comparison)
+    values = {name: gathered.columns[name].tolist() for name in PER_PICTURE if name in gathered.columns}
+    network = {key: value for key, value in plan.identity.items() if key != "pictures"}
+    return Evaluation(
+        subject=plan.subject,
+        settings=recipe.model_dump(exclude_none=True, exclude={"expected"}) | network,
+        scores=scores,
+        num_pictures=gathered.count,
+        damaged=gathered.damaged,
+        warnings=plan.notes + warnings_about(scores, reference, sha256),
+        latent=gathered.latent,
+        names=[plan.source.name(index) for index in gathered.indices] if values else [],
+        values=values,
+        shown=_choose_shown(plan, gathered, values, num_shown),
+    )
+
+
+def _choose_shown(
+    plan: _Plan, gathered: Gathered, values: dict[str, list[float]], num_shown: int
+) -> list[ShownPicture]:
+    """Best, middle and worst by the first per-picture metric; the first pictures where there is none."""
+    count = min(num_shown, gathered.count)
+    if count == 0:
+        return []
+    if not values or plan.show is None:
+        return [_show(plan, gathered, values, place, "sample") for place in range(min(4 * count, gathered.count))]
+    metric = "lpips" if "lpips" in values else next(iter(values))
+    sign = 1 if metric == "lpips" else -1
+    order = sorted(range(gathered.count), key=lambda place: sign * values[metric][place])
+    middle = (gathered.count - count) // 2
+    groups = {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
+    seen: set[int] = set()
+    shown = []
+    for standing, places in groups.items():
+        for place in places:
+            if place not in seen:
+                seen.add(place)
+                shown.append(_show(plan, gathered, values, place, standing))
+    return shown
+
+
+def _show(plan: _Plan, gathered: Gathered, values: dict[str, list[float]], place: int, standing: str) -> ShownPicture:
+    index = gathered.indices[place]
+    batch = next(iter(plan.source.batches([range(index, index + 1)])))
+    return ShownPicture(
+        name=plan.source.name(index),
+        standing=standing,
+        original=batch.pictures[0],
+        reconstruction=plan.show(batch.pictures)[0] if plan.show else None,
+        values={name: column[place] for name, column in values.items()},
+    )

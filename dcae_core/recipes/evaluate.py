@@ -1,0 +1,112 @@
+"""The recipe of `dcae eval`: what is measured, on which pictures, by which metrics, and what to expect."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dcae_core.recipes.section import Recipe, Section
+from dcae_core.recipes.training import NonNegative, NonNegativeNumber, Positive
+
+MetricName = Literal["psnr", "ssim", "lpips", "fid", "is", "precision_recall", "kid"]
+RECONSTRUCTION_METRICS: tuple[MetricName, ...] = ("psnr", "ssim", "lpips")
+REFERENCE_METRICS: tuple[MetricName, ...] = ("fid", "precision_recall", "kid")
+MEASURED_NAMES = ("psnr", "ssim", "lpips", "fid", "is", "precision", "recall", "kid")
+SCORE_NAMES = (*MEASURED_NAMES, "latent_mean", "latent_rms", "latent_std")
+DtypeName = Literal["fp32", "bf16", "fp16"]
+
+
+class AutoencoderSubject(Section):
+    """An autoencoder: pictures go through it and are compared with what comes out."""
+
+    model: str | None = None
+    """Zoo name, hub id or directory; null is the embedded model."""
+    dtype: DtypeName = "fp32"
+    """Number type of the network."""
+
+
+class DiffusionSubject(Section):
+    """A diffusion model: it makes pictures, which are compared with a reference."""
+
+    model: str
+    """Zoo name, hub id or directory."""
+    autoencoder: str | None = None
+    """Where to take the autoencoder from; null is where the model's own files say."""
+    num: Positive = 50_000
+    """How many samples."""
+    guidance_scale: NonNegativeNumber = 1.0
+    """Classifier-free guidance; 1.0 is none."""
+    sampler: str | None = None
+    """Null is the published one for this network."""
+    num_steps: Positive | None = None
+    """Null is the sampler's default."""
+    seed: NonNegative = 0
+    """Of the noise, and of the labels: torch.randint over the classes, as published."""
+    dtype: DtypeName = "fp32"
+    """Number type of the networks."""
+
+
+class Expectation(Section):
+    """A published figure, and how far a repetition may be from it."""
+
+    value: float
+    """The figure."""
+    tolerance: NonNegativeNumber
+    """Largest difference that counts as the same."""
+    source: str
+    """Where it is published."""
+
+
+class EvaluateRecipe(Recipe):
+    """A whole evaluation."""
+
+    command: Literal["eval"] = "eval"
+    """Says that this is a recipe for `dcae eval`."""
+    autoencoder: AutoencoderSubject | None = None
+    """Measure an autoencoder ..."""
+    diffusion: DiffusionSubject | None = None
+    """... or a diffusion model ..."""
+    generated: str | None = None
+    """... or pictures from anywhere: a folder, a glob, a list or tar shards."""
+    images: str | None = None
+    """Pictures that go through an autoencoder; null is the sample pack."""
+    num_images: Positive | None = None
+    """How many of them, from the first; null is all."""
+    resolution: Positive | None = 512
+    """Pictures are cut to squares of this side (ADM centre crop); null leaves them as they are, all of one size."""
+    metrics: Annotated[list[MetricName], Field(min_length=1)] = ["psnr", "ssim"]
+    """What is measured."""
+    reference: str | None = None
+    """Statistics to compare with, from `dcae fid-ref`, the published code or ADM; null: the pictures themselves."""
+    inception_weights: str | None = None
+    """A file of weights with the published names and shapes; null downloads the published one."""
+    batch_size: Positive = 16
+    """Pictures at a time in each process; part of the protocol, since it moves float32 results by 1e-6."""
+    damaged: Literal["skip", "fail"] = "skip"
+    """A picture that cannot be decoded is listed and left out, or ends the evaluation."""
+    expected: dict[str, Expectation] = {}
+    """Published figures by score name: psnr, fid, latent_mean, ..."""
+
+    def faults(self) -> list[str]:
+        """Faults between settings: nothing or two things to measure, metrics that it does not have."""
+        subjects = [name for name in ("autoencoder", "diffusion", "generated") if getattr(self, name) is not None]
+        if len(subjects) != 1:
+            found = " and ".join(subjects) or "none"
+            return [f"autoencoder, diffusion, generated: give exactly one of them to measure, not {found}"]
+        faults = []
+        if self.autoencoder is None:
+            wrong = [name for name in self.metrics if name in RECONSTRUCTION_METRICS]
+            if wrong:
+                faults.append(f"metrics: {', '.join(wrong)} compare reconstructions; {subjects[0]} has none")
+            missing = [name for name in self.metrics if name in REFERENCE_METRICS]
+            if missing and self.reference is None:
+                faults.append(
+                    f"reference: {missing[0]} compares with a reference; give a file of `dcae fid-ref` or ADM"
+                )
+        elif "precision_recall" in self.metrics and self.reference is not None:
+            faults.append("metrics: precision_recall of an autoencoder compares with the pictures; leave reference out")
+        unknown = [name for name in self.expected if name not in SCORE_NAMES]
+        if unknown:
+            faults.append(f"expected.{unknown[0]}: no such score; choose from {', '.join(SCORE_NAMES)}")
+        if len(set(self.metrics)) < len(self.metrics):
+            faults.append("metrics: one is named twice")
+        return faults
