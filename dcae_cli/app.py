@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dcae_cli.encode_dataset:encode_dataset",
         "Encode pictures into a latent dataset, or verify one.",
     ),
+    "eval": ("dcae_cli.evaluate:evaluate", "Measure a model or a folder of pictures by the published protocols."),
+    "fid-ref": ("dcae_cli.fid_ref:fid_ref", "Measure the reference statistics that FID compares with."),
     "train-ae": ("dcae_cli.train_ae:train_ae", "Train or fine-tune an autoencoder as a recipe says."),
 }
 

@@ -7,6 +7,7 @@ from dcae_core.recipes.section import Recipe
 
 SCHEMAS = {
     "encode-dataset": "dcae_core.recipes.encode_dataset:EncodeDatasetRecipe",
+    "eval": "dcae_core.recipes.evaluate:EvaluateRecipe",
     "train-ae": "dcae_core.recipes.train_ae:TrainAutoencoderRecipe",
 }
 
