@@ -1,0 +1,236 @@
+"""`dcae sample`: classes to pictures with a released diffusion model or one of your own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dcae_cli.options import Debug, Device, Dtype, Json, NumProcesses, Revision
+
+if TYPE_CHECKING:
+    from dcae_core.checkpoints.diffusion import DiffusionFiles
+    from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
+    from dcae_core.pipelines.sample_directory import SampleDirectory
+
+_DEFAULT_NUM = 16
+# The published demonstration picture: its 16 classes, and its guidance.
+_PRESETS = {"demo": ([279, 333, 979, 936, 933, 145, 497, 1, 248, 360, 793, 12, 387, 437, 938, 978], 6.0)}
+
+
+def sample(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Zoo name, hub id, directory laid out like the hub's, or a run directory of `dcae train-diffusion`.",
+            metavar="MODEL",
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Classes by number or name, with commas: '207,volcano'.", metavar="LIST"),
+    ] = None,
+    num: Annotated[
+        int | None, typer.Option(help=f"Instead: this many random classes (default {_DEFAULT_NUM}).", metavar="N")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Instead: 'demo', the published 16 classes at --cfg 6.", metavar="NAME")
+    ] = None,
+    cfg: Annotated[
+        float | None, typer.Option(help="Guidance scale; 1 (the default) is no guidance.", metavar="SCALE")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps; left out: the sampler's default.", metavar="N")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="dpm-solver, dpm-2m, dpm-3m, ddim or ddpm for networks that predict noise; dopri5, heun, euler or "
+            "euler-maruyama for velocity; left out: the published one.",
+            metavar="NAME",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Sample i depends on the seed and on i alone.", metavar="N")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="DIR")] = Path(
+        "samples"
+    ),
+    save_latents: Annotated[
+        bool, typer.Option("--save-latents", help="Also write latents.safetensors, unscaled.")
+    ] = False,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="Take the autoencoder from here instead.", metavar="MODEL")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="ema or raw, where a run of your own has both.", metavar="KIND")] = "ema",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples at once; left out: as memory allows.", metavar="N")
+    ] = None,
+    tile: Annotated[
+        int | None, typer.Option(min=1, help="Decode in tiles of this many pixels.", metavar="PIXELS")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    nproc: NumProcesses = 1,
+    revision: Revision = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Sample pictures from a class-conditional diffusion model.
+
+    Writes grid.png (of up to 100 pictures) and 0000_c207.png, 0001_c360.png, ... A run that was stopped goes on where
+    it was when the same command is given again, and ends with the same bytes.
+
+    \b
+    Examples:
+      dcae sample --model dc-ae-f32c32-in-1.0-usit-h-in-512px --classes "golden retriever,volcano" --cfg 1.5
+      dcae sample --model dc-ae-f32c32-in-1.0-uvit-s-in-512px --preset demo -o demo
+      dcae sample --model runs/my-run --num 64 --seed 3 --weights raw --save-latents -o samples
+    """
+    from dcae_core.distributed import world_size
+
+    if nproc > 1 and world_size() == 1:
+        _launch(nproc)
+    from dcae_core.checkpoints.diffusion import locate_diffusion
+    from dcae_core.devices import parse_dtype, select_device
+    from dcae_core.distributed import is_main, process_group
+    from dcae_core.errors import UsageError
+    from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
+    from dcae_core.pipelines.reconstruct import check_tile
+    from dcae_core.pipelines.sample_directory import SampleDirectory
+
+    if preset is not None and preset not in _PRESETS:
+        raise UsageError(f"unknown --preset {preset!r}; there is {', '.join(_PRESETS)}")
+    if sum(choice is not None for choice in (classes, num, preset)) > 1:
+        raise UsageError("give one of --classes, --num and --preset")
+    compute, number_type = select_device(device), parse_dtype(dtype)
+    files = locate_diffusion(model, revision, weights)
+    scale = cfg if cfg is not None else _PRESETS[preset][1] if preset else 1.0
+    settings = SampleSettings(scale, seed, sampler, steps)
+    settings.check(files.prediction, files.config)
+    labels = _labels(files, classes, num, preset, seed)
+    run = {
+        "model": files.name,
+        "autoencoder": Path(autoencoder).name if autoencoder else None,
+        "weights": weights,
+        "sampler": sampler,
+        "num_steps": steps,
+        "guidance_scale": scale,
+        "seed": seed,
+        "dtype": str(number_type).removeprefix("torch."),
+        "tile": tile,
+    }
+    directory = SampleDirectory(
+        output, labels, run, save_latents=save_latents, class_in_name=files.config.num_classes > 0
+    )
+    recorded = directory.recorded_batch_size()
+    if recorded is not None and batch_size not in (None, recorded):
+        raise UsageError(f"{output} holds a run with --batch-size {recorded}; keep it, or choose another -o")
+
+    with process_group(compute):
+        pipeline = DiffusionPipeline.load(files, autoencoder=autoencoder, device=compute, dtype=number_type)
+        if tile is not None:
+            check_tile(tile, pipeline.autoencoder.spatial_compression_ratio)
+        pipeline.tile = tile
+        chosen = _agree(recorded or batch_size, pipeline, len(labels), settings)
+        seconds, made = _sample(pipeline, directory, settings, chosen)
+        if is_main():
+            directory.finish(chosen)
+            _report(directory, settings, made, seconds, chosen, json)
+
+
+def _launch(nproc: int) -> None:
+    import sys
+
+    from dcae_core.distributed import launch
+
+    raise typer.Exit(launch(nproc, sys.argv[1:]))
+
+
+def _labels(files: "DiffusionFiles", classes: str | None, num: int | None, preset: str | None, seed: int) -> list[int]:
+    from dcae_core.data.class_names import parse_classes
+    from dcae_core.errors import UsageError
+    from dcae_core.pipelines.generate import draw_classes
+
+    num_classes = files.config.num_classes
+    if classes is None and preset is None:
+        return draw_classes(_DEFAULT_NUM if num is None else num, num_classes, seed)
+    if num_classes == 0:
+        raise UsageError("this network has no classes; give --num instead")
+    if preset is not None:
+        labels = _PRESETS[preset][0]
+        if max(labels) >= num_classes:
+            raise UsageError(f"--preset {preset} is for ImageNet's 1000 classes; this network has {num_classes}")
+        return labels
+    return parse_classes(classes or "", num_classes, files.class_names)
+
+
+def _agree(wanted: int | None, pipeline: "DiffusionPipeline", num: int, settings: "SampleSettings") -> int:
+    """One batch size for all processes."""
+    from dcae_core.distributed import gather_objects
+
+    size = wanted or min(gather_objects(pipeline.find_batch_size(num, settings)))
+    return min(size, num)
+
+
+def _sample(
+    pipeline: "DiffusionPipeline", directory: "SampleDirectory", settings: "SampleSettings", batch_size: int
+) -> tuple[float, int]:
+    """Make what is missing, this process its share; how long it took, and how many all processes made."""
+    import time
+
+    import torch
+
+    from dcae_cli.progress import progress
+    from dcae_core.distributed import all_reduce_sum, barrier, is_main, rank, world_size
+
+    labels = directory.classes
+    numbers = range(-(-len(labels) // batch_size))
+    missing = [number for number in numbers if not directory.is_done(number, batch_size)]
+    if is_main():
+        directory.begin(batch_size)
+    barrier()
+    mine = set(missing[rank() :: world_size()])
+    start, made = time.monotonic(), 0
+    with progress("sample", total=sum(_size(number, batch_size, len(labels)) for number in mine)) as advance:
+        batches = pipeline.generate_batches(
+            labels,
+            settings,
+            batch_size=batch_size,
+            skip=lambda number: number not in mine,
+            progress=lambda step, total: advance(0, f"step {step}/{total}"),
+        )
+        for batch in batches:
+            directory.write(batch)
+            made += len(batch.indices)
+            advance(len(batch.indices), f"{made / (time.monotonic() - start):.3g} images/s")
+    made = int(all_reduce_sum(torch.tensor([float(made)])).item())
+    return time.monotonic() - start, made
+
+
+def _size(number: int, batch_size: int, total: int) -> int:
+    return min(batch_size, total - number * batch_size)
+
+
+def _report(
+    directory: "SampleDirectory", settings: "SampleSettings", made: int, seconds: float, batch_size: int, json: bool
+) -> None:
+    from dcae_cli.output import print_json
+    from dcae_core.pipelines.sample_directory import GRID_NAME, LATENTS_NAME
+
+    rate = made / seconds if made else None
+    kept = len(directory.classes) - made
+    if json:
+        document: dict[str, Any] = {
+            "output": directory.path,
+            "grid": directory.path / GRID_NAME,
+            "pictures": [directory.picture(index) for index in range(len(directory.classes))],
+            "latents": directory.path / LATENTS_NAME if directory.save_latents else None,
+            "classes": directory.classes,
+            "seed": settings.seed,
+            "guidance_scale": settings.guidance_scale,
+            "batch_size": batch_size,
+            "made": made,
+            "kept": kept,
+            "images_per_second": rate,
+        }
+        print_json(document)
+        return
+    speed = f", {rate:.3g} images/s" if rate else ""
+    already = f" ({kept} were there already)" if kept else ""
+    typer.echo(f"{len(directory.classes)} pictures in {directory.path}{already}{speed}; all in one: {GRID_NAME}")

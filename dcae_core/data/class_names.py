@@ -1,0 +1,64 @@
+"""Classes as people name them: by number, or by name with the nearest ones suggested."""
+
+import difflib
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+
+from dcae_core.errors import UsageError
+
+_SUGGESTIONS = 3
+
+
+@cache
+def imagenet_class_names() -> tuple[str, ...]:
+    """The 1000 classes of ImageNet-1k in the usual order, one name each, all different.
+
+    Source: `torchvision.models._meta` (the categories that every published ImageNet classifier carries).
+    """
+    return tuple((resources.files("dcae_core.data") / "imagenet_classes.txt").read_text("utf-8").splitlines())
+
+
+def parse_classes(text: str, num_classes: int, names: Sequence[str] | None = None) -> list[int]:
+    """Classes separated by commas, each a number or a name.
+
+    Args:
+        text: such as "207, golden retriever"; case, hyphens and underscores do not matter.
+        num_classes: how many there are.
+        names: one for each class; None where they have none. ImageNet's are used where there are 1000.
+
+    Returns:
+        Numbers in 0..num_classes-1, in the order given, repeats kept.
+
+    Raises:
+        UsageError: a number out of range, or an unknown name (the message has the nearest ones).
+    """
+    if names is None and num_classes == len(imagenet_class_names()):
+        names = imagenet_class_names()
+    numbers = {_plain(name): number for number, name in enumerate(names or ())}
+    return [_parse_one(part.strip(), num_classes, numbers, names or ()) for part in text.split(",")]
+
+
+def _parse_one(text: str, num_classes: int, numbers: dict[str, int], names: Sequence[str]) -> int:
+    if text.lstrip("-").isdecimal():
+        if not 0 <= int(text) < num_classes:
+            raise UsageError(f"class {text} does not exist: this network knows 0 to {num_classes - 1}")
+        return int(text)
+    if not numbers:
+        raise UsageError(f"class {text!r}: this network's classes have no names, give numbers 0 to {num_classes - 1}")
+    if _plain(text) in numbers:
+        return numbers[_plain(text)]
+    near = _nearest(_plain(text), list(numbers))
+    hint = ", ".join(f"{names[numbers[name]]} ({numbers[name]})" for name in near)
+    raise UsageError(f"no class is called {text!r}; " + (f"nearest: {hint}" if near else "give its number"))
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("-", " ").replace("_", " ").split())
+
+
+def _nearest(text: str, known: list[str]) -> list[str]:
+    """Names that contain the text as a word, then those spelled alike."""
+    containing = [name for name in known if text and f" {text} " in f" {name} "]
+    alike = difflib.get_close_matches(text, known, n=_SUGGESTIONS)
+    return list(dict.fromkeys([*containing, *alike]))[:_SUGGESTIONS]

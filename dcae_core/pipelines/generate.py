@@ -1,0 +1,359 @@
+"""From classes to pictures: noise by seed and number, guided sampling in batches of one shape, decoding."""
+
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dcae_core.checkpoints.diffusion import EMA, DiffusionFiles, DiffusionParts, locate_diffusion, read_diffusion
+from dcae_core.data.pictures import tensor_to_uint8, uint8_to_picture
+from dcae_core.diffusion.calls import Progress
+from dcae_core.diffusion.guidance import guide
+from dcae_core.diffusion.noise import sample_noise
+from dcae_core.diffusion.samplers import find_sampler, run_sampler
+from dcae_core.errors import CheckpointError, ResourceError, UsageError
+from dcae_core.models.denoiser_config import DenoiserConfig
+from dcae_core.pipelines.reconstruct import decode_latent
+from dcae_core.pipelines.tiling import MIN_TILE
+
+CPU_BATCH_SIZE, ACCELERATOR_BATCH_SIZE = 8, 64
+_DECODE_BATCH_SIZE = {"cpu": 1}
+_DECODE_BATCH_SIZE_ELSEWHERE = 8
+_OUT_OF_MEMORY = "out of memory while {}; take a smaller --batch-size, --dtype bf16, or a smaller model"
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How to sample.
+
+    Attributes:
+        guidance_scale: of classifier-free guidance; 1 is none.
+        seed: of the noise; sample i's depends on it and on i alone.
+        sampler: a name of `diffusion.SAMPLERS`; None is the published one for the network's kind of prediction.
+        num_steps: None is the sampler's default.
+        guidance_interval: network times (low, high) within which to guide; None is everywhere.
+    """
+
+    guidance_scale: float = 1.0
+    seed: int = 0
+    sampler: str | None = None
+    num_steps: int | None = None
+    guidance_interval: tuple[float, float] | None = None
+
+    def check(self, prediction: str, config: DenoiserConfig) -> None:
+        """Refuse, before any weights are read, what a network of this kind cannot be asked for.
+
+        Raises:
+            UsageError: an unknown or unfitting sampler, no steps, a guidance scale that is no finite number, a
+                negative seed, or guidance of a network without classes.
+        """
+        sampler = find_sampler(self.sampler, prediction)
+        if self.num_steps is not None:
+            if sampler.num_steps is None:
+                raise UsageError("sampler dopri5 chooses its own steps; leave their number out")
+            if self.num_steps < 1:
+                raise UsageError(f"the number of steps must be at least 1, not {self.num_steps}")
+        if not math.isfinite(self.guidance_scale):
+            raise UsageError(f"the guidance scale must be a finite number, not {self.guidance_scale}")
+        if self.guidance_scale != 1 and config.num_classes == 0:
+            raise UsageError("this network has no classes to guide towards; leave the guidance scale at 1")
+        if self.seed < 0:
+            raise UsageError(f"the seed must be 0 or more, not {self.seed}")
+
+
+class Generated(NamedTuple):
+    """What `generate` returns.
+
+    Attributes:
+        pictures: one for each sample.
+        latents: float32 (N, C, h, w) on the CPU, unscaled.
+    """
+
+    pictures: list[Image.Image]
+    latents: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Finished samples.
+
+    Attributes:
+        number: of the batch in the run.
+        indices: the samples' numbers in the run.
+        latents: float32 (n, C, h, w) on the CPU, unscaled.
+        pixels: uint8 (n, 3, H, W) on the CPU.
+    """
+
+    number: int
+    indices: range
+    latents: Tensor
+    pixels: Tensor
+
+
+def draw_classes(num: int, num_classes: int, seed: int) -> list[int]:
+    """The labels of the published sampling protocol: uniform, from PyTorch's CPU generator; zeros without classes.
+
+    Raises:
+        UsageError: fewer than one.
+    """
+    if num < 1:
+        raise UsageError(f"the number of samples must be at least 1, not {num}")
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, max(1, num_classes), (num,), generator=generator).tolist()
+
+
+def load_diffusion(
+    model: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    autoencoder: str | Path | None = None,
+    weights: str = EMA,
+    revision: str | None = None,
+) -> "DiffusionPipeline":
+    """Load a diffusion model and its autoencoder, ready to generate.
+
+    Holds one copy of the weights (the largest released one: 6.3 GB in float32, and its autoencoder).
+
+    Args:
+        model: a zoo name, a hub id, a directory laid out like the hub's, a run of `dcae train-diffusion`, or a weights
+            file of a released network; None is the embedded model.
+        device: where to compute.
+        dtype: of both networks; float32 if None.
+        autoencoder: another place to take the autoencoder from, as for `load_autoencoder`.
+        weights: "ema" or "raw", where a training directory has both.
+        revision: of a hub repository.
+
+    Raises:
+        UsageError: nothing is called that.
+        CheckpointError: the weights are damaged or do not fit, or the autoencoder makes other latents.
+        DownloadError: the files are not cached and cannot be downloaded.
+    """
+    files = locate_diffusion(model, revision, weights)
+    return DiffusionPipeline.load(files, device=device, dtype=dtype, autoencoder=autoencoder)
+
+
+class DiffusionPipeline:
+    """A diffusion network and its autoencoder.
+
+    Attributes:
+        denoiser: the network, `denoiser(x, t, y)`.
+        autoencoder: `.decode(z)`.
+        prediction: "epsilon", "epsilon_variance" or "velocity".
+        scaling_factor: latents are divided by it before they are decoded.
+        config: of the network.
+        tile: side in pixels of the tiles that pictures are decoded in; None decodes them whole. Set on its own once
+            memory has run out.
+    """
+
+    def __init__(self, parts: DiffusionParts) -> None:
+        self.denoiser = parts.denoiser
+        self.autoencoder = parts.autoencoder
+        self.prediction = parts.prediction
+        self.scaling_factor = parts.scaling_factor
+        self.config = parts.config
+        self.tile: int | None = None
+        weight = next(parts.denoiser.parameters())
+        self._device, self._dtype = weight.device, weight.dtype
+
+    @classmethod
+    def load(
+        cls,
+        files: DiffusionFiles,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        autoencoder: str | Path | None = None,
+    ) -> "DiffusionPipeline":
+        """As `load_diffusion`, from files already located.
+
+        Raises:
+            CheckpointError: the weights are damaged or do not fit, or the autoencoder makes other latents.
+            DownloadError: the autoencoder's files are not cached and cannot be downloaded.
+        """
+        return cls(read_diffusion(files, autoencoder=autoencoder, device=device, dtype=dtype))
+
+    def generate(
+        self,
+        classes: Sequence[int],
+        guidance_scale: float = 1.0,
+        seed: int = 0,
+        *,
+        num_steps: int | None = None,
+        sampler: str | None = None,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Generated:
+        """Make one picture for each class; for a network without classes, for each entry of `classes`.
+
+        Args:
+            classes: numbers in 0..num_classes-1.
+            guidance_scale: of classifier-free guidance; 1 is none, and half the cost.
+            seed: of the noise; sample i's depends on it and on i alone.
+            num_steps: None is the sampler's default.
+            sampler: a name of `diffusion.SAMPLERS`; None is the published one for this network.
+            batch_size: samples at once; None tries until memory suffices. It moves float32 results by about 1e-6.
+            progress: called after each step of each batch.
+
+        Raises:
+            UsageError: a class, sampler, scale or number of steps that this network cannot do.
+            ResourceError: even one sample does not fit into memory.
+        """
+        settings = SampleSettings(guidance_scale, seed, sampler, num_steps)
+        settings.check(self.prediction, self.config)
+        batches = list(self.generate_batches(classes, settings, batch_size=batch_size, progress=progress))
+        pictures = [uint8_to_picture(pixels) for batch in batches for pixels in batch.pixels]
+        return Generated(pictures, torch.cat([batch.latents for batch in batches]))
+
+    def generate_batches(
+        self,
+        classes: Sequence[int],
+        settings: SampleSettings,
+        *,
+        batch_size: int | None = None,
+        skip: Callable[[int], bool] = lambda number: False,
+        progress: Progress | None = None,
+    ) -> Iterator[Batch]:
+        """As `generate`, batch by batch: for runs longer than memory, or shared by several processes.
+
+        Batch k holds the samples k * batch_size onwards. All batches have the same shape, the last one padded, so a
+        batch's bytes do not depend on which others are computed.
+
+        Args:
+            classes: of all samples of the run.
+            settings: how to sample.
+            batch_size: samples at once; None finds one, but then every process of a group may find another.
+            skip: skip(k) leaves batch k out.
+            progress: called after each step of each batch.
+
+        Raises:
+            UsageError: an unknown class, or no samples.
+            ResourceError: even one sample does not fit into memory.
+        """
+        self._require_classes(classes)
+        if batch_size is None:
+            batch_size = self.find_batch_size(len(classes), settings)
+        batch_size = min(batch_size, len(classes))
+        for number, start in enumerate(range(0, len(classes), batch_size)):
+            if skip(number):
+                continue
+            indices = range(start, min(start + batch_size, len(classes)))
+            latents = self._sample(classes, range(start, start + batch_size), settings, progress)[: len(indices)]
+            latents = latents / self.scaling_factor
+            yield Batch(number, indices, latents.cpu(), self._decode(latents))
+
+    def find_batch_size(self, num: int, settings: SampleSettings) -> int:
+        """The largest batch size, starting from a generous one and halving, whose first evaluation fits into memory.
+
+        Costs one evaluation of the network on accelerators, nothing on a CPU.
+
+        Raises:
+            ResourceError: not even one sample fits.
+        """
+        if self._device.type == "cpu":
+            return min(num, CPU_BATCH_SIZE)
+        size = min(num, ACCELERATOR_BATCH_SIZE)
+        while True:
+            try:
+                model = self._model([0] * size, settings)
+                shape = (self.config.in_channels, *self.config.latent_size)
+                model(torch.zeros(size, *shape, device=self._device), torch.tensor(0.5, device=self._device))
+                return size
+            except Exception as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise ResourceError(_OUT_OF_MEMORY.format("sampling one picture")) from error
+                size //= 2
+                _free_memory()
+
+    def _require_classes(self, classes: Sequence[int]) -> None:
+        if len(classes) == 0:
+            raise UsageError("no classes were given, so there is nothing to sample")
+        last = max(1, self.config.num_classes) - 1
+        for number in classes:
+            if not 0 <= number <= last:
+                raise UsageError(f"class {number} does not exist: this network knows 0 to {last}")
+
+    def _sample(
+        self, classes: Sequence[int], indices: range, settings: SampleSettings, progress: Progress | None
+    ) -> Tensor:
+        """Scaled latents of these samples; numbers beyond the last stand for padding and take the last class."""
+        shape = (self.config.in_channels, *self.config.latent_size)
+        padded = [classes[min(index, len(classes) - 1)] for index in indices]
+        try:
+            latents = run_sampler(
+                settings.sampler,
+                self._model(padded, settings),
+                sample_noise(settings.seed, indices, shape).to(self._device),
+                prediction=self.prediction,
+                num_steps=settings.num_steps,
+                step_noise=lambda step: sample_noise(settings.seed, indices, shape, step),
+                progress=progress,
+            )
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise ResourceError(_OUT_OF_MEMORY.format(f"sampling {len(indices)} pictures at once")) from error
+        if not bool(torch.isfinite(latents).all()):
+            raise CheckpointError(
+                "the samples are not finite: this network's values exceed what its number type can hold; "
+                "take --dtype bf16 or fp32"
+            )
+        return latents
+
+    def _model(self, classes: Sequence[int], settings: SampleSettings) -> Callable[[Tensor, Tensor], Tensor]:
+        """The guided network; the state stays in float32 whatever the network computes in."""
+
+        def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return self.denoiser(x.to(self._dtype), t, y).float()
+
+        labels = torch.tensor(list(classes), device=self._device)
+        return guide(
+            network, labels, self.config.num_classes, settings.guidance_scale, interval=settings.guidance_interval
+        )
+
+    @torch.inference_mode()
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Unscaled latents (n, C, h, w) -> uint8 (n, 3, H, W) on the CPU; in smaller tiles once memory has run out."""
+        while True:
+            try:
+                return self._decode_whole(latents) if self.tile is None else self._decode_tiled(latents)
+            except Exception as error:
+                if not _is_out_of_memory(error):
+                    raise
+                ratio = self.autoencoder.spatial_compression_ratio
+                smaller = (self.tile or max(self.config.latent_size) * ratio) // 2
+                if smaller < MIN_TILE * ratio:
+                    raise ResourceError(_OUT_OF_MEMORY.format("decoding in the smallest tiles")) from error
+                self.tile = smaller
+                _free_memory()
+
+    def _decode_whole(self, latents: Tensor) -> Tensor:
+        at_once = _DECODE_BATCH_SIZE.get(self._device.type, _DECODE_BATCH_SIZE_ELSEWHERE)
+        return torch.cat(
+            [tensor_to_uint8(self.autoencoder.decode(part.to(self._dtype))).cpu() for part in latents.split(at_once)]
+        )
+
+    def _decode_tiled(self, latents: Tensor) -> Tensor:
+        ratio = self.autoencoder.spatial_compression_ratio
+        size = (latents.shape[2] * ratio, latents.shape[3] * ratio)
+        return torch.stack([decode_latent(self.autoencoder, latent.cpu(), size, tile=self.tile) for latent in latents])
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
