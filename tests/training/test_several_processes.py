@@ -75,36 +75,39 @@ def test_accumulated_parts_equal_one_batch(tmp_path: Path) -> None:
     assert_close(tmp_path / "one", tmp_path / "three")
 
 
-def test_two_processes_equal_one_and_shards_equal_copies(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one process, and of two: with copies, with shards, and one that two begin and one finishes."""
+    folder = tmp_path_factory.mktemp("runs")
     gan = {"l1": 1.0, "adversarial": GAN | {"discriminator": {"width": 4, "num_layers": 1, "norm": "batch"}}}
     clipped = {"learning_rate": 1e-3, "clip_gradient_norm": 0.5}
-    phases = [
-        phase(batch_size=8, accumulation=2, latent_channels=[2, 4], steps=3),
-        phase("latent_adaptation", batch_size=4, optimiser=clipped, steps=2),
-        phase("local_refinement", batch_size=4, losses=gan, steps=2),
-    ]
-    train(recipe_for(tmp_path, *phases, run_dir=str(tmp_path / "one")))
-    copies = recipe_for(tmp_path, *phases, run_dir=str(tmp_path / "copies"))
-    shards = recipe_for(tmp_path, *phases, run_dir=str(tmp_path / "shards"), execution={"sharding": "fsdp"})
-    train_in_two_processes(copies, shards)
-    assert_close(tmp_path / "one", tmp_path / "copies")
-    assert_close(tmp_path / "one", tmp_path / "shards")
-    for a, b in zip(losses_of(tmp_path / "one"), losses_of(tmp_path / "shards"), strict=True):
+
+    def recipe(run: str, sharding: str = "ddp", first_steps: int = 3, later: bool = True):
+        phases = [phase(batch_size=8, accumulation=2, latent_channels=[2, 4], steps=first_steps)]
+        if later:
+            phases += [
+                phase("latent_adaptation", batch_size=4, optimiser=clipped, steps=2),
+                phase("local_refinement", batch_size=4, losses=gan, steps=2),
+            ]
+        return recipe_for(folder, *phases, run_dir=str(folder / run), execution={"sharding": sharding})
+
+    train_in_two_processes(recipe("copies"), recipe("shards", "fsdp"), recipe("moved", "fsdp", 2, later=False))
+    train(recipe("one"))
+    train(recipe("moved"))
+    return folder
+
+
+@pytest.mark.parametrize("run", ["copies", "shards", "moved"])
+def test_two_processes_equal_one(run: str, folder: Path) -> None:
+    assert_close(folder / "one", folder / run)
+    for a, b in zip(losses_of(folder / "one"), losses_of(folder / run), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
-
-
-def test_run_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
-    """Two processes begin, one finishes: as one process alone, in the same order of pictures."""
-
-    def recipe(run: str, steps: int, sharding: str):
-        execution = {"sharding": sharding}
-        return recipe_for(tmp_path, phase(steps=steps), run_dir=str(tmp_path / run), execution=execution)
-
-    train(recipe("one", 4, "ddp"))
-    train_in_two_processes(recipe("moved", 2, "fsdp"))
-    train(recipe("moved", 4, "ddp"))
-    assert_close(tmp_path / "one", tmp_path / "moved")
-    contents = [checkpoint_contents(RunDirectory(tmp_path / run).latest()) for run in ("one", "moved")]
+    contents = [checkpoint_contents(RunDirectory(folder / name).latest()) for name in ("one", run)]
+    assert contents[0].keys() == contents[1].keys()
     for name, value in contents[0].items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             assert (value - contents[1][name]).abs().max() < TOLERANCE, name
+
+
+def test_shards_equal_copies(folder: Path) -> None:
+    assert_close(folder / "copies", folder / "shards")

@@ -1,0 +1,201 @@
+"""Kills, full disks, infinities and second runs."""
+
+import errno
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcae_core.errors import CheckpointError, DataError, ResourceError, UsageError
+from dcae_core.training import checkpointing
+from dcae_core.training.loop import DivergedError
+from dcae_core.training.run_directory import RunDirectory
+from tests.training.small_runs import (
+    assert_same,
+    checkpoint_contents,
+    losses_of,
+    phase,
+    recipe_for,
+    train,
+    write_pictures,
+)
+
+CONSTANTLY = {"checkpoints": {"every": 1, "keep": 2}}
+
+
+def train_in_child(recipe) -> int:
+    """The process id of a child that trains and then exits."""
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)  # a forked child must not wait for threads that it does not have
+        train(recipe)
+        os._exit(0)
+    return child
+
+
+def test_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
+    steps = phase(steps=60, batch_size=2)
+    whole = recipe_for(tmp_path, steps, run_dir=str(tmp_path / "whole"), **CONSTANTLY)
+    killed = recipe_for(tmp_path, steps, run_dir=str(tmp_path / "killed"), **CONSTANTLY)
+    train(recipe_for(tmp_path))  # so that neither the measured run nor the children import what this one did
+    start = time.monotonic()
+    train(whole)
+    duration = time.monotonic() - start
+    moments = random.Random(0)
+    run = RunDirectory(tmp_path / "killed")
+    last, kills = -1, 0
+    for _ in range(20):
+        child = train_in_child(killed)
+        time.sleep(moments.uniform(0.0, duration / 5))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        kills += os.WIFSIGNALED(status)
+        latest = run.latest()
+        if latest is not None:
+            contents = checkpoint_contents(latest)
+            assert contents["state"]["progress"]["step"] >= last
+            last = contents["state"]["progress"]["step"]
+    assert kills >= 10
+    assert last > 0
+    train(killed)
+    a, b = (RunDirectory(tmp_path / name).latest() for name in ("whole", "killed"))
+    assert_same(checkpoint_contents(a), checkpoint_contents(b))
+    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "killed")
+    assert not list(run.checkpoints.glob(".*"))
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_for(tmp_path, **CONSTANTLY)
+    save_file, calls = checkpointing.save_file, []
+
+    def fill_up(tensors, path):
+        calls.append(path)
+        if len(calls) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpointing, "save_file", fill_up)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        train(recipe)
+    run = RunDirectory(tmp_path / "run")
+    assert checkpoint_contents(run.latest())["state"]["progress"]["step"] == 2
+    monkeypatch.undo()
+    train(recipe)
+    assert checkpoint_contents(run.latest())["state"]["progress"]["step"] == 4
+
+
+def test_infinite_loss_names_the_batch_and_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dcae_core.training.losses import reconstruction
+
+    l1_loss, calls = reconstruction.l1_loss, []
+
+    def overflow(x, y):
+        calls.append(1)
+        return l1_loss(x, y) * (float("inf") if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(reconstruction, "l1_loss", overflow)
+    with pytest.raises(DivergedError, match=r"step 2 .*the loss .* is not finite.*\.png.*step_2;"):
+        train(recipe_for(tmp_path, **CONSTANTLY))
+    contents = checkpoint_contents(RunDirectory(tmp_path / "run").latest())
+    assert all(value.isfinite().all() for value in contents.values() if isinstance(value, torch.Tensor))
+
+
+def test_second_run_on_a_directory_is_refused(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path)
+    with RunDirectory(tmp_path / "run").locked(), pytest.raises(UsageError, match="in use by another run"):
+        train(recipe)
+    train(recipe)
+
+
+def test_resume_never_does_not_touch_a_run(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path)
+    train(recipe)
+    with pytest.raises(UsageError, match="already holds a run"):
+        train(recipe, resume="never")
+    with pytest.raises(UsageError, match="not a checkpoint"):
+        train(recipe, resume=str(tmp_path))
+
+
+def test_other_settings_do_not_continue_a_run(tmp_path: Path) -> None:
+    train(recipe_for(tmp_path))
+    with pytest.raises(UsageError, match=r"other settings \(phases.0.batch_size\)"):
+        train(recipe_for(tmp_path, phase(batch_size=2)))
+    train(recipe_for(tmp_path, phase(steps=6)))
+    assert RunDirectory(tmp_path / "run").latest().name == "step_6"
+
+
+@pytest.mark.parametrize(
+    "name", ["autoencoder.safetensors", "autoencoder.optimiser.pt", "ema.safetensors", "random.pt"]
+)
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_damaged_checkpoint_is_refused_in_one_line(name: str, damage: str, tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, phase(steps=1))
+    train(recipe)
+    path = RunDirectory(tmp_path / "run").latest() / name
+    path.write_bytes(path.read_bytes()[:100]) if damage == "truncated" else path.unlink()
+    with pytest.raises(CheckpointError, match="cannot be continued from") as refused:
+        train(recipe)
+    assert "\n" not in str(refused.value)
+
+
+def test_pickled_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    import pickle
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    recipe = recipe_for(tmp_path, phase(steps=1))
+    train(recipe)
+    (RunDirectory(tmp_path / "run").latest() / "random.pt").write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(CheckpointError):
+        train(recipe)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_old_checkpoints_go_and_chosen_ones_stay(tmp_path: Path) -> None:
+    train(recipe_for(tmp_path, phase(steps=7), checkpoints={"every": 1, "keep": 2, "keep_every": 3}))
+    names = {path.name for path in RunDirectory(tmp_path / "run").complete_checkpoints()}
+    assert names == {"step_3", "step_6", "step_7"}
+
+
+def test_damaged_pictures_are_skipped_and_listed_or_fatal(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path)
+    (tmp_path / "pictures" / "04.png").write_bytes(b"\x89PNG nothing")
+    train(recipe)
+    listed = (tmp_path / "run" / "damaged.txt").read_text().splitlines()
+    assert len(listed) == 1
+    assert "04.png" in listed[0]
+    sources = {"sources": [{"path": str(tmp_path / "pictures")}], "damaged": "fail"}
+    for workers in (0, 1):
+        fatal = recipe_for(tmp_path, run_dir=str(tmp_path / f"f{workers}"), data=sources | {"num_workers": workers})
+        with pytest.raises(DataError, match=r"^[^\n]*04.png[^\n]*$"):
+            train(fatal)
+
+
+@pytest.mark.parametrize("content", [None, b"not a picture"])
+def test_datasets_without_good_pictures_are_refused(content: bytes | None, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "pictures", count=2)
+    recipe = recipe_for(tmp_path)
+    for path in folder.iterdir():
+        path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(DataError, match=r"no picture|none of the 2 pictures can be decoded"):
+        train(recipe)
+
+
+def test_second_signal_acts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dcae_core.training.loop import Loop
+
+    def impatient(self, batch, meter):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Loop, "_accumulate", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe_for(tmp_path))
