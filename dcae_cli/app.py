@@ -15,6 +15,8 @@ from dcae_cli.options import Debug
 from dcae_core.errors import UsageError
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "reconstruct": ("dcae_cli.reconstruct:reconstruct", "Pictures through an autoencoder and back, with the figures."),
+    "decode": ("dcae_cli.decode:decode", "Saved latents back into pictures."),
     "info": ("dcae_cli.info:info", "Versions, devices, threads, the cache and the embedded model."),
     "models": ("dcae_cli.models:models", "List the zoo; download from it."),
     "convert": ("dcae_cli.convert:convert", "Convert an autoencoder between layouts."),
@@ -26,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("dcae_cli.evaluate:evaluate", "Measure a model or a folder of pictures by the published protocols."),
     "fid-ref": ("dcae_cli.fid_ref:fid_ref", "Measure the reference statistics that FID compares with."),
     "train-ae": ("dcae_cli.train_ae:train_ae", "Train or fine-tune an autoencoder as a recipe says."),
+    "recipes": ("dcae_cli.recipes:recipes", "List, show and check recipes."),
 }
 
 

@@ -152,10 +152,14 @@ def _decode(file: IO[bytes], name: str, apply_exif: bool, max_pixels: int) -> Im
     return image
 
 
+def picture_to_uint8(image: Image.Image) -> torch.Tensor:
+    """An RGB picture as a uint8 tensor (3, H, W), a copy in memory of the form (H, W, 3)."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+
+
 def picture_to_tensor(image: Image.Image) -> torch.Tensor:
     """An RGB picture as a float32 tensor (3, H, W) in [-1, 1]: 0 becomes -1 and 255 becomes 1."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return uint8_to_tensor(pixels.permute(2, 0, 1))
+    return uint8_to_tensor(picture_to_uint8(image))
 
 
 def uint8_to_tensor(pixels: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""An autoencoder together with what a latent dataset records about it."""
+"""An autoencoder together with what latents record about it."""
 
 from pathlib import Path
 
@@ -11,7 +11,20 @@ from dcae_core.models.preparation import prepare_for_inference
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
 
-def load_encoder(model: str | None, *, device: torch.device, dtype: torch.dtype) -> tuple[Autoencoder, EncoderRecord]:
+def encoder_name(model: str | None) -> str:
+    """What people call the autoencoder that `load_autoencoder(model)` gives: the last part of its name or path."""
+    return (
+        EMBEDDED_AUTOENCODER
+        if model is None
+        else Path(model).resolve().name
+        if Path(model).is_dir()
+        else Path(model).name
+    )
+
+
+def load_encoder(
+    model: str | None, *, device: torch.device, dtype: torch.dtype, revision: str | None = None
+) -> tuple[Autoencoder, EncoderRecord]:
     """Load an autoencoder for inference, and identify it.
 
     The identity is a fingerprint of its float32 weights, so it does not depend on `dtype`, layout or place; the name
@@ -22,9 +35,9 @@ def load_encoder(model: str | None, *, device: torch.device, dtype: torch.dtype)
         CheckpointError: the weights are damaged or do not fit.
         DownloadError: the files are not cached and cannot be downloaded.
     """
-    network = load_autoencoder(model, prepare=False)
+    network = load_autoencoder(model, prepare=False, revision=revision)
     record = EncoderRecord(
-        name=EMBEDDED_AUTOENCODER if model is None else Path(model).name,
+        name=encoder_name(model),
         fingerprint=fingerprint(network),
         scaling_factor=network.scaling_factor,
     )

@@ -1,0 +1,70 @@
+"""`dcae decode`: saved latents back into pictures."""
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dcae_cli.options import Debug, Device, Dtype, Json, Model, Revision
+from dcae_cli.reporting import report, silence
+
+
+def decode(
+    latents: Annotated[
+        list[Path], typer.Argument(help="Files that `dcae reconstruct --save-latents` wrote.", metavar="LATENTS...")
+    ],
+    model: Model = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="DIR")] = Path("out"),
+    tile: Annotated[
+        int | None, typer.Option(min=1, help="Side of the tiles; left out: as when encoding.", metavar="PIXELS")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    revision: Revision = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Decode latents into pictures of the original size; writes NAME.recon.png for NAME.latent.safetensors.
+
+    Without --model the autoencoder that made a latent is taken; another one is refused.
+
+    \b
+    Examples:
+      dcae decode out/photo.latent.safetensors -o decoded
+      dcae decode out/*.latent.safetensors --model dc-ae-f32c32-in-1.0
+    """
+    from dcae_cli.output import print_json, print_table
+    from dcae_cli.progress import progress
+    from dcae_core.devices import parse_dtype, select_device
+    from dcae_core.errors import DataError
+    from dcae_core.files import make_directory
+    from dcae_core.pipelines.latent_run import DecodedLatent, decode_file
+    from dcae_core.pipelines.picture_run import RunModel, load_models
+
+    number_type, chosen = parse_dtype(dtype), select_device(device)
+
+    @cache
+    def load(name: str) -> RunModel:
+        return load_models([name or None], device=chosen, dtype=number_type, revision=revision)[0]
+
+    make_directory(output)
+    decoded: list[DecodedLatent] = []
+    problems: list[DataError] = []
+    with progress("decode", total=len(latents), unit="files") if len(latents) > 1 else silence() as advance:
+        for path in latents:
+            try:
+                decoded += decode_file(path, model, load, output, tile)
+            except DataError as error:
+                if len(latents) == 1:
+                    raise
+                problems.append(error)
+                report(error)
+            advance(1)
+    if json:
+        print_json({"results": [one.as_json() for one in decoded], "failed": [str(error) for error in problems]})
+    elif decoded:
+        rows = [(one.latents, one.model, f"{one.width} x {one.height}", one.file) for one in decoded]
+        print_table("", ("latents", "model", "size", "picture"), rows)
+    if problems:
+        raise DataError(f"{len(problems)} of {len(latents)} files failed, as reported above; the others are done")

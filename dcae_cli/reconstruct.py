@@ -1,0 +1,142 @@
+"""`dcae reconstruct`: pictures through one or several autoencoders and back, with the numbers beside them."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dcae_cli.options import Debug, Device, Dtype, Json, Revision
+from dcae_cli.reporting import report, silence
+
+if TYPE_CHECKING:
+    from dcae_cli.progress import Advance
+    from dcae_core.pipelines.picture_run import PictureResult, RunModel
+    from dcae_core.pipelines.reconstruct import Progress
+
+COLUMNS = ("picture", "model", "size", "latent", "compression", "PSNR dB", "SSIM", "ms")
+
+
+def reconstruct(
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, file lists (.txt) or tar shards.", metavar="IMG...")
+    ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Zoo name (see `dcae models`), hub id or local directory; left out: the embedded model. Several "
+            "--model are set side by side.",
+            metavar="MODEL",
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="DIR")] = Path("out"),
+    resolution: Annotated[
+        int | None,
+        typer.Option(min=1, help="First cut the central square of this many pixels, as ADM does.", metavar="PIXELS"),
+    ] = None,
+    save_latents: Annotated[bool, typer.Option("--save-latents", help="Also write NAME.latent.safetensors.")] = False,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=1, help="Side of the tiles; left out: whole where memory allows.", metavar="PIXELS"),
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare/--no-compare", help="Write NAME.compare.png.")] = True,
+    exif: Annotated[bool, typer.Option("--exif/--no-exif", help="Turn pictures upright as their EXIF says.")] = True,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Refuse larger pictures (default 179 million).", metavar="N")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "fp32",
+    revision: Revision = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Encode pictures and decode them again; write the reconstructions and say how close they are.
+
+    Writes NAME.recon.png, as large as the input, and NAME.compare.png: input | reconstruction | error. Pictures of the
+    same name get more of their path into it. A picture that cannot be read is reported, and the others are done.
+
+    \b
+    Examples:
+      dcae reconstruct photo.jpg -o out
+      dcae reconstruct photos/ 'more/*.png' -o out --json
+      dcae reconstruct photo.jpg --model dc-ae-f32c32-in-1.0 --model dc-ae-f64c128-in-1.0
+      dcae reconstruct huge.tif --tile 1024 --save-latents
+    """
+    from dcae_cli.output import print_json, print_table
+    from dcae_cli.progress import progress
+    from dcae_core.data.pictures import DEFAULT_MAX_PIXELS
+    from dcae_core.devices import parse_dtype, select_device
+    from dcae_core.errors import CheckpointError, DataError
+    from dcae_core.files import make_directory
+    from dcae_core.pipelines import picture_run
+
+    number_type, chosen = parse_dtype(dtype), select_device(device)
+    references, problems = picture_run.find_inputs(images)
+    if not references and len(problems) == 1:
+        raise problems[0]
+    for problem in problems:
+        report(problem)
+    settings = picture_run.RunSettings(
+        output=output,
+        resolution=resolution,
+        tile=tile,
+        save_latents=save_latents,
+        compare=compare,
+        apply_exif=exif,
+        max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+    )
+    models = picture_run.load_models(model or [None], device=chosen, dtype=number_type, revision=revision)
+    picture_run.check_settings(models, settings)
+    make_directory(output)
+    names = picture_run.name_outputs(references)
+    results: list[PictureResult] = []
+    with progress("reconstruct", total=len(references)) if len(references) > 1 else silence() as advance:
+        for reference, name in zip(references, names, strict=True):
+            try:
+                results += picture_run.reconstruct_file(reference, name, models, settings, _tile_notes(advance))
+            except CheckpointError:
+                raise  # the weights are at fault, not the picture
+            except DataError as error:
+                if len(references) == 1 and not problems:
+                    raise
+                problems.append(error)
+                report(error)
+            advance(1)
+    if json:
+        print_json({"results": [result.as_json() for result in results], "failed": [str(error) for error in problems]})
+    elif results:
+        print_table("", COLUMNS, [*map(_row, results), *_mean_rows(results)])
+        typer.echo(f"written to {output}")
+    if problems:
+        raise DataError(f"{len(problems)} of the inputs failed, as reported above; the others are done")
+
+
+def _tile_notes(advance: "Advance") -> Callable[["RunModel"], "Progress"]:
+    """Beside the bar: which model is at which tile of the picture that is being worked on."""
+    return lambda model: lambda done, total: advance(0, note=f"{model.label} tile {done}/{total}" if total > 1 else "")
+
+
+def _row(result: "PictureResult") -> tuple[object, ...]:
+    return (
+        result.picture,
+        result.model,
+        f"{result.width} x {result.height}",
+        " x ".join(map(str, result.latent_shape)),
+        f"{result.compression:.0f}x",
+        round(result.psnr, 2),
+        None if result.ssim is None else round(result.ssim, 4),
+        round(result.milliseconds),
+    )
+
+
+def _mean_rows(results: list["PictureResult"]) -> Iterator[tuple[object, ...]]:
+    """For several pictures one row for each model: the mean of the figures, as evaluations report it."""
+    for label in dict.fromkeys(result.model for result in results):
+        own = [result for result in results if result.model == label]
+        if len(own) > 1:
+            ssims = [result.ssim for result in own if result.ssim is not None]
+            psnr = fmean(result.psnr for result in own)
+            milliseconds = fmean(result.milliseconds for result in own)
+            ssim = round(fmean(ssims), 4) if ssims else None
+            yield (f"mean of {len(own)}", label, "", "", "", round(psnr, 2), ssim, round(milliseconds))

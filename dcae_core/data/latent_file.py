@@ -1,0 +1,119 @@
+"""Files of latents to decode: that of one picture, which says whose it is, or those of samples."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dcae_core.errors import DataError
+from dcae_core.files import write_bytes
+
+_PICTURE, _SAMPLES = "latent", "latents"  # (C, h, w) with metadata; (N, C, h, w) without
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the latent of a picture comes from, and what is needed to turn it back into the picture.
+
+    Attributes:
+        height: of the picture, before padding.
+        width: of the picture, before padding.
+        model: what the autoencoder that made it was called on the command line; "" for the embedded one.
+        fingerprint: of that autoencoder's weights.
+        tile: side of the tiles it was encoded in, in pixels; None for whole.
+    """
+
+    height: int
+    width: int
+    model: str
+    fingerprint: str
+    tile: int | None
+
+
+@dataclass(frozen=True)
+class StoredLatents:
+    """What a file holds.
+
+    Attributes:
+        latents: float32 (N, C, h, w), unscaled.
+        origin: for the latent of a picture (N = 1); None for samples.
+    """
+
+    latents: Tensor
+    origin: Origin | None
+
+
+def save_latent(path: Path, latent: Tensor, origin: Origin, ratio: int) -> None:
+    """Write the latent (C, h, w) of a picture, whole or not at all; `ratio` is the spatial compression ratio.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written to.
+    """
+    metadata = {
+        "model": origin.model,
+        "fingerprint": origin.fingerprint,
+        "height": str(origin.height),
+        "width": str(origin.width),
+        "padding_bottom": str(latent.shape[1] * ratio - origin.height),
+        "padding_right": str(latent.shape[2] * ratio - origin.width),
+        "tile": str(origin.tile or ""),
+    }
+    write_bytes(path, save({_PICTURE: latent.contiguous()}, metadata))
+
+
+def load_latents(path: Path) -> StoredLatents:
+    """Read the latent of a picture, or those of `dcae sample --save-latents`. Nothing in the file is trusted.
+
+    Raises:
+        DataError: it is missing, damaged, or not such a file.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            if _SAMPLES in file.keys():  # noqa: SIM118 - not a dictionary
+                stored = StoredLatents(file.get_tensor(_SAMPLES), None)
+            else:
+                stored = StoredLatents(file.get_tensor(_PICTURE)[None], _read_origin(file.metadata() or {}))
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise DataError(
+            f"{path} holds no latents of `dcae reconstruct --save-latents` or `dcae sample --save-latents`, "
+            "or is damaged"
+        ) from error
+    latents = stored.latents
+    if latents.ndim != 4 or latents.dtype != torch.float32 or not bool(torch.isfinite(latents).all()):
+        raise DataError(f"{path}: latents must be finite float32 values of shape (C, h, w), or (N, C, h, w) of samples")
+    return stored
+
+
+def _read_origin(metadata: dict[str, str]) -> Origin:
+    return Origin(
+        height=int(metadata["height"]),
+        width=int(metadata["width"]),
+        model=metadata["model"],
+        fingerprint=metadata["fingerprint"],
+        tile=int(metadata["tile"]) if metadata["tile"] else None,
+    )
+
+
+def check_latents(path: Path, stored: StoredLatents, channels: int, ratio: int, fingerprint: str) -> None:
+    """Refuse to decode latents with an autoencoder that cannot have made them.
+
+    Raises:
+        DataError: they belong to another autoencoder, or their size does not fit the picture's.
+    """
+    origin = stored.origin
+    if origin is not None and origin.fingerprint != fingerprint:
+        made_by = f"by --model {origin.model}" if origin.model else "by the embedded model"
+        raise DataError(f"{path} was encoded {made_by}, whose weights are others than those of the model given")
+    if stored.latents.shape[1] != channels:
+        raise DataError(
+            f"{path}: latents of {stored.latents.shape[1]} channels; the model has {channels}: give --model"
+        )
+    if origin is not None:
+        for side, length in zip(stored.latents.shape[2:], (origin.height, origin.width), strict=True):
+            if not (side - 1) * ratio < length <= side * ratio:
+                raise DataError(f"{path}: a picture of {origin.width} x {origin.height} has no latent of this size")

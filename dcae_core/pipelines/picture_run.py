@@ -1,0 +1,279 @@
+"""Picture files through one or several autoencoders into an output directory: what `dcae reconstruct` does."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dcae_core.data.latent_file import Origin, save_latent
+from dcae_core.data.pictures import DEFAULT_MAX_PIXELS, center_crop_adm, picture_to_uint8, uint8_to_picture
+from dcae_core.data.sources import PictureReference, find_pictures
+from dcae_core.errors import DataError, UsageError
+from dcae_core.files import replace_file
+from dcae_core.metrics.reconstruction import psnr, ssim
+from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.pipelines.comparison import Column, compare
+from dcae_core.pipelines.encoder import load_encoder
+from dcae_core.pipelines.memory import choose_tile
+from dcae_core.pipelines.reconstruct import Progress, check_tile, decode_latent, encode_picture
+
+_SMALLEST_FOR_SSIM = 6
+_PNG_COMPRESSION = 4  # half the time of the default 6, for a few percent of size
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """An autoencoder of a run.
+
+    Attributes:
+        given: what it was called on the command line; "" for the embedded one.
+        label: what tables, captions and file names call it; unique in the run.
+        network: ready for inference.
+        fingerprint: of its weights.
+    """
+
+    given: str
+    label: str
+    network: Autoencoder
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run does with every picture.
+
+    Attributes:
+        output: directory to write.
+        resolution: side of the central square that is cut first; None takes whole pictures.
+        tile: side of the tiles in pixels; None leaves it to the memory of the machine.
+        save_latents: also write the latents.
+        compare: also write the comparison.
+        apply_exif: turn pictures upright.
+        max_pixels: refuse larger pictures.
+    """
+
+    output: Path
+    resolution: int | None = None
+    tile: int | None = None
+    save_latents: bool = False
+    compare: bool = True
+    apply_exif: bool = True
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class PictureResult:
+    """One picture through one autoencoder.
+
+    Attributes:
+        picture: the input.
+        model: the autoencoder's label.
+        width: in pixels.
+        height: in pixels.
+        latent_shape: (C, h, w).
+        psnr: in dB; infinite for an equal picture.
+        ssim: None for a picture with a side shorter than 6 pixels.
+        milliseconds: for encoding and decoding, without files and metrics.
+        tile: side of the tiles; None for whole.
+        files: what was written: "reconstruction", "comparison", "latent".
+    """
+
+    picture: str
+    model: str
+    width: int
+    height: int
+    latent_shape: tuple[int, ...]
+    psnr: float
+    ssim: float | None
+    milliseconds: float
+    tile: int | None
+    files: dict[str, str]
+
+    @property
+    def compression(self) -> float:
+        """How many times fewer values the latent has than the picture."""
+        channels, height, width = self.latent_shape
+        return 3 * self.width * self.height / (channels * height * width)
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values; an infinite PSNR is None, as JSON has no infinity."""
+        return {
+            "picture": self.picture,
+            "model": self.model,
+            "width": self.width,
+            "height": self.height,
+            "latent": list(self.latent_shape),
+            "compression": self.compression,
+            "psnr": self.psnr if isfinite(self.psnr) else None,
+            "ssim": self.ssim,
+            "milliseconds": self.milliseconds,
+            "tile": self.tile,
+            "files": self.files,
+        }
+
+
+def load_models(
+    names: Sequence[str | None], *, device: torch.device, dtype: torch.dtype, revision: str | None = None
+) -> list[RunModel]:
+    """Load the autoencoders of a run, all at once (f32c32: 1.3 GB each in float32); None is the embedded one.
+
+    Raises:
+        UsageError: nothing is called that.
+        CheckpointError: the weights are damaged or do not fit.
+        DownloadError: the files are not cached and cannot be downloaded.
+    """
+    models: list[RunModel] = []
+    for name in names:
+        network, record = load_encoder(name, device=device, dtype=dtype, revision=revision)
+        same = sum(model.label.partition("#")[0] == record.name for model in models)
+        label = f"{record.name}#{same + 1}" if same else record.name
+        assert record.fingerprint is not None
+        models.append(RunModel(name or "", label, network, record.fingerprint))
+    return models
+
+
+def check_settings(models: Iterable[RunModel], settings: RunSettings) -> None:
+    """Refuse what a model of the run cannot do.
+
+    Raises:
+        UsageError: the tile is too small, or the resolution is no multiple of the compression ratio.
+    """
+    for model in models:
+        ratio = model.network.spatial_compression_ratio
+        if settings.tile is not None:
+            check_tile(settings.tile, ratio)
+        if settings.resolution is not None and settings.resolution % ratio:
+            raise UsageError(f"--resolution {settings.resolution} is not a multiple of {ratio}, as {model.label} needs")
+
+
+def find_inputs(inputs: Iterable[str]) -> tuple[list[PictureReference], list[DataError]]:
+    """The pictures that each input names, and what is wrong with the inputs that name none."""
+    found: list[PictureReference] = []
+    problems: list[DataError] = []
+    for given in inputs:
+        try:
+            found += find_pictures([given])
+        except DataError as error:
+            problems.append(error)
+    return found, problems
+
+
+def name_outputs(references: Sequence[PictureReference]) -> list[str]:
+    """What the outputs of each picture are called: its stem, with more of its path where several would be the same."""
+    stems = [PurePath(reference.key).stem for reference in references]
+    longer = [reference.key.replace("/", "_").replace("\\", "_") for reference in references]
+    shared = Counter(stems)
+    names = [whole if shared[stem] > 1 else stem for stem, whole in zip(stems, longer, strict=True)]
+    used: Counter[str] = Counter()
+    for index, name in enumerate(names):
+        used[name] += 1
+        if used[name] > 1:
+            names[index] = f"{name}-{used[name]}"
+    return names
+
+
+def save_png(picture: Image.Image, path: Path) -> str:
+    """Write a picture as PNG, whole or not at all; return the path.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written to.
+    """
+    with replace_file(path) as file:
+        picture.save(file, "PNG", compress_level=_PNG_COMPRESSION)
+    return str(path)
+
+
+def reconstruct_file(
+    reference: PictureReference,
+    name: str,
+    models: Sequence[RunModel],
+    settings: RunSettings,
+    progress: Callable[[RunModel], Progress | None] = lambda model: None,
+) -> list[PictureResult]:
+    """One picture file through every model of the run, with all files written.
+
+    Costs the picture and one reconstruction per model as uint8, and one model's activations.
+
+    Args:
+        reference: the picture.
+        name: what its outputs are called.
+        models: of the run.
+        settings: of the run.
+        progress: gives for a model what is called after each tile.
+
+    Raises:
+        DataError: the picture cannot be read.
+        ResourceError: an output cannot be written.
+        CheckpointError: a model gives NaN.
+    """
+    original = _read(reference, settings)
+    results, columns = [], []
+    for model in models:
+        stem = f"{name}.{model.label}" if len(models) > 1 else name
+        result, pixels = _reconstruct_one(reference, original, model, settings, stem, progress(model))
+        results.append(result)
+        columns.append(Column(pixels, _caption(result)))
+    if settings.compare:
+        caption = (Path(name).name, f"{original.shape[2]} x {original.shape[1]}")
+        path = save_png(compare(original, caption, columns), settings.output / f"{name}.compare.png")
+        for result in results:
+            result.files["comparison"] = path
+    return results
+
+
+def _read(reference: PictureReference, settings: RunSettings) -> Tensor:
+    picture = reference.open(apply_exif=settings.apply_exif, max_pixels=settings.max_pixels)
+    if settings.resolution is not None:
+        picture = center_crop_adm(picture, settings.resolution)
+    return picture_to_uint8(picture)
+
+
+def _reconstruct_one(
+    reference: PictureReference,
+    original: Tensor,
+    model: RunModel,
+    settings: RunSettings,
+    stem: str,
+    progress: Progress | None,
+) -> tuple[PictureResult, Tensor]:
+    height, width = original.shape[1], original.shape[2]
+    tile = settings.tile or choose_tile(model.network, height, width)
+    start = time.perf_counter()
+    latent = encode_picture(model.network, original, tile=tile, progress=progress)
+    pixels = decode_latent(model.network, latent, (height, width), tile=tile, progress=progress)
+    milliseconds = 1000 * (time.perf_counter() - start)
+    files = {"reconstruction": save_png(uint8_to_picture(pixels), settings.output / f"{stem}.recon.png")}
+    if settings.save_latents:
+        path = settings.output / f"{stem}.latent.safetensors"
+        origin = Origin(height, width, model.given, model.fingerprint, tile)
+        save_latent(path, latent, origin, model.network.spatial_compression_ratio)
+        files["latent"] = str(path)
+    large_enough = min(height, width) >= _SMALLEST_FOR_SSIM
+    result = PictureResult(
+        picture=reference.name,
+        model=model.label,
+        width=width,
+        height=height,
+        latent_shape=tuple(latent.shape),
+        psnr=float(psnr(original[None], pixels[None])),
+        ssim=float(ssim(original[None], pixels[None])) if large_enough else None,
+        milliseconds=milliseconds,
+        tile=tile,
+        files=files,
+    )
+    return result, pixels
+
+
+def _caption(result: PictureResult) -> tuple[str, ...]:
+    latent = " x ".join(map(str, result.latent_shape))
+    quality = f"PSNR {result.psnr:.2f} dB"
+    if result.ssim is not None:
+        quality += f", SSIM {result.ssim:.3f}"
+    return (result.model, f"latent {latent}, {result.compression:.0f} times fewer values", quality)
