@@ -20,30 +20,46 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name_or_path: str | Path, command: str) -> Path:
-    """The file of a recipe: a path, or the name of a shipped one, with or without its directory.
+    """The file of a recipe: a path, or the name of a shipped one, with or without its folder.
 
     Args:
         name_or_path: "my/recipe.yaml", "tiny" or "train_ae/tiny".
-        command: whose recipes a bare name is looked up among, such as "train-ae".
+        command: whose recipes a name without a folder is looked up among, such as "train-ae".
 
     Raises:
         RecipeError: there is no such file and no such name.
     """
-    path = Path(name_or_path)
+    return _find(str(name_or_path), command.replace("-", "_"))
+
+
+def find_any_recipe(name_or_path: str | Path) -> Path:
+    """As `find_recipe`, among the recipes of every command.
+
+    Raises:
+        RecipeError: there is no such file and no such name, or several commands have a recipe of that name.
+    """
+    folders = sorted({name.split("/")[0] for name in shipped_recipes()})
+    having = [folder for folder in folders if f"{folder}/{name_or_path}" in shipped_recipes()]
+    if len(having) > 1:
+        raise RecipeError(f"{name_or_path}: which one? {', '.join(f'{folder}/{name_or_path}' for folder in having)}")
+    return _find(str(name_or_path), having[0] if having else "")
+
+
+def _find(given: str, folder: str) -> Path:
+    path = Path(given)
     if path.is_file():
         return path
-    name = path.as_posix().removesuffix(".yaml")
+    if path.is_dir():
+        raise RecipeError(f"{given} is a directory, not a recipe")
+    name = given.removesuffix(".yaml")
     shipped = shipped_recipes()
-    folder = command.replace("-", "_")
     for candidate in (f"{folder}/{name}", name):
         if candidate in shipped:
             return shipped[candidate]
-    if path.suffix in (".yaml", ".yml") and "/" in str(name_or_path):
-        raise RecipeError(f"no recipe file {name_or_path}")
-    known = [entry.split("/")[1] for entry in shipped if entry.startswith(f"{folder}/")]
-    near = difflib.get_close_matches(name, known, n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see `dcae recipes list`"
-    raise RecipeError(f"no recipe file or shipped {command} recipe is called {name_or_path}; {hint}")
+    known = {entry: entry for entry in shipped} | {entry.split("/")[1]: entry for entry in shipped}
+    near = list(dict.fromkeys(known[match] for match in difflib.get_close_matches(name, known, n=3)))
+    hint = f"did you mean {' or '.join(near)}?" if near else "`dcae recipes list` names the shipped ones"
+    raise RecipeError(f"{given}: no such recipe file or shipped recipe; {hint}")
 
 
 def describe_recipe(path: Path) -> str:

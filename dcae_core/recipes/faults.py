@@ -1,14 +1,26 @@
 """Every fault of a recipe in one report, each with its place and, for a mistyped key, the nearest right one."""
 
 import difflib
+import re
 import types
 import typing
-from typing import Any, Union
+from collections.abc import Callable
+from typing import Any, TypeVar, Union
 
 from pydantic import BaseModel, ValidationError
 
 from dcae_core.recipes.section import Recipe, Section
 
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+_MAX_ROUNDS = 8  # each mends what the one before could not see
+_HARMLESS: dict[str, Any] = {
+    "int_type": 5040 << 10,  # divisible by whatever a batch or a picture may be divided by
+    "int_from_float": 5040 << 10,
+    "float_type": 1.0,
+    "finite_number": 1.0,
+    "string_type": "?",
+}
 _WORDS = {
     "int_type": "expected a whole number",
     "int_from_float": "expected a whole number",
@@ -24,28 +36,69 @@ _WORDS = {
 }
 
 
-def validate(schema: type[Recipe], document: Any) -> tuple[Recipe | None, list[str]]:
+def validate(
+    schema: type[AnyRecipe], document: Any, further_checks: Callable[[AnyRecipe], list[str]] | None = None
+) -> tuple[AnyRecipe | None, list[str]]:
     """Check a document against a schema.
 
-    What does not fit is taken out and the rest checked again, so that a typo in one place does not hide what is
-    wrong in another, or between settings.
+    What does not fit is mended for the time being and the rest checked again, so that a typo in one place does not
+    hide what is wrong in another, or between settings.
+
+    Args:
+        schema: what the document must fit.
+        document: plain values; mended in place.
+        further_checks: faults that only the caller can see, as "dotted.path: message".
 
     Returns:
-        The recipe, or None where not even the rest makes one, and the faults.
+        The recipe, mended where there are faults, or None where it could not be, and the faults.
     """
     faults: list[str] = []
-    while True:
+    mended: set[str] = set()
+    for _ in range(_MAX_ROUNDS):
         try:
             recipe = schema.model_validate(document)
         except ValidationError as error:
-            found = error.errors(include_url=False)
-            faults += [_describe(schema, item) for item in found]
-            if not all(_remove(document, item["loc"]) for item in found if item["type"] != "missing"):
-                return None, faults
-            if any(item["type"] == "missing" for item in found):
-                return None, faults
+            # Mistyped keys first: what they were meant to be is then not missing.
+            for item in sorted(error.errors(include_url=False), key=lambda item: item["type"] == "missing"):
+                path = ".".join(str(part) for part in item["loc"])
+                if item["type"] == "missing" and path in mended:
+                    continue
+                faults.append(_describe(schema, item))
+                mended.add(path)
+                if item["type"] == "extra_forbidden" and (near := _nearest(schema, item["loc"])) is not None:
+                    mended.add(".".join([*map(str, item["loc"][:-1]), near]))
+                _mend(schema, document, item)
             continue
-        return recipe, faults + recipe.faults()
+        # A section whose value was mended cannot be blamed for what it says now.
+        sections = {path.rpartition(".")[0] for path in mended}
+        between = recipe.faults() + (further_checks(recipe) if further_checks is not None else [])
+        return recipe, faults + [fault for fault in between if fault.partition(":")[0] not in sections]
+    return None, faults
+
+
+def _mend(schema: type[BaseModel], document: Any, error: Any) -> None:
+    """Put something harmless in the place of a fault: the key that was meant, the nearest name, a handy number."""
+    *path, last = error["loc"] or ("",)
+    for part in path:
+        try:
+            document = document[part]
+        except (KeyError, IndexError, TypeError):
+            return
+    kind = error["type"]
+    if kind == "extra_forbidden" and isinstance(document, dict):
+        value = document.pop(last, None)
+        near = _nearest(schema, error["loc"])
+        if near is not None:
+            document.setdefault(near, value)
+    elif kind == "literal_error":
+        names = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        document[last] = (difflib.get_close_matches(str(error["input"]), names, n=1, cutoff=0.0) or names)[0]
+    elif kind in _HARMLESS:
+        document[last] = _HARMLESS[kind]
+    elif kind in ("greater_than", "greater_than_equal") and isinstance(error["input"], int):
+        document[last] = _HARMLESS["int_type"]
+    elif isinstance(document, dict):
+        document.pop(last, None)
 
 
 def _describe(schema: type[BaseModel], error: Any) -> str:
@@ -65,11 +118,17 @@ def _show(value: Any) -> str:
 
 
 def _hint(schema: type[BaseModel], location: tuple[Any, ...]) -> str:
-    known = list(_fields_at(schema, location[:-1]))
-    near = difflib.get_close_matches(str(location[-1]), known, n=1)
-    if near:
-        return f"; did you mean '{near[0]}'?"
+    near = _nearest(schema, location)
+    if near is not None:
+        return f"; did you mean '{near}'?"
+    known = _fields_at(schema, location[:-1])
     return f"; known here: {', '.join(known)}" if known else ""
+
+
+def _nearest(schema: type[BaseModel], location: tuple[Any, ...]) -> str | None:
+    """The setting that a mistyped key was most likely meant to be."""
+    near = difflib.get_close_matches(str(location[-1]), _fields_at(schema, location[:-1]), n=1)
+    return near[0] if near else None
 
 
 def _fields_at(schema: type[BaseModel], location: tuple[Any, ...]) -> dict[str, Any]:
@@ -92,23 +151,3 @@ def _section_in(annotation: Any) -> type[Section] | None:
             if (section := _section_in(argument)) is not None:
                 return section
     return None
-
-
-def _remove(document: Any, location: tuple[Any, ...]) -> bool:
-    """Take the value at `location` out of the document; whether there was one."""
-    if not location:
-        return False
-    for part in location[:-1]:
-        try:
-            document = document[part]
-        except (KeyError, IndexError, TypeError):
-            return False
-    last = location[-1]
-    if isinstance(document, dict) and last in document:
-        del document[last]
-        return True
-    if isinstance(document, list) and isinstance(last, int) and last < len(document):
-        # The places of its neighbours, which other faults name, must not move.
-        document[last] = None if document[last] is not None else {}
-        return False
-    return False

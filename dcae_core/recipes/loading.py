@@ -3,18 +3,17 @@
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from dcae_core.errors import RecipeError
 from dcae_core.recipes.catalogue import find_recipe
-from dcae_core.recipes.faults import validate
+from dcae_core.recipes.faults import AnyRecipe, validate
 from dcae_core.recipes.overrides import apply_overrides
+from dcae_core.recipes.registry import SCHEMAS, schema_of
 from dcae_core.recipes.section import Recipe
 from dcae_core.recipes.yaml_reader import read_yaml
-
-AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 
 def load_recipe(
@@ -36,11 +35,20 @@ def load_recipe(
     """
     command = schema.model_fields["command"].default
     path = find_recipe(name_or_path, command)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}") from error
-    return read_recipe(text, str(path), schema, overrides, further_checks)
+    return read_recipe(_read_text(path), str(path), schema, overrides, further_checks)
+
+
+def load_any_recipe(path: Path) -> Recipe:
+    """Read a recipe by the schema that its own `command` line names.
+
+    Raises:
+        RecipeError: it cannot be read, names no command that takes recipes, or has faults.
+    """
+    document, _ = read_yaml(_read_text(path), str(path))
+    command = document.get("command") if isinstance(document, dict) else None
+    if command not in SCHEMAS:
+        raise RecipeError(f"{path}: needs a line 'command: ...' with one of {', '.join(SCHEMAS)}, not {command!r}")
+    return load_recipe(path, schema_of(command))
 
 
 def read_recipe(
@@ -56,11 +64,9 @@ def read_recipe(
         raise RecipeError(f"{source}: a recipe is made of keys and values; see `dcae recipes list` for examples")
     _check_command(document, schema, source)
     faults += apply_overrides(document, overrides or [])
-    recipe, found = validate(schema, document)
+    recipe, found = validate(schema, document, further_checks)
     faults += found
-    if isinstance(recipe, schema) and further_checks is not None:
-        faults += further_checks(recipe)
-    if faults or not isinstance(recipe, schema):
+    if faults or recipe is None:
         raise RecipeError(_report(source, faults))
     return recipe
 
@@ -68,6 +74,13 @@ def read_recipe(
 def write_recipe(recipe: Recipe) -> str:
     """The settings as YAML, defaults filled in; `read_recipe` gives the same recipe back."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as text: {error}") from error
 
 
 def _check_command(document: dict[str, Any], schema: type[Recipe], source: str) -> None:

@@ -9,6 +9,7 @@ SCHEMAS = {
     "encode-dataset": "dcae_core.recipes.encode_dataset:EncodeDatasetRecipe",
     "eval": "dcae_core.recipes.evaluate:EvaluateRecipe",
     "train-ae": "dcae_core.recipes.train_ae:TrainAutoencoderRecipe",
+    "train-diffusion": "dcae_core.recipes.train_diffusion:TrainDiffusionRecipe",
 }
 
 

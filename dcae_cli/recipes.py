@@ -1,0 +1,111 @@
+"""`dcae recipes`: what recipes there are, what they say, and whether they are right."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dcae_cli.options import Debug, Json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+recipes = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=False,
+    help="List, show and check recipes.\n\n\b\ndcae recipes list\ndcae recipes show train_ae/tiny\ndcae recipes check",
+)
+
+
+@recipes.callback(invoke_without_command=True)
+def default(context: typer.Context) -> None:
+    """List, show and check recipes; without a subcommand: list them."""
+    if context.invoked_subcommand is None:
+        list_recipes()
+
+
+@recipes.command("list")
+def list_recipes(as_json: Json = False, debug: Debug = False) -> None:
+    """Name every shipped recipe, with the first sentence of what it says about itself.
+
+    \b
+    dcae recipes list
+    """
+    from dcae_cli.output import print_json, print_table
+    from dcae_core.recipes.catalogue import describe_recipe, shipped_recipes
+
+    rows = [(name, _first_sentence(describe_recipe(path))) for name, path in shipped_recipes().items()]
+    if as_json:
+        print_json([{"name": name, "purpose": purpose} for name, purpose in rows])
+    else:
+        print_table("", ["recipe", "purpose"], rows)
+
+
+@recipes.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A shipped recipe, such as train_ae/tiny.", metavar="NAME")],
+    debug: Debug = False,
+) -> None:
+    """Print a shipped recipe as it is, comments and all: the start of your own.
+
+    \b
+    dcae recipes show train_ae/finetune-decoder > mine.yaml
+    """
+    typer.echo(_find(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command()
+def check(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Recipe files or names; left out: every shipped one.", metavar="RECIPE")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Check recipes against their schemas, and say everything that is wrong with them.
+
+    Whether pictures, weights and devices are there is checked by --dry-run of the recipe's own command.
+
+    \b
+    dcae recipes check
+    dcae recipes check mine.yaml
+    """
+    from dcae_core.errors import RecipeError
+    from dcae_core.recipes.catalogue import shipped_recipes
+    from dcae_core.recipes.loading import load_any_recipe
+
+    paths = [_find(name) for name in names] if names else list(shipped_recipes().values())
+    faults = []
+    for path in paths:
+        try:
+            load_any_recipe(path)
+        except RecipeError as error:
+            faults.append(str(error))
+    if faults:
+        raise RecipeError("\n".join(faults))
+    typer.echo(f"{len(paths)} recipe{'s are' if len(paths) != 1 else ' is'} right")
+
+
+@recipes.command()
+def schema(
+    command: Annotated[str, typer.Argument(help="Whose recipes, such as train-ae.", metavar="COMMAND")],
+    debug: Debug = False,
+) -> None:
+    """Print the JSON schema of a command's recipes, for editors that complete and check YAML.
+
+    \b
+    dcae recipes schema train-ae > train-ae.schema.json
+    """
+    from dcae_cli.output import print_json
+    from dcae_core.recipes.registry import schema_of
+
+    print_json(schema_of(command).model_json_schema())
+
+
+def _find(name: str) -> "Path":
+    from dcae_core.recipes.catalogue import find_any_recipe
+
+    return find_any_recipe(name)
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split()).split(". ")[0].rstrip(".")

@@ -1,0 +1,176 @@
+"""The recipe of `dcae train-diffusion`: which latents, which network, what it predicts, and how it is looked at."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dcae_core.recipes.section import Recipe, Section
+from dcae_core.recipes.training import (
+    CheckpointSettings,
+    EmaSettings,
+    ExecutionSettings,
+    Fraction,
+    LoggingSettings,
+    NonNegative,
+    OptimiserSettings,
+    Positive,
+    PositiveNumber,
+)
+
+ObjectiveName = Literal["epsilon", "velocity", "epsilon_variance"]
+
+
+class DenoiserSettings(Section):
+    """The network. The latents say how large they are and how many channels they have."""
+
+    architecture: Literal["uvit", "dit"]
+    """U-ViT (arXiv 2209.12152) or DiT (arXiv 2212.09748)."""
+    patch_size: Positive = 1
+    """Side of the square of latent positions that makes one token."""
+    hidden_size: Positive
+    """Width of a token."""
+    depth: Positive
+    """Number of transformer blocks."""
+    num_heads: Positive
+    """Attention heads."""
+    num_classes: NonNegative | None = None
+    """Refuse latents with another number of classes; null takes whatever number they have (0: unconditional)."""
+
+
+class DatasetSettings(Section):
+    """The order in which latents are seen."""
+
+    shuffle: Literal["global", "window"] = "global"
+    """global: a fresh permutation of everything each epoch; window: shard after shard, for remote datasets."""
+    window: Positive = 16
+    """With `window`: how many shards are shuffled together."""
+    lanes: Positive = 1
+    """With `window`: independent streams of shards; a multiple of the number of processes lets each read its own."""
+
+
+class LoadingSettings(Section):
+    """How latents come to the network; the result does not depend on it."""
+
+    verify: bool = True
+    """Prove every checksum before the run (about a second per gigabyte). Remote shards are always proved on arrival."""
+    num_threads: Positive = 2
+    """Threads that read ahead and draw noise."""
+    cache: str | None = None
+    """Local directory for the shards of a remote dataset; null is ~/.cache/dcae/latents."""
+    cache_gb: PositiveNumber = 64.0
+    """Upper bound of that directory, in GB."""
+
+
+class AugmentationSettings(Section):
+    """DC-AE 1.5's second loss on the leading channels of the latent.
+
+    The paper (arXiv 2508.00413) gives the idea; drawing the number per sample, and the weight, are ours.
+    """
+
+    channels: Annotated[list[Positive], Field(min_length=1)]
+    """Each sample draws one of these numbers of leading channels; the others are set to zero."""
+    weight: PositiveNumber = 1.0
+    """How much the second loss counts."""
+
+
+class FidSettings(Section):
+    """Fréchet distance of samples to a reference, now and then."""
+
+    reference: str
+    """A file of `dcae fid-ref`, of the published code or of ADM."""
+    every: Positive
+    """Steps between measurements: a multiple of `sampling.every`."""
+    num_pictures: Annotated[int, Field(ge=2)] = 5000
+    """How many samples; published figures use 50,000."""
+    guidance_scale: PositiveNumber = 1.0
+    """Classifier-free guidance of these samples; 1 is none."""
+    inception_weights: str | None = None
+    """A file of weights with the published names and shapes; null downloads the published one."""
+
+
+class SamplingSettings(Section):
+    """Pictures made with the averaged weights on the way, always from the same noise."""
+
+    every: Positive = 10_000
+    """Steps between grids; there is also one at the end."""
+    classes: list[NonNegative] | None = None
+    """Of the grid's pictures; null spreads `num_pictures` over all classes."""
+    num_pictures: Positive = 16
+    """How many, where `classes` does not say."""
+    guidance_scale: PositiveNumber = 1.5
+    """Classifier-free guidance of the grid; 1 is none."""
+    sampler: str | None = None
+    """Null is the published one for the objective."""
+    num_steps: Positive | None = None
+    """Null is the sampler's default."""
+    batch_size: Positive = 16
+    """Samples at a time in each process."""
+    seed: NonNegative = 0
+    """Of the noise."""
+    fid: FidSettings | None = None
+    """Also measure FID; null for not."""
+
+
+class TrainDiffusionRecipe(Recipe):
+    """A whole training of a diffusion model."""
+
+    command: Literal["train-diffusion"] = "train-diffusion"
+    """Says that this is a recipe for `dcae train-diffusion`."""
+    run_dir: str
+    """Where the run lives; the same command continues what it finds there."""
+    seed: NonNegative = 0
+    """Of initial weights, noise, times, order and label dropout."""
+    latents: str
+    """A latent dataset of `dcae encode-dataset`: a directory or any fsspec URL."""
+    autoencoder: str | None = None
+    """The autoencoder that made them (zoo name, hub id or directory); null is the embedded model."""
+    resolution: Positive | None = None
+    """Refuse latents of pictures of another size; null takes what they are."""
+    dataset: DatasetSettings = DatasetSettings()
+    """The order in which latents are seen."""
+    loading: LoadingSettings = LoadingSettings()
+    """How latents come to the network."""
+    network: DenoiserSettings
+    """What is trained."""
+    objective: ObjectiveName
+    """What it predicts: epsilon (U-ViT), velocity (USiT), epsilon_variance (DiT)."""
+    augmentation: AugmentationSettings | None = None
+    """A second loss on leading channels; null for none."""
+    label_dropout: Fraction = 0.1
+    """Share of samples that are trained without their class, for guidance."""
+    steps: Positive
+    """Optimiser steps."""
+    batch_size: Positive
+    """Latents per step, over all processes and accumulated parts."""
+    accumulation: Positive = 1
+    """Parts that a batch is computed in, one after the other, to save memory."""
+    optimiser: OptimiserSettings
+    """AdamW and its learning rate."""
+    ema: EmaSettings | None = EmaSettings()
+    """The moving average of the weights; null for none."""
+    sampling: SamplingSettings | None = SamplingSettings()
+    """Pictures on the way; null for none."""
+    execution: ExecutionSettings = ExecutionSettings()
+    """How it is computed."""
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    """What is saved and kept."""
+    logging: LoggingSettings = LoggingSettings()
+    """What is written down."""
+
+    def faults(self) -> list[str]:
+        """Faults between settings."""
+        faults = []
+        if self.batch_size % self.accumulation:
+            faults.append(f"accumulation: a batch of {self.batch_size} does not split into {self.accumulation} parts")
+        if self.batch_size % self.dataset.lanes:
+            faults.append(f"dataset.lanes: a batch of {self.batch_size} does not split into {self.dataset.lanes} lanes")
+        if self.optimiser.schedule == "cosine" and self.optimiser.warmup_steps >= self.steps:
+            faults.append(f"optimiser.warmup_steps: {self.optimiser.warmup_steps} leave nothing of {self.steps} steps")
+        if self.augmentation is not None and self.objective == "epsilon_variance":
+            faults.append("augmentation: works with the objectives epsilon and velocity, not with epsilon_variance")
+        sampling = self.sampling
+        if sampling is not None and sampling.fid is not None and sampling.fid.every % sampling.every:
+            faults.append(
+                f"sampling.fid.every: {sampling.fid.every} is no multiple of sampling.every, {sampling.every}"
+            )
+        return faults
