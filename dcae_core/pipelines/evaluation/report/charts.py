@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 
 _WIDTH, _HEIGHT = 640, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 26, 12, 38
 _MAX_BINS = 30
 _MAX_POINTS = 400
 
@@ -51,7 +51,7 @@ def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str, marks: str, descripti
     )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     labels = (
-        f'<text class="axis" x="{middle}" y="{_HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>'
+        f'<text class="axis" x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
         f'<text class="axis" x="12" y="{(_TOP + base) / 2}" text-anchor="middle" '
         f'transform="rotate(-90 12 {(_TOP + base) / 2})">{escape(y_label)}</text>'
     )
