@@ -6,8 +6,8 @@ from html import escape
 
 import numpy as np
 
-_WIDTH, _HEIGHT = 640, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 26, 12, 38
+_WIDTH, _HEIGHT = 480, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 22, 10, 42
 _MAX_BINS = 30
 _MAX_POINTS = 400
 
@@ -46,13 +46,13 @@ def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str, marks: str, descripti
         for t in y.ticks
     )
     ticks = "".join(
-        f'<text class="tick" x="{x.place(t):.1f}" y="{base + 16}" text-anchor="middle">{x.label(t)}</text>'
+        f'<text class="tick" x="{x.place(t):.1f}" y="{base + 18}" text-anchor="middle">{x.label(t)}</text>'
         for t in x.ticks
     )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     labels = (
         f'<text class="axis" x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
-        f'<text class="axis" x="12" y="{(_TOP + base) / 2}" text-anchor="middle" '
+        f'<text class="axis upright" x="12" y="{(_TOP + base) / 2}" text-anchor="middle" '
         f'transform="rotate(-90 12 {(_TOP + base) / 2})">{escape(y_label)}</text>'
     )
     return (
