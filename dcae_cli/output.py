@@ -29,7 +29,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     )
     for index, name in enumerate(columns):
         numeric = rows and all(isinstance(row[index], int | float | None) for row in rows)
-        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0)
+        table.add_column(
+            Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0, min_width=len(name)
+        )
     for row in rows:
         table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH, highlight=False)

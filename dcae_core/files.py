@@ -99,8 +99,11 @@ def replace_directory(path: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         try:
             yield partial
+            # safetensors makes files that their owner alone can read; they get what mkdir gave the directory.
+            permissions = partial.stat().st_mode & 0o666
             for file in partial.rglob("*"):
                 if file.is_file():
+                    file.chmod(permissions)
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
             flush_directory(partial)

@@ -1,6 +1,7 @@
 """Autoencoders written whole, in any of the three layouts, with checksums that later reads verify."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.zoo import AUTOENCODERS
 
 LAYOUTS = (ORIGINAL, DIFFUSERS, OWN)
+_MAX_FILE_BYTES = 14_900_000  # of tensors; names and shapes come on top
 
 
 def best_layout(network: Autoencoder) -> str:
@@ -41,7 +43,8 @@ def save_autoencoder(
 
     The diffusers layout opens in `diffusers.AutoencoderDC.from_pretrained`; beside it, as in our own layout, lies
     `dcae.json` with the configuration, the scaling factor, checksums and `metadata`. The original layout holds what
-    the published code reads, and nothing else. Our own layout keeps encoder and decoder in a file each.
+    the published code reads, and nothing else. Our own layout keeps its weights in files of at most 15 MB, as the
+    hosting of source code likes them.
 
     Args:
         network: the plain network, with its `.scaling_factor`.
@@ -74,9 +77,8 @@ def save_autoencoder(
             # diffusers refuses weights whose metadata does not name the framework.
             save_file(converted, partial / diffusers_layout.WEIGHTS_NAME, metadata={"format": "pt"})
         else:
-            for part in ("encoder", "decoder"):
-                tensors = {key: tensor for key, tensor in state.items() if key.startswith(f"{part}.")}
-                save_file(tensors, partial / f"{part}.safetensors")
+            for number, tensors in enumerate(_split(state), start=1):
+                save_file(tensors, partial / f"weights-{number}.safetensors")
         _write_json(
             partial / OWN_CONFIG_NAME,
             {
@@ -88,6 +90,17 @@ def save_autoencoder(
                 "metadata": metadata or {},
             },
         )
+
+
+def _split(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors in their order, as many together as fit into one file."""
+    together: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if together and sum(each.nbytes for each in together.values()) + tensor.nbytes > _MAX_FILE_BYTES:
+            yield together
+            together = {}
+        together[key] = tensor
+    yield together
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

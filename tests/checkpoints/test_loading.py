@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_weights_that_do_not_fit_are_named(network, tmp_path, change, message):
 
 def test_truncated_and_bit_flipped_files_are_refused(network, tmp_path):
     save_autoencoder(network, tmp_path / "m", layout="dcae")
-    weights = tmp_path / "m" / "decoder.safetensors"
+    weights = tmp_path / "m" / "weights-1.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
@@ -193,7 +194,7 @@ def test_a_bit_flip_in_the_embedded_file_is_noticed(tmp_path):
     from dcae_core.checkpoints.locating import embedded_directory
 
     shutil.copytree(embedded_directory(), tmp_path / "m")
-    weights = tmp_path / "m" / "encoder.safetensors"
+    weights = tmp_path / "m" / "weights-1.safetensors"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 4
     weights.write_bytes(content)
@@ -213,3 +214,17 @@ def test_writing_replaces_a_directory_whole_or_not_at_all(network, tmp_path, mon
         save_autoencoder(small_autoencoder(seed=5), tmp_path / "m")
     assert fingerprint(load_autoencoder(tmp_path / "m", prepare=False)) == before
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_our_own_layout_keeps_files_small_and_readable_by_others(network, tmp_path, monkeypatch):
+    monkeypatch.setattr("dcae_core.checkpoints.saving._MAX_FILE_BYTES", 10_000)
+    previous = os.umask(0o022)
+    try:
+        save_autoencoder(network, tmp_path / "m", layout="dcae")
+    finally:
+        os.umask(previous)
+    files = sorted((tmp_path / "m").glob("weights-*.safetensors"))
+    assert len(files) > 3
+    assert all(len(load_file(file)) == 1 or file.stat().st_size < 12_000 for file in files)
+    assert all(file.stat().st_mode & 0o777 == 0o644 for file in files)
+    assert fingerprint(load_autoencoder(tmp_path / "m", prepare=False)) == fingerprint(network)
