@@ -154,9 +154,20 @@ def _settings(
     faults = [] if recipe is not None else apply_overrides(document, overrides)
     result, found = validate(EvaluateRecipe, document)
     faults += found
+    if recipe is not None and isinstance(result, EvaluateRecipe):
+        _require_pictures(recipe, result)
     if faults or not isinstance(result, EvaluateRecipe):
         raise UsageError("; ".join(faults))
     return result
+
+
+def _require_pictures(recipe: str, settings: "EvaluateRecipe") -> None:
+    """A shipped recipe can only guess where somebody's pictures are."""
+    from dcae_core.errors import DataError
+
+    images = settings.images
+    if settings.autoencoder is not None and images is not None and not (Path(images).exists() or "*" in images):
+        raise DataError(f"{recipe} measures the pictures in {images}, which is not here: give --images DIR")
 
 
 def _choose_subject(

@@ -105,7 +105,8 @@ class PictureFiles:
 
     def _try_to_open(self, index: int) -> Image.Image | DataError:
         try:
-            picture = self._pictures[index].open()
+            # As stored: the published code does not turn pictures as their EXIF block says.
+            picture = self._pictures[index].open(apply_exif=False)
             return picture if self._resolution is None else center_crop_adm(picture, self._resolution)
         except DataError as error:
             return error
