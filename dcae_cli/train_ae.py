@@ -1,10 +1,14 @@
 """`dcae train-ae`: train or fine-tune an autoencoder as a recipe says."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dcae_cli.options import Debug, Device, NumProcesses
+
+if TYPE_CHECKING:
+    from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
+    from dcae_core.training.autoencoder_run import RunOptions
 
 
 def train_ae(
@@ -40,17 +44,52 @@ def train_ae(
     if nproc > 1 and world_size() == 1:
         raise typer.Exit(launch(nproc, sys.argv[1:]))
 
-    from dcae_cli.training_display import Display
+    from dcae_cli.training_display import training_display
     from dcae_core.devices import select_device
     from dcae_core.recipes.loading import load_recipe
     from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
     from dcae_core.training.autoencoder_recipe import check_autoencoder_recipe
     from dcae_core.training.autoencoder_run import RunOptions, train_autoencoder
 
-    chosen = select_device(device)
+    options = RunOptions(select_device(device), resume, phase)
     settings = load_recipe(recipe, TrainAutoencoderRecipe, overrides, check_autoencoder_recipe)
-    with process_group(chosen):
-        watcher: Any = Display() if is_main() else None
-        directory = train_autoencoder(settings, RunOptions(chosen, resume, phase), watcher)
+    with process_group(options.device):
+        if dry_run:
+            _print_forecast(settings, options)
+            return
+        with training_display() as watcher:
+            directory = train_autoencoder(settings, options, watcher)
     if is_main():
         typer.echo(f"trained autoencoder: {directory}")
+
+
+def _print_forecast(settings: "TrainAutoencoderRecipe", options: "RunOptions") -> None:
+    from dcae_cli.output import print_table
+    from dcae_core.distributed import is_main
+    from dcae_core.training.autoencoder_dry_run import forecast
+
+    found = forecast(settings, options)
+    if not is_main():
+        return
+    rows = []
+    for phase in found.phases:
+        memory = phase.memory
+        seconds = found.seconds_per_step[phase.name] if found.seconds_per_step is not None else None
+        rows.append(
+            (
+                phase.name,
+                ", ".join(phase.parts),
+                f"{phase.num_trained:,} of {phase.num_parameters:,}",
+                *(f"{size / 1e9:.2f}" for size in (memory.weights, memory.training, memory.activations, memory.total)),
+                round(seconds, 2) if seconds is not None else "does not fit",
+            )
+        )
+    sizes = ["weights GB", "optimiser GB", "activations GB", "total GB"]
+    columns = ["phase", "trains", "parameters", *sizes, "start and one step, s"]
+    print_table("one process, float32", columns, rows)
+    typer.echo(f"free on {options.device}: {found.available / 1e9:.2f} GB")
+    typer.echo(f"{found.num_pictures:,} pictures; the loader alone: {found.loader_images_per_second:.3g} images/s")
+    for line in found.damaged:
+        typer.echo(f"damaged: {line}")
+    start = f"goes on from {found.continues_from}" if found.continues_from else "begins anew"
+    typer.echo(f"the run in {settings.run_dir} {start}; nothing was written")

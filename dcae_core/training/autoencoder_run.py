@@ -21,12 +21,13 @@ from dcae_core.training.initialisation import initialise_pca
 from dcae_core.training.latent_statistics import LatentStatistics, measure_latents
 from dcae_core.training.loop import Loop, LoopSettings, loss_scaler
 from dcae_core.training.parallel import shard, synchronise_batch_norm, whole
-from dcae_core.training.parts import count_trained
+from dcae_core.training.parts import blocks_of, count_trained
 from dcae_core.training.pictures import TrainingPictures
 from dcae_core.training.resuming import changes_since, find_checkpoint, where_to_begin
 from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.signals import StopSignals
 from dcae_core.training.task import Progress
+from dcae_core.training.trackers import Watchers, open_trackers
 from dcae_core.training.validation import ReconstructionValidation
 from dcae_core.training.watching import Silent, Watcher
 
@@ -81,6 +82,7 @@ class _AutoencoderRun:
         self.checkpoint = find_checkpoint(run, options.resume)
         self.progress, self.last_phase = where_to_begin(self.checkpoint, list(names), steps, options.phase)
         self._compare_recipe()
+        self._open_trackers()
         self.pictures = TrainingPictures(recipe.data)
         self.validation = self._open_validation()
 
@@ -100,6 +102,12 @@ class _AutoencoderRun:
                     self.progress = Progress(phase=index, step=self.progress.step)
                 self._train_phase(index, network, signals)
         return self._save_result(network)
+
+    def _open_trackers(self) -> None:
+        if is_main():
+            values = self.recipe.model_dump(mode="json")
+            trackers = open_trackers(self.recipe.logging, self.run.path, self.progress.step, values)
+            self.watcher = Watchers([self.watcher, *trackers])
 
     def _compare_recipe(self) -> None:
         if self.checkpoint is not None:
@@ -163,12 +171,10 @@ class _AutoencoderRun:
         if execution.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         synchronise_batch_norm(network, device)
-        sides = (network.encoder, network.decoder)
-        blocks = [block for side in sides for stage in side.stages for block in stage.children()]
         if execution.activation_checkpointing:
-            checkpoint_activations(blocks)
+            checkpoint_activations(blocks_of(network))
         if execution.sharding == "fsdp":
-            shard(sides, blocks)
+            shard((network.encoder, network.decoder), blocks_of(network))
         return network
 
     def _save_result(self, network: Autoencoder) -> Path:

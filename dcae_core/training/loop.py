@@ -23,6 +23,7 @@ from dcae_core.training.parallel import whole
 from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.signals import StoppedError, StopSignals
 from dcae_core.training.task import Batch, Progress, Task
+from dcae_core.training.trackers import plot_metrics
 from dcae_core.training.watching import Watcher
 
 
@@ -128,6 +129,7 @@ class Loop:
         checkpoint = collect_checkpoint(self.task, self.progress, self.scaler)
         if is_main():
             self.run.save(self.progress.step, checkpoint.write)
+            plot_metrics(self.run.read_metrics(), self.run.path / "metrics.png")
 
     def _is_due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.phase_step == self.settings.steps

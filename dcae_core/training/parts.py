@@ -49,3 +49,9 @@ def count_trained(network: nn.Module) -> tuple[int, int]:
     """(trained, all) parameters."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+def blocks_of(network: Autoencoder) -> list[nn.Module]:
+    """The residual and resampling blocks of all stages: what memory is saved by, one at a time."""
+    stages = [*network.encoder.stages, *network.decoder.stages]
+    return [block for stage in stages for block in stage.children()]
