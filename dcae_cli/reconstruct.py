@@ -114,7 +114,15 @@ def reconstruct(
 
 def _tile_notes(advance: "Advance") -> Callable[["RunModel"], "Progress"]:
     """Beside the bar: which model is at which tile of the picture that is being worked on."""
-    return lambda model: lambda done, total: advance(0, note=f"{model.label} tile {done}/{total}" if total > 1 else "")
+
+    def for_model(model: "RunModel") -> "Progress":
+        def note(done: int, total: int) -> None:
+            if total > 1:
+                advance(0, note=f"{model.label} tile {done}/{total}")
+
+        return note
+
+    return for_model
 
 
 def _row(result: "PictureResult") -> tuple[object, ...]:

@@ -1,0 +1,204 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from dcae_core.checkpoints import load_autoencoder, save_autoencoder
+from dcae_core.data.pictures import center_crop_adm, open_picture, picture_to_uint8
+from dcae_core.data.sources import PictureReference
+from dcae_core.metrics.reconstruction import psnr
+from dcae_core.pipelines.picture_run import name_outputs
+from dcae_core.pipelines.reconstruct import reconstruct
+from tests.small import small_autoencoder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """Two small autoencoders, f4, called `a` and `b`."""
+    directory = tmp_path_factory.mktemp("models")
+    save_autoencoder(small_autoencoder(0), directory / "a")
+    save_autoencoder(small_autoencoder(1), directory / "b")
+    return directory
+
+
+def write_picture(path: Path, width: int = 50, height: int = 37) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = np.linspace(0, 200, height)[:, None, None] + np.linspace(0, 50, width)[None, :, None]
+    Image.fromarray((rows + np.array([0, 2, 5])).astype(np.uint8)).save(path)
+    return path
+
+
+def pixels_of(path: Path) -> torch.Tensor:
+    return picture_to_uint8(open_picture(path))
+
+
+def test_a_picture_comes_back_in_its_size_with_its_figures(dcae, models, tmp_path) -> None:
+    picture = write_picture(tmp_path / "odd name é.png")
+    run = dcae("reconstruct", picture, "--model", models / "a", "-o", tmp_path / "out", "--json")
+    run.assert_succeeds()
+    assert run.stderr == ""
+    (result,) = json.loads(run.stdout)["results"]
+    expected = reconstruct(load_autoencoder(models / "a"), pixels_of(picture))
+    written = pixels_of(tmp_path / "out" / "odd name é.recon.png")
+    assert torch.equal(written, expected.pixels)
+    assert result["files"] == {
+        "reconstruction": str(tmp_path / "out" / "odd name é.recon.png"),
+        "comparison": str(tmp_path / "out" / "odd name é.compare.png"),
+    }
+    assert (result["width"], result["height"], result["latent"]) == (50, 37, [8, 10, 13])
+    assert result["compression"] == pytest.approx(3 * 50 * 37 / (8 * 10 * 13))
+    assert result["psnr"] == pytest.approx(float(psnr(pixels_of(picture)[None], written[None])))
+    assert 0 < result["ssim"] < 1
+    assert result["milliseconds"] > 0
+
+
+def test_the_table_has_a_row_for_each_picture_and_the_mean(dcae, models, tmp_path) -> None:
+    for name in ("1.png", "2.png"):
+        write_picture(tmp_path / "in" / name)
+    run = dcae("reconstruct", tmp_path / "in", "--model", models / "a", "-o", tmp_path / "out", "--no-compare")
+    run.assert_succeeds()
+    lines = run.stdout.splitlines()
+    assert lines[0].split("  ")[0] == "picture"
+    pictures = [str(tmp_path / "in" / name) for name in ("1.png", "2.png")]
+    assert [line.split("  ")[0] for line in lines[1:4]] == [*pictures, "mean of 2"]
+    assert "50 x 37" in lines[1]
+    assert "8 x 10 x 13" in lines[1]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.recon.png", "2.recon.png"]
+
+
+def test_several_models_are_set_side_by_side(dcae, models, tmp_path) -> None:
+    picture = write_picture(tmp_path / "p.png", 300, 200)
+    arguments = ("--model", models / "a", "--model", models / "b", "--model", models / "a", "-o", tmp_path / "out")
+    run = dcae("reconstruct", picture, *arguments, "--json")
+    run.assert_succeeds()
+    assert [result["model"] for result in json.loads(run.stdout)["results"]] == ["a", "b", "a#2"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["p.a#2.recon.png", "p.a.recon.png", "p.b.recon.png", "p.compare.png"]
+    first, other, again = (pixels_of(tmp_path / "out" / f"p.{name}.recon.png") for name in ("a", "b", "a#2"))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    comparison = Image.open(tmp_path / "out" / "p.compare.png")
+    assert comparison.width >= 4 * 300
+    assert comparison.height >= 2 * 200
+
+
+def test_latents_are_kept_with_what_they_are_and_decode_to_the_same_bytes(dcae, models, tmp_path) -> None:
+    picture = write_picture(tmp_path / "p.png")
+    settings = ("--model", models / "a", "--tile", 32)
+    dcae("reconstruct", picture, *settings, "-o", tmp_path / "out", "--save-latents").assert_succeeds()
+    latent = tmp_path / "out" / "p.latent.safetensors"
+    with safe_open(latent, framework="pt") as file:
+        metadata, tensor = file.metadata(), file.get_tensor("latent")
+    assert (tensor.shape, tensor.dtype) == ((8, 10, 13), torch.float32)
+    assert metadata["model"] == str(models / "a")
+    sizes = {key: metadata[key] for key in ("height", "width", "padding_bottom", "padding_right", "tile")}
+    assert sizes == {"height": "37", "width": "50", "padding_bottom": "3", "padding_right": "2", "tile": "32"}
+
+    run = dcae("decode", latent, "-o", tmp_path / "decoded", "--json")
+    run.assert_succeeds()
+    assert json.loads(run.stdout)["results"][0]["model"] == "a"
+    assert (tmp_path / "decoded" / "p.recon.png").read_bytes() == (tmp_path / "out" / "p.recon.png").read_bytes()
+
+
+def test_a_latent_is_not_decoded_by_other_weights_of_the_same_shape(dcae, models, tmp_path) -> None:
+    picture = write_picture(tmp_path / "p.png")
+    dcae("reconstruct", picture, "--model", models / "a", "-o", tmp_path / "out", "--save-latents").assert_succeeds()
+    latent = tmp_path / "out" / "p.latent.safetensors"
+    dcae("decode", latent, "--model", models / "b", "-o", tmp_path).assert_fails(3, str(latent), str(models / "a"))
+
+
+def test_samples_are_decoded_one_by_one(dcae, models, tmp_path) -> None:
+    latents = torch.randn(3, 8, 4, 5, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": latents, "classes": torch.tensor([1, 2, 3])}, tmp_path / "latents.safetensors")
+    arguments = ("--model", models / "a", "-o", tmp_path / "out")
+    dcae("decode", tmp_path / "latents.safetensors", *arguments).assert_succeeds()
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["latents_0000.recon.png", "latents_0001.recon.png", "latents_0002.recon.png"]
+    assert Image.open(tmp_path / "out" / names[0]).size == (20, 16)
+
+
+def test_in_a_batch_of_latents_the_bad_one_is_reported(dcae, models, tmp_path) -> None:
+    good = write_picture(tmp_path / "p.png")
+    dcae("reconstruct", good, "--model", models / "a", "-o", tmp_path, "--save-latents").assert_succeeds()
+    bad = tmp_path / "bad.latent.safetensors"
+    save_file({"latent": torch.full((8, 2, 2), torch.nan)}, bad, {"height": "8", "width": "8", "model": "x"})
+    run = dcae("decode", bad, tmp_path / "p.latent.safetensors", "-o", tmp_path / "out")
+    assert run.exit_code == 3
+    assert str(bad) in run.stderr
+    assert (tmp_path / "out" / "p.recon.png").exists()
+
+
+def test_the_published_crop_comes_first_if_asked_for(dcae, models, tmp_path) -> None:
+    picture = write_picture(tmp_path / "p.png", 100, 60)
+    arguments = ("--model", models / "a", "-o", tmp_path / "out", "--resolution", 32)
+    dcae("reconstruct", picture, *arguments).assert_succeeds()
+    cropped = picture_to_uint8(center_crop_adm(open_picture(picture), 32))
+    expected = reconstruct(load_autoencoder(models / "a"), cropped).pixels
+    assert torch.equal(pixels_of(tmp_path / "out" / "p.recon.png"), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (401, 3)])
+def test_odd_sizes_work(dcae, models, tmp_path, size) -> None:
+    picture = write_picture(tmp_path / "p.png", *size)
+    dcae("reconstruct", picture, "--model", models / "a", "-o", tmp_path / "out").assert_succeeds()
+    assert Image.open(tmp_path / "out" / "p.recon.png").size == size
+    Image.open(tmp_path / "out" / "p.compare.png").load()
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(dcae, models, tmp_path) -> None:
+    for name in ("cats/1.png", "dogs/1.png", "dogs/2.png"):
+        write_picture(tmp_path / "in" / name)
+    inputs = (tmp_path / "in", write_picture(tmp_path / "elsewhere" / "2.png"))
+    dcae("reconstruct", *inputs, "--model", models / "a", "-o", tmp_path / "out", "--no-compare").assert_succeeds()
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["2.png.recon.png", "cats_1.png.recon.png", "dogs_1.png.recon.png", "dogs_2.png.recon.png"]
+
+
+def test_names_of_outputs_are_different_even_where_the_paths_are_the_same() -> None:
+    keys = ["a/x.png", "b/x.jpg", "x.png", "x.png", "y.png", "a_x.png"]
+    names = name_outputs([PictureReference(f"/somewhere/{key}", key) for key in keys])
+    assert names == ["a_x.png", "b_x.jpg", "x.png", "x.png-2", "y", "a_x"]
+    assert len(set(names)) == len(names)
+
+
+def test_orientation_is_applied_unless_told_otherwise(dcae, models, tmp_path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "p.jpg", exif=exif)
+    arguments = ("reconstruct", tmp_path / "p.jpg", "--model", models / "a", "-o", tmp_path)
+    dcae(*arguments).assert_succeeds()
+    assert Image.open(tmp_path / "p.recon.png").size == (20, 40)
+    dcae(*arguments, "--no-exif").assert_succeeds()
+    assert Image.open(tmp_path / "p.recon.png").size == (40, 20)
+
+
+def test_the_pixel_limit_can_be_set(dcae, models, tmp_path) -> None:
+    picture = write_picture(tmp_path / "p.png")
+    arguments = ("reconstruct", picture, "--model", models / "a", "-o", tmp_path)
+    dcae(*arguments, "--max-pixels", 1000).assert_fails(3, str(picture), "1,850 pixels", "--max-pixels")
+
+
+def test_weights_that_give_nan_end_the_run(dcae, tmp_path) -> None:
+    network = small_autoencoder()
+    with torch.no_grad():
+        network.decoder.head.out.bias.fill_(3e38)
+        network.decoder.head.out.weight.fill_(3e38)
+    save_autoencoder(network, tmp_path / "broken")
+    pictures = [write_picture(tmp_path / "in" / name) for name in ("1.png", "2.png")]
+    run = dcae("reconstruct", *pictures, "--model", tmp_path / "broken", "-o", tmp_path / "out")
+    run.assert_fails(3, "NaN")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_gives_nearly_the_same(dcae, models, tmp_path, dtype) -> None:
+    picture = write_picture(tmp_path / "p.png")
+    arguments = ("reconstruct", picture, "--model", models / "a", "-o", tmp_path / dtype, "--dtype", dtype)
+    dcae(*arguments).assert_succeeds()
+    expected = reconstruct(load_autoencoder(models / "a"), pixels_of(picture)).pixels
+    written = pixels_of(tmp_path / dtype / "p.recon.png")
+    assert float(psnr(expected[None], written[None])) > 30
