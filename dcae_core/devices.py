@@ -1,6 +1,7 @@
 """Names of devices and number types, as people type them, turned into what torch wants."""
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,8 @@ DTYPES = {
     "fp16": torch.float16,
     "float16": torch.float16,
 }
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -56,3 +59,16 @@ def _cuda_device(index: int) -> torch.device:
     if index >= count:
         raise ResourceError(f"--device cuda:{index}: this machine has {count} CUDA device(s), numbered from 0")
     return torch.device("cuda", index)
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that belong to `device`; for the CPU also bounded by the limit of a container."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in map(Path, _CGROUP_LIMITS):
+        if path.is_file() and (text := path.read_text().strip()).isdecimal():
+            total = min(total, int(text))
+    return total

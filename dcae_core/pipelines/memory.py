@@ -1,10 +1,6 @@
 """Whether a picture fits through a network whole, or has to go in tiles."""
 
-import os
-from pathlib import Path
-
-import torch
-
+from dcae_core.devices import memory_of
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.autoencoder_config import AutoencoderConfig
 
@@ -16,8 +12,6 @@ _MAPS = {"res": 6, "evit_glu": 32}
 _CPU_SHARE = 0.25  # of the machine's memory: others work on it too
 _GPU_SHARE = 0.6
 
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
 
 def activation_bytes(config: AutoencoderConfig, num_pixels: int, bytes_per_value: int) -> int:
     """About how much memory the feature maps of one picture need at most while it is encoded or decoded."""
@@ -27,19 +21,6 @@ def activation_bytes(config: AutoencoderConfig, num_pixels: int, bytes_per_value
     ]
     values_per_pixel = max(_MAPS[block] * width / 4**stage for stage, (width, block, depth) in stages if depth)
     return int(values_per_pixel * num_pixels * bytes_per_value)
-
-
-def memory_of(device: torch.device) -> int:
-    """Bytes of memory that belong to `device`; for the CPU also bounded by the limit of a container."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory()
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in map(Path, _CGROUP_LIMITS):
-        if path.is_file() and (text := path.read_text().strip()).isdecimal():
-            total = min(total, int(text))
-    return total
 
 
 def choose_tile(network: Autoencoder, height: int, width: int) -> int | None:
