@@ -38,7 +38,8 @@ def _fold_batch_norm(block: ResBlock) -> None:
     norm = block.norm
     assert isinstance(norm, nn.BatchNorm2d)
     mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None and variance is not None
+    assert mean is not None
+    assert variance is not None
     scale = norm.weight.double() / torch.sqrt(variance.double() + norm.eps)
     dtype = block.conv2.weight.dtype
     weight: Tensor = (block.conv2.weight.double() * scale[:, None, None, None]).to(dtype)
