@@ -12,7 +12,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +108,8 @@ def measure_reading(directory: Path, count: int) -> None:
 def measure_loader(directory: Path, num_steps: int = 400) -> None:
     """Feed a step that lasts as long as one at TARGET_RATE would, and add up how long it waits for its batches."""
     dataset = LatentDataset(directory / "shards")
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]] = load_latents(
-        dataset, GlobalShuffle(len(dataset), seed=0), BatchPlan(BATCH), range(num_steps + 1)
+    batches = load_latents(
+        dataset, GlobalShuffle(len(dataset), seed=0), BatchPlan(BATCH), range(num_steps + 1), lambda batch: batch
     )
     next(batches)
     step_seconds = BATCH / TARGET_RATE
@@ -125,7 +125,8 @@ def measure_loader(directory: Path, num_steps: int = 400) -> None:
     print(f"loader: {rate:,.0f} latents/s beside a step of {step_seconds * 1e3:.1f} ms; waited {waited / elapsed:.2%}")
 
     start = time.perf_counter()
-    for _ in load_latents(dataset, GlobalShuffle(len(dataset), seed=1), BatchPlan(BATCH), range(num_steps)):
+    order = GlobalShuffle(len(dataset), seed=1)
+    for _ in load_latents(dataset, order, BatchPlan(BATCH), range(num_steps), lambda batch: batch):
         pass
     print(f"loader: {num_steps * BATCH / (time.perf_counter() - start):,.0f} latents/s beside nothing")
 

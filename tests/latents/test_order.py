@@ -8,10 +8,15 @@ from hypothesis import strategies as st
 
 from dcae_core.data.batches import BatchPlan
 from dcae_core.data.latents import GlobalShuffle, LatentDataset, WindowShuffle, load_latents
+from dcae_core.data.latents.loader import LatentBatch
 from dcae_core.data.latents.order import shuffle_positions
 from dcae_core.errors import UsageError
 
 from .datasets import write_dataset
+
+
+def _pair(batch: LatentBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    return batch.latents, batch.labels
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,9 +97,11 @@ def test_processes_share_the_batch_and_resume_exactly(tmp_path, kind):
         if kind == "global"
         else WindowShuffle(dataset.shard_counts, seed=7, window=2, lanes=2, run=3)
     )
-    uninterrupted = list(load_latents(dataset, order, BatchPlan(6), range(7)))
+    uninterrupted = list(load_latents(dataset, order, BatchPlan(6), range(7), _pair))
     assert len(uninterrupted) == 7
-    thirds = [load_latents(dataset, order, BatchPlan(6, world_size=3, rank=rank), range(2, 7)) for rank in range(3)]
+    thirds = [
+        load_latents(dataset, order, BatchPlan(6, world_size=3, rank=rank), range(2, 7), _pair) for rank in range(3)
+    ]
     for latents, labels in uninterrupted[2:]:
         parts = [next(third) for third in thirds]
         assert torch.equal(torch.cat([part[0] for part in parts]), latents)
@@ -106,4 +113,4 @@ def test_a_dataset_smaller_than_a_batch_is_refused(tmp_path):
     dataset = LatentDataset(tmp_path)
     order = GlobalShuffle(5, seed=0)
     with pytest.raises(UsageError, match="holds 5 latents, fewer than one batch of 6"):
-        load_latents(dataset, order, BatchPlan(6), range(1))
+        load_latents(dataset, order, BatchPlan(6), range(1), _pair)

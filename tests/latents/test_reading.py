@@ -208,7 +208,7 @@ def test_the_loader_fetches_shards_before_they_are_wanted(tmp_path):
     _put_in_memory(tmp_path / "set", "memory://latents/ahead")
     dataset = LatentDataset("memory://latents/ahead", cache=tmp_path / "cache")
     order = WindowShuffle(dataset.shard_counts, seed=0, window=1)
-    batches = load_latents(dataset, order, BatchPlan(4), range(1), batches_ahead=1, steps_ahead=2, num_threads=1)
+    batches = load_latents(dataset, order, BatchPlan(4), range(1), lambda batch: batch, batches_ahead=1, steps_ahead=2)
     assert len(list(batches)) == 1
     dataset.store._pool.shutdown(wait=True)
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2  # this batch's, and the one two batches on

@@ -25,7 +25,7 @@ def export_npy(dataset: LatentDataset, directory: Path, advance: Callable[[int],
         DataError: two pictures would get the same file.
         ResourceError: the disk is full, or the place cannot be written to.
     """
-    shift, scale = dataset.manifest.encoder.shift_factor, dataset.manifest.scaling_factor
+    scaling_factor = dataset.manifest.scaling_factor
     written: set[Path] = set()
     for name, latent, _ in _items(dataset):
         path = directory / f"{name}.npy"
@@ -35,7 +35,7 @@ def export_npy(dataset: LatentDataset, directory: Path, advance: Callable[[int],
             )
         written.add(path)
         make_directory(path.parent)
-        scaled = (latent.float() - shift) * scale
+        scaled = latent.float() * scaling_factor
         with replace_file(path) as file:
             np.save(file, scaled.numpy())
         if advance:

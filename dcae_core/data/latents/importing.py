@@ -32,7 +32,7 @@ def import_npy(
     Args:
         source: the folder of class folders.
         directory: where the dataset is to lie.
-        encoder: what made the latents: the files do not say. Its factors undo the published scaling.
+        encoder: what made the latents: the files do not say. Its factor undoes the published scaling.
         resolution: side of the pictures that were encoded.
         shard_size: items per shard.
         advance: called with the number of items after each shard.
@@ -77,7 +77,7 @@ def _unscaled(files: list[tuple[Path, int]], plan: DatasetPlan, scaling_factor: 
         if scaled.shape != plan.latent_shape or str(scaled.dtype) != plan.dtype:
             found, wanted = f"{scaled.dtype} {scaled.shape}", f"{plan.dtype} {plan.latent_shape}"
             raise DataError(f"{path} holds a latent of {found}, the first file one of {wanted}")
-        raw = torch.from_numpy(scaled).float() / scaling_factor + plan.encoder.shift_factor
+        raw = torch.from_numpy(scaled).float() / scaling_factor
         yield raw.to(TORCH_DTYPES[plan.dtype])
 
 

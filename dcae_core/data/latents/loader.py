@@ -1,8 +1,11 @@
 """Batches of latents for training, read ahead by threads while the network works."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -12,8 +15,26 @@ from dcae_core.data.latents.order import Order
 from dcae_core.data.latents.reader import LatentDataset
 from dcae_core.errors import UsageError
 
-LatentBatch = tuple[Tensor, Tensor]
-"""Unscaled latents (b, C, h, w) in their stored dtype, and labels (b,)."""
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """What one process computes on at once.
+
+    Attributes:
+        latents: (b, C, h, w), unscaled, in their stored dtype.
+        labels: (b,) int64.
+        positions: (b,) places in the endless stream of items: what chance is drawn from.
+        items: (b,) which items of the dataset these are.
+        seconds: time that reading took.
+    """
+
+    latents: Tensor
+    labels: Tensor
+    positions: np.ndarray
+    items: np.ndarray
+    seconds: float
 
 
 def load_latents(
@@ -21,11 +42,12 @@ def load_latents(
     order: Order,
     plan: BatchPlan,
     steps: range,
+    finish: Callable[[LatentBatch], Batch],
     *,
     batches_ahead: int = 8,
     steps_ahead: int = 0,
     num_threads: int = 2,
-) -> Iterator[LatentBatch]:
+) -> Iterator[Batch]:
     """What one process computes on in the given steps: `plan.accumulation` batches for each step.
 
     A pure function of its arguments: a run that stops after step s goes on with `range(s + 1, ...)`.
@@ -35,6 +57,7 @@ def load_latents(
         order: which item comes at which position.
         plan: how a global batch is divided among processes and parts.
         steps: the steps to load for.
+        finish: turns a batch into what is returned, also in the threads.
         batches_ahead: how many batches are read before they are wanted; that many are held in memory.
         steps_ahead: how many steps ahead shards are fetched (remote datasets: a window's worth; 0: never).
         num_threads: threads that read.
@@ -48,24 +71,26 @@ def load_latents(
             "lower the batch size"
         )
 
-    def read(step: int, part: int) -> LatentBatch:
+    def read(step: int, part: int) -> Batch:
+        start = time.perf_counter()
         positions = np.asarray(plan.positions(step, part))
         if steps_ahead:
             later, _ = dataset.locate(order.items(positions + steps_ahead * plan.batch_size))
             dataset.prefetch(np.unique(later))
-        return dataset.read(order.items(positions))
+        items = order.items(positions)
+        latents, labels = dataset.read(items)
+        return finish(LatentBatch(latents, labels, positions, items, time.perf_counter() - start))
 
-    return _read_ahead(
-        ((step, part) for step in steps for part in range(plan.accumulation)), read, batches_ahead, num_threads
-    )
+    wanted = ((step, part) for step in steps for part in range(plan.accumulation))
+    return _read_ahead(wanted, read, batches_ahead, num_threads)
 
 
 def _read_ahead(
-    wanted: Iterable[tuple[int, int]], read: Callable[[int, int], LatentBatch], batches_ahead: int, num_threads: int
-) -> Iterator[LatentBatch]:
+    wanted: Iterable[tuple[int, int]], read: Callable[[int, int], Batch], batches_ahead: int, num_threads: int
+) -> Iterator[Batch]:
     """Results of `read` for each (step, part) wanted, in order; an error comes where its batch would."""
     with ThreadPoolExecutor(num_threads, thread_name_prefix="latents") as pool:
-        waiting: deque[Future[LatentBatch]] = deque()
+        waiting: deque[Future[Batch]] = deque()
         try:
             for step, part in wanted:
                 waiting.append(pool.submit(read, step, part))

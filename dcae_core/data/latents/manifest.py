@@ -24,12 +24,11 @@ class _Record(BaseModel):
 
 
 class EncoderRecord(_Record):
-    """The autoencoder whose unscaled latents are stored. A network sees `(latent - shift_factor) * scaling_factor`."""
+    """The autoencoder whose unscaled latents are stored. A network sees `latent * scaling_factor`."""
 
     name: str
     fingerprint: str | None = None  # None: latents made by other software, known by the encoder's name alone
     scaling_factor: float | None = Field(gt=0)  # None: nobody published one; 1 / rms of the dataset takes its place
-    shift_factor: float = 0.0
 
 
 class TransformRecord(_Record):
@@ -125,6 +124,10 @@ class Manifest(_Record):
     def copies(self) -> int:
         """Items per picture: 2 with flipped copies, else 1."""
         return 2 if self.transform.flipped_copies else 1
+
+    def identity(self) -> str:
+        """A checksum of the manifest, and so of everything in the dataset."""
+        return sha256(self.to_json().encode())
 
     def to_json(self) -> str:
         """The manifest's file content. Equal manifests give equal text."""
