@@ -18,10 +18,10 @@ recipes = typer.Typer(
 
 
 @recipes.callback(invoke_without_command=True)
-def default(context: typer.Context) -> None:
+def default(context: typer.Context, as_json: Json = False, debug: Debug = False) -> None:
     """List, show and check recipes; without a subcommand: list them."""
     if context.invoked_subcommand is None:
-        list_recipes()
+        list_recipes(as_json)
 
 
 @recipes.command("list")

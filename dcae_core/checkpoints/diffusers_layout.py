@@ -1,6 +1,6 @@
-"""Key names and configuration of diffusers' `AutoencoderDC`: `config.json` beside `diffusion_pytorch_model.safetensors`.
+"""Key names and configuration of diffusers' `AutoencoderDC`.
 
-There q, k and v are three linear layers; here they are the thirds of one 1x1 convolution.
+Its directory holds `config.json` and `diffusion_pytorch_model.safetensors`. There q, k and v are three linear layers; here they are the thirds of one 1x1 convolution.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 _BLOCKS = {"res": "ResBlock", "evit_glu": "EfficientViTBlock"}
 _QKV = ("to_q", "to_k", "to_v")
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "latent_channels": 32,
     "attention_head_dim": HEAD_CHANNELS,

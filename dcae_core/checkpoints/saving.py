@@ -22,7 +22,7 @@ _MAX_FILE_BYTES = 14_900_000  # of tensors; names and shapes come on top
 
 
 def best_layout(network: Autoencoder) -> str:
-    """ "diffusers" where AutoencoderDC can express the network, else our own."""
+    """The diffusers layout where AutoencoderDC can express the network, else our own."""
     try:
         diffusers_layout.to_diffusers_config(network.config, None)
     except UsageError:

@@ -22,6 +22,7 @@ class EncoderHead(nn.Module):
 
     def forward(self, x: Tensor, latent_channels: int) -> Tensor:
         """(B, width, h, w) -> the leading `latent_channels` channels of the latent."""
+        assert self.conv.bias is not None
         y = F.conv2d(x, self.conv.weight[:latent_channels], self.conv.bias[:latent_channels], padding=1)
         if self.shortcut:
             y = y + average_channels(x, self.conv.out_channels)[:, :latent_channels]

@@ -28,8 +28,8 @@ class AutoencoderConfig:
     Attributes:
         latent_channels: C of the latent (B, C, H/f, W/f), with f = 2 ** (number of stages - 1).
         encoder_widths: channels of each stage.
-        encoder_depths: residual blocks of each stage. Stage 0 without blocks is folded into the stem; a later stage without
-            blocks is its change of resolution alone.
+        encoder_depths: residual blocks of each stage. Stage 0 without blocks is folded into the stem; a later stage
+            without blocks is its change of resolution alone.
         encoder_blocks: "res" or "evit_glu" for each stage.
         encoder_attention_scales: for each stage, the kernel sizes of further attention scales.
         decoder_widths: as for the encoder.
@@ -108,7 +108,7 @@ class AutoencoderConfig:
         return cls(**{name: _as_tuples(value) for name, value in values.items()})
 
     def replace(self, **overrides: Any) -> "AutoencoderConfig":
-        """This configuration with some fields changed.
+        """The same configuration with some fields changed.
 
         `widths`, `depths`, `blocks` and `attention_scales` set encoder and decoder alike. Where the number of stages
         changes, each per-stage field that is not given keeps its first stages and repeats its last.
@@ -157,7 +157,8 @@ class AutoencoderConfig:
                     raise UsageError(f"autoencoder {side}_widths: stage {stage} has width {width}")
                 if block == "evit_glu" and width % HEAD_CHANNELS:
                     raise UsageError(
-                        f"autoencoder {side}_widths: evit_glu stage {stage} needs a multiple of {HEAD_CHANNELS}, not {width}"
+                        f"autoencoder {side}_widths: evit_glu stage {stage} needs a multiple of {HEAD_CHANNELS}, "
+                        f"not {width}"
                     )
         for stage, block in enumerate(self.decoder_blocks):
             if block == "evit_glu" and self.decoder_norms[stage] != "rms_norm":
@@ -172,13 +173,15 @@ class AutoencoderConfig:
         shortcuts_fit = all(4 * high % low == 0 for high, low in encoder + decoder)
         if self.residual_shortcuts and not shortcuts_fit:
             raise UsageError(
-                "autoencoder widths: with residual_shortcuts, 4 times a stage's width must be a multiple of the next width"
+                "autoencoder widths: with residual_shortcuts, 4 times a stage's width must be a multiple of "
+                "the next width"
             )
         if self.latent_shortcuts and (
             self.encoder_widths[-1] % self.latent_channels or self.decoder_widths[-1] % self.latent_channels
         ):
             raise UsageError(
-                f"autoencoder latent_channels: with latent_shortcuts, {self.latent_channels} must divide the last widths"
+                f"autoencoder latent_channels: with latent_shortcuts, {self.latent_channels} must divide the last "
+                "stage's widths"
             )
 
     def _resampled_widths(self, side: str) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcae_core.errors import UsageError
-from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.models.autoencoder import Autoencoder, Decoder, Encoder
 from dcae_core.nn.blocks import EViTGLUBlock, ResBlock
 from dcae_core.nn.resampling import FACTOR, Downsample, Upsample, average_channels, repeat_channels
 
@@ -74,14 +74,20 @@ def _silence(module: nn.Module) -> None:
     else:
         norms = []
     for norm in norms:
-        nn.init.zeros_(norm.weight)
-        nn.init.zeros_(norm.bias)
+        _clear(norm)
 
 
-def _resampling_layers(side: nn.Module) -> list[nn.Module]:
+def _clear(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _resampling_layers(side: Encoder | Decoder) -> list[nn.Module]:
     """In the order of resolution, highest first."""
-    edge = side.stem if isinstance(side.stem, Downsample) else side.head.out
-    in_stages = [layer for stage in side.stages for layer in stage if isinstance(layer, (Downsample, Upsample))]
+    edge = side.stem if isinstance(side, Encoder) else side.head.out
+    in_stages = [
+        layer for stage in side.stages for layer in stage.children() if isinstance(layer, (Downsample, Upsample))
+    ]
     return [edge, *in_stages] if isinstance(edge, Downsample) else [*reversed(in_stages), edge]
 
 
@@ -103,8 +109,7 @@ def _set_downsample(layer: Downsample, basis: Tensor) -> None:
     if layer.shortcut:
         identity = torch.eye(in_channels * FACTOR**2)[:, :, None, None]
         matrix -= average_channels(identity, layer.out_channels).squeeze((2, 3)).T
-    nn.init.zeros_(layer.conv.weight)
-    nn.init.zeros_(layer.conv.bias)
+    _clear(layer.conv)
     layer.conv.weight[:, :, 1:, 1:] = matrix.unflatten(1, (in_channels, FACTOR, FACTOR))
 
 
@@ -131,6 +136,5 @@ def _set_latent_layers(network: Autoencoder, basis: Tensor) -> None:
 
 def _set_centre(conv: nn.Conv2d, matrix: Tensor) -> None:
     """Make a 3x3 convolution the 1x1 convolution by `matrix` (out, in)."""
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    _clear(conv)
     conv.weight[:, :, 1, 1] = matrix
