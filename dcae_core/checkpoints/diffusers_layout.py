@@ -1,6 +1,7 @@
 """Key names and configuration of diffusers' `AutoencoderDC`.
 
-Its directory holds `config.json` and `diffusion_pytorch_model.safetensors`. There q, k and v are three linear layers; here they are the thirds of one 1x1 convolution.
+Its directory holds `config.json` and `diffusion_pytorch_model.safetensors`. There q, k and v are three linear layers;
+here they are the thirds of one 1x1 convolution.
 """
 
 from collections.abc import Iterator
