@@ -15,13 +15,14 @@ from dcae_core.checkpoints import save_autoencoder
 from dcae_core.data.pictures import center_crop_adm, open_picture
 from dcae_core.errors import CheckpointError, DataError, UsageError
 from dcae_core.metrics.frechet import Gaussian, frechet_distance
-from dcae_core.metrics.inception_features import InceptionOutput, load_inception
+from dcae_core.metrics.inception_features import load_inception
 from dcae_core.metrics.reconstruction import psnr
 from dcae_core.pipelines.evaluate import Evaluation, evaluate
 from dcae_core.pipelines.evaluation import measuring, parts
 from dcae_core.pipelines.evaluation.parts import PartStore, divide
 from dcae_core.pipelines.fid_reference import measure_reference
 from dcae_core.recipes.evaluate import EvaluateRecipe
+from tests.metrics.cheap_inception import CheapExtractor
 from tests.metrics.inception_weights import random_inception_state
 from tests.small import small_autoencoder
 
@@ -53,21 +54,6 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("inception") / "weights.safetensors"
     save_file(random_inception_state(), path)
     return path
-
-
-class CheapExtractor:
-    """Stands in for Inception where its features do not matter: a random projection of the shrunk picture."""
-
-    sha256 = "c" * 64
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self._features = torch.randn(192, 2048, generator=generator)
-        self._logits = torch.randn(192, 1008, generator=generator)
-
-    def __call__(self, pictures: torch.Tensor, *, with_logits: bool = False) -> InceptionOutput:
-        small = torch.nn.functional.adaptive_avg_pool2d(pictures.float() / 255, 8).flatten(1)
-        return InceptionOutput((small @ self._features).relu(), small @ self._logits if with_logits else None)
 
 
 @pytest.fixture

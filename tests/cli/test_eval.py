@@ -1,0 +1,170 @@
+"""`dcae eval` and `dcae fid-ref` from the shell."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from dcae_core.checkpoints import save_autoencoder
+from tests.metrics.cheap_inception import CheapExtractor
+from tests.small import small_autoencoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A small model and seven pictures, one of them damaged, in a directory to run in."""
+    folder = tmp_path_factory.mktemp("eval")
+    save_autoencoder(small_autoencoder(), folder / "model")
+    rng = np.random.default_rng(0)
+    (folder / "pictures").mkdir()
+    for number in range(7):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), "RGB")
+        coarse.resize((40, 40), Image.Resampling.BICUBIC).save(folder / "pictures" / f"{number}.png")
+    (folder / "pictures" / "3.png").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor = CheapExtractor()
+    monkeypatch.setattr("dcae_core.pipelines.evaluate.load_inception", lambda *_, **__: extractor)
+    monkeypatch.setattr("dcae_core.pipelines.fid_reference.load_inception", lambda *_, **__: extractor)
+
+
+COMMON = ("--model", "model", "--images", "pictures", "--resolution", 32, "--batch-size", 2, "--device", "cpu")
+
+
+def test_a_table_with_its_origins_and_what_was_left_out(dcae) -> None:
+    run = dcae("eval", *COMMON)
+    run.assert_succeeds()
+    for word in ("PSNR (dB)", "SSIM", "latent rms", "6 pictures", "efficientvit: 8-bit, per picture", "n = 6"):
+        assert word in run.stdout
+    assert "3.png is empty" in run.stderr
+
+
+def test_json_carries_everything(dcae) -> None:
+    run = dcae("eval", *COMMON, "--psnr", "--json")
+    run.assert_succeeds()
+    document = json.loads(run.stdout)
+    assert document["scores"]["psnr"]["num_pictures"] == 6
+    assert document["scores"]["psnr"]["value"] == pytest.approx(np.mean(document["per_picture"]["psnr"]))
+    assert document["pictures"] == [f"{number}.png" for number in range(7) if number != 3]
+    assert document["settings"]["resolution"] == 32
+    assert len(document["settings"]["network"]) == 64
+
+
+def test_three_processes_give_the_number_of_one(dcae, folder: Path) -> None:
+    alone = json.loads(dcae("eval", *COMMON, "--json").stdout)
+    command = [sys.executable, "-m", "dcae_cli", "eval", *map(str, COMMON), "--json", "--nproc", "3"]
+    shared = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    assert shared.returncode == 0, shared.stderr
+    document = json.loads(shared.stdout)  # the main process alone prints
+    assert document["pictures"] == alone["pictures"]
+    for name in ("psnr", "ssim"):
+        assert document["scores"][name]["value"] == pytest.approx(alone["scores"][name]["value"], rel=1e-6)
+
+
+def test_published_figures_stand_beside_the_measured_ones(dcae, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "command: eval\nautoencoder: {model: model}\nimages: pictures\nresolution: 32\nmetrics: [psnr, ssim]\n"
+        "expected:\n  psnr: {value: 8, tolerance: 100, source: here}\n"
+        "  ssim: {value: 5, tolerance: 0.1, source: here}\n  fid: {value: 1, tolerance: 0.1, source: here}\n"
+    )
+    run = dcae("eval", recipe, "--device", "cpu")
+    run.assert_succeeds()
+    lines = {line.split("  ")[0]: line for line in run.stdout.splitlines()}
+    assert lines["PSNR (dB)"].endswith("same")
+    assert lines["SSIM"].endswith("differs")
+    assert lines["FID"].endswith("not measured")
+    assert "8 ± 100" in lines["PSNR (dB)"]
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(dcae, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    dcae("eval", *COMMON, "--report", report).assert_succeeds()
+    page = (report / "index.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 3 * 6  # three best, median and worst of six: all of them once
+    assert "http" not in page.replace("http-equiv", "")
+    assert "<script" not in page
+    assert "prefers-color-scheme: dark" in page
+    assert page.count("<svg") == 5  # histogram and sorted values of PSNR and SSIM, latent channels
+    assert "3.png is empty" in page
+    before = page
+    dcae("eval", *COMMON, "--report", report).assert_succeeds()
+    assert (report / "index.html").read_text() == before
+    assert json.loads((report / "evaluation.json").read_text())["num_pictures"] == 6
+
+
+def test_names_are_text_in_the_report(dcae, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (32, 32), "red").save(pictures / "<img src=x onerror=alert(1)>.png")
+    Image.new("RGB", (32, 32), "blue").save(pictures / "b.png")
+    dcae("eval", *COMMON, "--images", pictures, "--report", tmp_path / "report").assert_succeeds()
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "<img src=x" not in page
+    assert "&lt;img src=x" in page
+
+
+def test_a_reference_made_here_is_at_distance_zero_from_its_pictures(dcae, cheap, tmp_path: Path) -> None:
+    reference = tmp_path / "mine.npz"
+    run = dcae("fid-ref", "--images", "pictures", "--resolution", 32, "--out", reference, "--device", "cpu", "--json")
+    run.assert_succeeds()
+    facts = json.loads(run.stdout)
+    assert (facts["num_images"], facts["num_damaged"], facts["resolution"]) == (6, 1, 32)
+    run = dcae(
+        "eval", "--generated", "pictures", "--resolution", 32, "--fid", "--is", "--ref", reference, "--json",
+        "--set", "batch_size=4",
+    )  # fmt: skip
+    assert run.exit_code == 3  # six pictures are too few for an Inception Score
+    assert "at least 10 pictures, got 6" in run.stderr
+    run = dcae("eval", "--generated", "pictures", "--resolution", 32, "--ref", reference, "--json")
+    run.assert_succeeds()
+    fid = json.loads(run.stdout)["scores"]["fid"]
+    assert abs(fid["value"]) < 1e-6
+    assert fid["reference_sha256"] == facts["sha256"]
+    assert "fewer than 2048 features" in run.stderr
+
+
+def test_bad_input_gets_one_line(dcae, folder: Path, tmp_path: Path) -> None:
+    dcae("eval", "--model", "nothing", "--images", "pictures").assert_fails(2, "unknown model 'nothing'")
+    dcae("eval", *COMMON, "--images", "nowhere").assert_fails(3, "nowhere: no such file or folder")
+    dcae("eval", "autoencoder-f64c128-in").assert_fails(3, "imagenet/val, which is not here: give --images DIR")
+    dcae("eval", "autoencoder-f64").assert_fails(2, "did you mean")
+    dcae("eval", "--generated", "pictures").assert_fails(2, "give a file of `dcae fid-ref`")
+    dcae("eval", "--generated", "pictures", "--psnr").assert_fails(2, "psnr compare reconstructions")
+    dcae("eval", *COMMON, "--damaged", "ignore").assert_fails(2, "damaged")
+    dcae("eval", *COMMON, "--dtype", "int8").assert_fails(2, "dtype")
+    dcae("eval", *COMMON, "--set", "metricss=[psnr]").assert_fails(2, "metricss: unknown key")
+    dcae("eval", *COMMON, "--fid", "--ref", "none.npz").assert_fails(3, "make one: dcae fid-ref")
+    dcae("fid-ref", "--images", "pictures", "--out", "ref").assert_fails(2, "ends in .npz")
+    dcae("fid-ref", "--images", "pictures").assert_fails(2, "--out", "dcae fid-ref --images imagenet/val")
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"half a file")
+    options = ("--inception-weights", weights)
+    dcae("eval", *COMMON, "--fid", *options).assert_fails(3, "weights.pth cannot be read as weights")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    dcae("eval", *COMMON, "--fid", "--inception-weights", tmp_path / "other.safetensors").assert_fails(
+        3, "is not the Inception network of 2015-12-05"
+    )
+
+
+def test_offline_without_weights_is_a_download_error(dcae, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    dcae("eval", *COMMON, "--fid").assert_fails(5, "pt_inception-2015-12-05-6726825d.pth", "put it at")
+    dcae("eval", *COMMON, "--lpips").assert_fails(5, "alexnet-owt-7be5be79.pth", "put it at")
