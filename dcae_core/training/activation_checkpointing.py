@@ -23,7 +23,9 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 def _buffers_unchanged(block: nn.Module) -> Iterator[None]:
     """The second pass must not count its batch in BatchNorm's statistics again."""
     before = [(buffer, buffer.clone()) for buffer in block.buffers()]
-    yield
-    with torch.no_grad():
-        for buffer, value in before:
-            buffer.copy_(value)
+    try:
+        yield
+    finally:  # the second pass ends with an exception as soon as nothing more is needed from it
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)

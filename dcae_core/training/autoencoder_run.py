@@ -150,7 +150,8 @@ class _AutoencoderRun:
         settings = self.recipe.validation
         if settings is None:
             return None
-        return ReconstructionValidation(find_pictures([settings.path]), settings, self.run.path / "samples")
+        pictures = find_pictures([settings.path])
+        return ReconstructionValidation(pictures, settings, self.run.path / "samples", self.options.device)
 
     def _build_network(self) -> Autoencoder:
         recipe, settings = self.recipe, self.recipe.network

@@ -6,9 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dcae_core.metrics.lpips import load_lpips
+from dcae_core.metrics.weights import ALEXNET, LPIPS_ALEXNET_HEADS, LPIPS_VGG16_HEADS, VGG16
 from dcae_core.recipes.train_ae import LossSettings
 from dcae_core.training.losses.efficientnet import EfficientNetLoss
 from dcae_core.training.losses.pixel import gradient_loss, l1_loss, mse_loss, ssim_loss
+
+_LPIPS_FILES = {"vgg": (VGG16, LPIPS_VGG16_HEADS), "alex": (ALEXNET, LPIPS_ALEXNET_HEADS)}
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -61,14 +65,10 @@ class ReconstructionLoss(nn.Module):
 
 
 def _lpips(settings: LossSettings, device: torch.device) -> LossFunction:
-    from dcae_core.metrics.lpips import load_lpips
-
+    backbone, heads = _LPIPS_FILES[settings.lpips_network]
     files: dict[str, Path] = {}
     if settings.lpips_weights is not None:
         directory = Path(settings.lpips_weights)
-        files = {
-            "backbone_weights": directory / f"{settings.lpips_network}_backbone.pth",
-            "head_weights": directory / f"{settings.lpips_network}_heads.pth",
-        }
+        files = {"backbone_weights": directory / backbone.file_name, "head_weights": directory / heads.file_name}
     network = load_lpips(settings.lpips_network, device=device, **files)
     return lambda reconstruction, picture: network(reconstruction, picture).mean()
