@@ -17,9 +17,8 @@ import glob
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, overload
+from typing import NamedTuple, overload
 
 import numpy as np
 from PIL import Image
@@ -275,26 +274,3 @@ def _read_class(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) ->
     if not (text.isascii() and text.isdecimal()):
         raise DataError(f"{path}/{member.name}: a class must be a number, not {text!r}")
     return str(int(text))
-
-
-@dataclass
-class DamagedPictures:
-    """What to do about pictures that turn out damaged, and which they were.
-
-    Attributes:
-        policy: "skip" goes on without them, "fail" stops at the first.
-        lines: one line for each that was skipped.
-    """
-
-    policy: Literal["skip", "fail"] = "skip"
-    lines: list[str] = field(default_factory=list)
-
-    def note(self, error: DataError) -> None:
-        """Take note of one damaged picture.
-
-        Raises:
-            DataError: the policy is to fail.
-        """
-        if self.policy == "fail":
-            raise error
-        self.lines.append(str(error))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dcae_core.data.sources import DamagedPictures, find_pictures
+from dcae_core.data.sources import find_pictures
 from dcae_core.errors import DataError
 
 SAMPLE_PACK = Path(__file__).parents[2] / "examples" / "photographs"
@@ -134,23 +134,6 @@ def test_what_does_not_exist_or_holds_no_picture_is_named(tmp_path: Path) -> Non
         find_pictures([tmp_path / "absent.png"])
     with pytest.raises(DataError, match="no file matches"):
         find_pictures([f"{tmp_path}/*.png"])
-
-
-def test_damaged_pictures_are_listed_or_end_the_run(tmp_path: Path) -> None:
-    make_folder(tmp_path, "a.png", "b.png", "c.png")
-    (tmp_path / "b.png").write_bytes(b"")
-    damaged = DamagedPictures("skip")
-    opened = 0
-    for reference in find_pictures([tmp_path]):
-        try:
-            reference.open()
-            opened += 1
-        except DataError as error:
-            damaged.note(error)
-            with pytest.raises(DataError):
-                DamagedPictures("fail").note(error)
-    assert opened == 2
-    assert damaged.lines == [f"{tmp_path / 'b.png'} is empty (0 bytes): copy or download it again"]
 
 
 def test_a_shard_that_vanished_after_it_was_found_is_named(tmp_path: Path) -> None:
