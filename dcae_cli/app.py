@@ -28,6 +28,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("dcae_cli.evaluate:evaluate", "Measure a model or a folder of pictures by the published protocols."),
     "fid-ref": ("dcae_cli.fid_ref:fid_ref", "Measure the reference statistics that FID compares with."),
     "train-ae": ("dcae_cli.train_ae:train_ae", "Train or fine-tune an autoencoder as a recipe says."),
+    "train-diffusion": (
+        "dcae_cli.train_diffusion:train_diffusion",
+        "Train a diffusion model on a latent dataset as a recipe says.",
+    ),
     "recipes": ("dcae_cli.recipes:recipes", "List, show and check recipes."),
 }
 

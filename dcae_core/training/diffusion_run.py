@@ -12,12 +12,21 @@ from torch import nn
 from dcae_core.checkpoints.diffusion import DESCRIPTION_KEY, DiffusionParts, describe_denoiser
 from dcae_core.checkpoints.locating import OWN_CONFIG_NAME
 from dcae_core.data.batches import BatchPlan
-from dcae_core.data.latents import GlobalShuffle, Order, WindowShuffle, check_encoder, load_latents, verify_dataset
+from dcae_core.data.latents import (
+    GlobalShuffle,
+    LatentDataset,
+    Order,
+    WindowShuffle,
+    check_encoder,
+    load_latents,
+    verify_dataset,
+)
 from dcae_core.data.latents.store import LocalStore
 from dcae_core.diffusion.objectives import OBJECTIVES
 from dcae_core.distributed import broadcast_object, is_main, rank, world_size
 from dcae_core.errors import DataError, UsageError
 from dcae_core.files import write_text
+from dcae_core.models.denoiser_config import DenoiserConfig
 from dcae_core.models.denoisers import build_denoiser
 from dcae_core.pipelines.encoder import encoder_name, load_encoder
 from dcae_core.recipes.loading import write_recipe
@@ -74,6 +83,45 @@ def train_diffusion(recipe: TrainDiffusionRecipe, options: DiffusionRunOptions, 
         return _DiffusionRun(recipe, options, run, watcher if watcher is not None and is_main() else Silent()).go()
 
 
+def load_batches(
+    recipe: TrainDiffusionRecipe, dataset: LatentDataset, config: DenoiserConfig, first_step: int
+) -> Iterator[DiffusionBatch]:
+    """One process's batches from a step on, noise and all.
+
+    Raises:
+        DataError: a shard is missing or damaged.
+        DownloadError: a remote shard cannot be fetched.
+    """
+    chance = Chance(
+        seed=recipe.seed,
+        objective=OBJECTIVES[recipe.objective],
+        label_dropout=recipe.label_dropout,
+        num_classes=config.num_classes,
+        channels=tuple(recipe.augmentation.channels) if recipe.augmentation is not None else None,
+    )
+    order, steps_ahead = _order_of(recipe, dataset)
+    return load_latents(
+        dataset,
+        order,
+        BatchPlan(recipe.batch_size, recipe.accumulation, world_size(), rank()),
+        range(first_step, recipe.steps),
+        chance.complete,
+        steps_ahead=steps_ahead,
+        num_threads=recipe.loading.num_threads,
+    )
+
+
+def _order_of(recipe: TrainDiffusionRecipe, dataset: LatentDataset) -> tuple[Order, int]:
+    """The order of items, and how many steps ahead to fetch shards."""
+    settings, counts = recipe.dataset, dataset.shard_counts
+    if settings.shuffle == "global":
+        return GlobalShuffle(len(dataset), recipe.seed), 0
+    run = recipe.batch_size // settings.lanes
+    order = WindowShuffle(counts, recipe.seed, window=settings.window, lanes=settings.lanes, run=run)
+    items_of_windows = settings.window * settings.lanes * int(counts.max())
+    return order, -(-items_of_windows // recipe.batch_size)
+
+
 class _DiffusionRun:
     def __init__(
         self, recipe: TrainDiffusionRecipe, options: DiffusionRunOptions, run: RunDirectory, watcher: Watcher
@@ -115,7 +163,7 @@ class _DiffusionRun:
                 self.watcher,
                 recipe.loading.num_threads,
             )
-            loop.train(self._batches(progress.step))
+            loop.train(load_batches(recipe, self.dataset, self.config, progress.step))
         return self.run.path
 
     def _build_network(self) -> nn.Module:
@@ -130,38 +178,6 @@ class _DiffusionRun:
             blocks = [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part]
             shard([network], blocks)
         return network
-
-    def _batches(self, first_step: int) -> Iterator[DiffusionBatch]:
-        recipe = self.recipe
-        augmentation = recipe.augmentation
-        chance = Chance(
-            seed=recipe.seed,
-            objective=OBJECTIVES[recipe.objective],
-            label_dropout=recipe.label_dropout,
-            num_classes=self.config.num_classes,
-            channels=tuple(augmentation.channels) if augmentation is not None else None,
-        )
-        plan = BatchPlan(recipe.batch_size, recipe.accumulation, world_size(), rank())
-        order, steps_ahead = self._order()
-        return load_latents(
-            self.dataset,
-            order,
-            plan,
-            range(first_step, recipe.steps),
-            chance.complete,
-            steps_ahead=steps_ahead,
-            num_threads=recipe.loading.num_threads,
-        )
-
-    def _order(self) -> tuple[Order, int]:
-        """The order of items, and how many steps ahead to fetch shards."""
-        settings, counts = self.recipe.dataset, self.dataset.shard_counts
-        if settings.shuffle == "global":
-            return GlobalShuffle(len(self.dataset), self.recipe.seed), 0
-        run = self.recipe.batch_size // settings.lanes
-        order = WindowShuffle(counts, self.recipe.seed, window=settings.window, lanes=settings.lanes, run=run)
-        items_of_windows = settings.window * settings.lanes * int(counts.max())
-        return order, -(-items_of_windows // self.recipe.batch_size)
 
     def _loop_settings(self) -> LoopSettings:
         recipe = self.recipe
