@@ -1,0 +1,106 @@
+"""`dcae train-ae` from the command line: what it prints, its exit codes, its one line about each failure."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from dcae_core.checkpoints import load_autoencoder
+from dcae_core.training.loop import Loop
+from tests.training.small_runs import phase, recipe_for
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    recipe = recipe_for(tmp_path, phase(), phase("latent_adaptation", resolution=24))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe.model_dump(mode="json")))
+    return path
+
+
+def test_trains_and_goes_on(dcae, recipe_file: Path, tmp_path: Path) -> None:
+    run = dcae("train-ae", recipe_file, "--device", "cpu", "--phase", "full")
+    run.assert_succeeds()
+    assert "phase full: training all: " in run.stderr
+    again = dcae("train-ae", recipe_file, "--device", "cpu")
+    again.assert_succeeds()
+    assert "continuing after step 4" in again.stderr
+    assert "training encoder_head, decoder_stem" in again.stderr
+    assert again.stdout == f"trained autoencoder: {tmp_path / 'run' / 'autoencoder'}\n"
+    assert load_autoencoder(tmp_path / "run" / "autoencoder").scaling_factor > 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_leaves(
+    number: int, code: int, dcae, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulate, calls = Loop._accumulate, []
+
+    def interrupted(self, batch, meter):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(number)
+        return accumulate(self, batch, meter)
+
+    monkeypatch.setattr(Loop, "_accumulate", interrupted)
+    stopped = dcae("train-ae", recipe_file, "--device", "cpu")
+    assert stopped.exit_code == code
+    assert "after step 3, saved in" in stopped.stderr
+    finished = dcae("train-ae", recipe_file, "--device", "cpu")
+    finished.assert_succeeds()
+    assert "continuing after step 3" in finished.stderr
+
+
+def test_dry_run_prints_what_will_happen(dcae, recipe_file: Path, tmp_path: Path) -> None:
+    run = dcae("train-ae", recipe_file, "--device", "cpu", "--dry-run")
+    run.assert_succeeds()
+    for words in ("latent_adaptation", "activations GB", "10 pictures", "images/s", "begins anew"):
+        assert words in run.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--set", "phases.full.optimiser.learning_rat=1"), 2, ("learning_rat", "did you mean 'learning_rate'")),
+        (("--set", "phases.0.resolution=30"), 2, ("phases.0.resolution", "30 is not a multiple of 4", "take 32")),
+        (("--set", "phases.full.train=[encoder_tail]"), 2, ("phases.0.train", "'encoder_head'")),
+        (("--set", "phases.1.name=full"), 2, ("full cannot follow full",)),
+        (("--set", "network.model=dc-ae-f32c32-in-1"), 2, ("network", "dc-ae-f32c32-in-1.0")),
+        (("--set", "network.config.widths=[8]"), 2, ("network",)),
+        (("--set", "data.sources.0.path=nowhere"), 3, ("nowhere", "no such file or folder")),
+        (("--set", "validation={path: nowhere, resolution: 16}"), 3, ("nowhere",)),
+        (("--set", "phases.full.latent_channels=[99]"), 2, ("latent_channels", "99")),
+        (("--phase", "local_refinement"), 2, ("--phase local_refinement", "full, latent_adaptation")),
+        (("--resume", "somewhere"), 2, ("--resume somewhere", "not a checkpoint")),
+        (("--device", "cuda:7"), 4, ("cuda",)),
+    ],
+)
+def test_one_line_before_any_training(arguments, code: int, words, dcae, recipe_file: Path, tmp_path: Path) -> None:
+    dcae("train-ae", recipe_file, "--device", "cpu", *arguments).assert_fails(code, *words)
+    assert not list(tmp_path.glob("run/checkpoints/step_*"))
+
+
+def test_unknown_recipe(dcae) -> None:
+    dcae("train-ae", "tyny").assert_fails(2, "tyny")
+    dcae("train-ae", "finetune-decodr").assert_fails(2, "finetune-decoder")
+
+
+def test_recipes_commands(dcae, recipe_file: Path) -> None:
+    listed = dcae("recipes", "list", "--json")
+    listed.assert_succeeds()
+    names = [entry["name"] for entry in json.loads(listed.stdout)]
+    assert "train_ae/tiny" in names
+    assert "train_ae/tiny" in dcae("recipes").stdout
+    shown = dcae("recipes", "show", "train_ae/tiny")
+    assert shown.stdout.startswith("# Trains the embedded model")
+    checked = dcae("recipes", "check")
+    assert checked.stdout == f"{len(names)} recipes are right\n"
+    assert dcae("recipes", "check", recipe_file).stdout == "1 recipe is right\n"
+    recipe_file.write_text(recipe_file.read_text().replace('"seed"', '"sed"'))
+    dcae("recipes", "check", recipe_file).assert_fails(2, "sed", "did you mean 'seed'")
+    schema = json.loads(dcae("recipes", "schema", "train-ae").stdout)
+    assert schema["properties"]["seed"]["description"]
+    dcae("recipes", "schema", "train-a").assert_fails(2, "train-ae")
+    dcae("recipes", "show", "nothing").assert_fails(2, "nothing")
