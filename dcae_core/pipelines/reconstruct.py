@@ -125,7 +125,7 @@ def decode_latent(
     device, dtype = _number_type(network)
     height, width = size
     rows, columns = _plan(network, (latent.shape[1], latent.shape[2]), tile)
-    pixels = torch.empty(3, height, width, dtype=torch.uint8)
+    pixels = torch.empty(height, width, 3, dtype=torch.uint8).permute(2, 0, 1)  # as picture files want it: no copy
     band = torch.zeros(3, 0, latent.shape[2] * f)  # the rows of pixels that are not final yet
     for i, row in enumerate(rows):
         grown = torch.zeros(3, (row.stop - row.start) * f, band.shape[2])
