@@ -289,6 +289,12 @@ def test_a_network_that_gives_nan_is_told(recipe, tmp_path: Path) -> None:
         evaluate(recipe(autoencoder={"model": str(tmp_path / "broken")}), work=tmp_path / "work")
 
 
+def test_features_that_are_nan_are_told(recipe, cheap: CheapExtractor, tmp_path: Path) -> None:
+    cheap._features[0, 0] = torch.nan
+    with pytest.raises(DataError, match="features that are not finite numbers"):
+        evaluate(recipe(metrics=["fid"]), work=tmp_path)
+
+
 def test_a_reference_of_other_weights_is_told(recipe, cheap: CheapExtractor, tmp_path: Path) -> None:
     path = tmp_path / "ref.npz"
     np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048), inception_sha256=np.array("0" * 64))

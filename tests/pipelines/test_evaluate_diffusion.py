@@ -1,0 +1,88 @@
+"""Evaluations of diffusion models: the published labels, and samples that no division of the work changes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dcae_core import load_diffusion
+from dcae_core.metrics.frechet import Gaussian, frechet_distance
+from dcae_core.pipelines.evaluate import evaluate
+from dcae_core.pipelines.evaluation.sources import GeneratedSamples
+from dcae_core.pipelines.generate import SampleSettings
+from dcae_core.recipes.evaluate import EvaluateRecipe
+from tests.diffusion_models import write_diffusion
+from tests.golden import GOLDEN
+from tests.metrics.cheap_inception import CheapExtractor
+
+NUM = 11  # no batch of 4 divides it
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_diffusion(tmp_path_factory.mktemp("models") / "epsilon", "epsilon")
+
+
+@pytest.fixture
+def recipe(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvaluateRecipe:
+    extractor = CheapExtractor()
+    monkeypatch.setattr("dcae_core.pipelines.evaluate.load_inception", lambda *_, **__: extractor)
+    rows = np.random.default_rng(0).standard_normal((30, 2048))
+    np.savez(tmp_path / "ref.npz", mu=rows.mean(axis=0), sigma=np.cov(rows, rowvar=False))
+    diffusion = {"model": str(model), "num": NUM, "guidance_scale": 1.5, "num_steps": 2}
+    return EvaluateRecipe.model_validate(
+        {"diffusion": diffusion, "metrics": ["fid", "is"], "reference": str(tmp_path / "ref.npz"), "batch_size": 4}
+    )
+
+
+def test_the_score_is_that_of_the_models_own_samples(recipe: EvaluateRecipe, model: Path, tmp_path: Path) -> None:
+    evaluation = evaluate(recipe, work=tmp_path / "work", num_shown=1)
+    assert evaluation is not None
+    assert evaluation.num_pictures == NUM
+    pipeline = load_diffusion(model)
+    labels = torch.randint(0, 10, (NUM,), generator=torch.Generator().manual_seed(0)).tolist()
+    pictures = pipeline.generate(labels, 1.5, num_steps=2, batch_size=4).pictures
+    batch = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])
+    features = CheapExtractor()(batch).features.double().numpy()
+    reference = np.load(tmp_path / "ref.npz")
+    expected = frechet_distance(
+        Gaussian(features.mean(axis=0), np.cov(features, rowvar=False)), Gaussian(reference["mu"], reference["sigma"])
+    )
+    assert evaluation.measured()["fid"] == pytest.approx(expected, rel=1e-9)
+    assert evaluation.measured()["is"] >= 1
+    assert evaluation.shown[0].name == f"00000_c{labels[0]}"
+    assert torch.equal(evaluation.shown[0].original, batch[0])
+
+
+def test_a_stopped_run_ends_with_the_same_numbers(
+    recipe: EvaluateRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate(recipe, work=tmp_path / "whole")
+    made: list[range] = []
+    batches = GeneratedSamples.batches
+
+    def stop_at_the_second(self: GeneratedSamples, ranges: list[range]):
+        made.extend(ranges)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return batches(self, ranges)
+
+    monkeypatch.setattr(GeneratedSamples, "batches", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(recipe, work=tmp_path / "stopped")
+    again = evaluate(recipe, work=tmp_path / "stopped")
+    assert made == [range(4), range(4, 8), range(4, 8), range(8, 11)]
+    assert whole is not None
+    assert again is not None
+    assert again.to_dict() == whole.to_dict()
+
+
+def test_labels_are_the_published_ones(model: Path) -> None:
+    golden = json.loads((GOLDEN / "misc.json").read_text())
+    pipeline = load_diffusion(model)
+    pipeline.config = pipeline.config.replace(num_classes=1000)
+    samples = GeneratedSamples(pipeline, 50_000, SampleSettings(seed=0), 32)
+    labels = [int(samples.name(index).split("_c")[1]) for index in range(64)]
+    assert labels == golden["sample_class_seed0_n50000_first64"]
