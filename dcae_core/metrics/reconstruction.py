@@ -13,7 +13,7 @@ _SSIM_SIGMA = 1.5
 _SSIM_RADIUS = 5  # the 11-tap window of the SSIM paper
 _SSIM_C1 = (0.01 * _PEAK) ** 2
 _SSIM_C2 = (0.03 * _PEAK) ** 2
-_STRIP_VALUES = 1 << 21  # a large picture is measured a strip of rows at a time: 8 MB per float32 intermediate
+_STRIP_VALUES = 1 << 20  # a large picture is measured a strip of rows at a time: 4 MB per float32 intermediate
 
 
 def _check_pair(a: Tensor, b: Tensor) -> None:
