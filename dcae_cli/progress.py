@@ -47,9 +47,14 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total, note="")
+        start = time.monotonic()
+        done = 0
 
         def advance(count: int = 1, note: str = "") -> None:
-            bar.update(task, advance=count, note=note)
+            nonlocal done
+            done += count
+            rate = done / max(time.monotonic() - start, 1e-9)
+            bar.update(task, advance=count, note=f"{rate:.3g} {unit}/s {note}")
 
         yield advance
 

@@ -198,7 +198,7 @@ def _sample(
         for batch in batches:
             directory.write(batch)
             made += len(batch.indices)
-            advance(len(batch.indices), f"{made / (time.monotonic() - start):.3g} images/s")
+            advance(len(batch.indices))
     made = int(all_reduce_sum(torch.tensor([float(made)])).item())
     return time.monotonic() - start, made
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER
+from dcae_core.zoo import AUTOENCODERS, DENOISERS, EMBEDDED_AUTOENCODER
 
 
 @pytest.fixture
@@ -46,6 +46,26 @@ def test_the_table_takes_a_pattern_and_fits_one_line_a_model(dcae, empty_cache) 
     assert [row.split()[0] for row in rows] == [name for name in AUTOENCODERS if "sana-1" in name]
     assert "647.4 + 1046.1" in rows[0]
     dcae("models", "list", "no-such*").assert_fails(2, "no-such*")
+
+
+def test_diffusion_models_have_the_published_size_and_cost(dcae, empty_cache) -> None:
+    put_into_cache(empty_cache, "mit-han-lab/dc-ae-f32c32-in-1.0-usit-h-in-512px", "config.json", "model.safetensors")
+    rows = {row["name"]: row for row in json.loads(dcae("models", "list", "*-in-512px*", "--json").stdout)}
+    assert rows.keys() == DENOISERS.keys()
+    printed = {
+        "uvit-s": (44.79, 12.27),
+        "usit-h": (500.87, 133.25),
+        "dit-xl": (674.89, 118.68),
+        "uvit-2b": (1580.40, 414.91),
+    }
+    for size, (parameters, gmacs) in printed.items():
+        row = rows[f"dc-ae-f32c32-in-1.0-{size}-in-512px"]
+        assert round(row["parameters"] / 1e6, 2) == parameters
+        assert row["macs"] / 1e9 == pytest.approx(gmacs, rel=0.005)
+        assert row["on_disk"] == ("cached" if size == "usit-h" else "no")
+    table = dcae("models", "list", "*usit*").stdout
+    assert "velocity" in table
+    assert "1580.40" in table
 
 
 def test_a_model_counts_as_cached_only_with_all_its_files(dcae, empty_cache) -> None:

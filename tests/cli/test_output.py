@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,10 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch) -> None:
             advance(1, note="[a].png")
             advance(1, note="[b].png")
         stream.flush()
-        shown = os.read(controller, 100_000).decode()
+        shown = b""
+        while select.select([controller], [], [], 0.5)[0]:  # a terminal hands over what it has in pieces
+            shown += os.read(controller, 100_000)
+    shown = shown.decode()
     assert "encode [1]" in shown
     assert "2/2" in shown
     assert "[b].png" in shown
