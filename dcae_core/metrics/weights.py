@@ -12,6 +12,7 @@ from typing import Any
 from urllib.error import URLError
 
 import torch
+from huggingface_hub.utils import WeakFileLock
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -81,23 +82,28 @@ def fetch(published: PublishedWeights) -> Path:
         ResourceError: the cache cannot be written to.
     """
     path = cached_file(published)
-    if path.exists():
-        if sha256_of_file(path) != published.sha256:
-            raise CheckpointError(f"{path} is not the published file (its SHA-256 differs): delete it and try again")
-        return path
+    if not path.exists():
+        make_directory(path.parent)
+        # One process of several downloads, the others find the file.
+        with explain_write_errors(path), WeakFileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                _download(published, path)
+    if sha256_of_file(path) != published.sha256:
+        raise CheckpointError(f"{path} is not the published file (its SHA-256 differs): delete it and try again")
+    return path
+
+
+def _download(published: PublishedWeights, path: Path) -> None:
     advice = f"fetch {published.url} on a machine with a network and put it at {path}"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise DownloadError(f"{published.file_name} is not in the cache and HF_HUB_OFFLINE is set: {advice}")
-    make_directory(path.parent)
     _log.warning("downloading %s (%s) from %s", published.file_name, published.size, published.url)
-    with explain_write_errors(path):
-        try:
-            torch.hub.download_url_to_file(published.url, str(path), hash_prefix=published.sha256, progress=False)
-        except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
-            raise DownloadError(f"could not download {published.file_name} ({error}): {advice}") from error
-        except RuntimeError as error:
-            raise DownloadError(f"{published.url} gave other bytes than expected, none kept: {advice}") from error
-    return path
+    try:
+        torch.hub.download_url_to_file(published.url, str(path), hash_prefix=published.sha256, progress=False)
+    except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        raise DownloadError(f"could not download {published.file_name} ({error}): {advice}") from error
+    except RuntimeError as error:
+        raise DownloadError(f"{published.url} gave other bytes than expected, none kept: {advice}") from error
 
 
 def read_weights_file(path: Path) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Evaluations: an autoencoder, a diffusion model, or pictures from anywhere, measured by the published protocols."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -103,8 +104,8 @@ class Evaluation:
         return [score.origin() for score in self.scores]
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the pictures, for JSON."""
-        return {
+        """All but the pictures, for JSON; what is infinite (PSNR of equal pictures) becomes null."""
+        document = {
             "subject": self.subject,
             "settings": self.settings,
             "num_pictures": self.num_pictures,
@@ -115,6 +116,15 @@ class Evaluation:
             "damaged": self.damaged,
             "warnings": self.warnings,
         }
+        return _without_infinities(document)
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from dcae_core.metrics.reconstruction import psnr
 from dcae_core.pipelines.evaluate import Evaluation, evaluate
 from dcae_core.pipelines.evaluation import measuring, parts
 from dcae_core.pipelines.evaluation.parts import PartStore, divide
+from dcae_core.pipelines.evaluation.report import write_report
 from dcae_core.pipelines.fid_reference import measure_reference
 from dcae_core.recipes.evaluate import EvaluateRecipe
 from tests.metrics.cheap_inception import CheapExtractor
@@ -301,3 +302,17 @@ def test_a_reference_of_other_weights_is_told(recipe, cheap: CheapExtractor, tmp
     evaluation = run(recipe(metrics=["fid"], reference=str(path)), tmp_path / "work")
     assert any("made with other Inception weights (00000000...)" in line for line in evaluation.warnings)
     assert json.loads(json.dumps(evaluation.to_dict()))["scores"]["fid"]["reference"] == "ref.npz"
+
+
+def test_a_picture_that_comes_back_unchanged_breaks_nothing(
+    recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unchanged(self: object, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return pictures, torch.zeros(len(pictures), 8, 8, 8)
+
+    monkeypatch.setattr(measuring.ReconstructionMeasurement, "reconstruct", unchanged)
+    evaluation = run(recipe(), tmp_path / "work", num_shown=3)
+    assert evaluation.measured()["psnr"] == float("inf")
+    assert evaluation.measured()["ssim"] == pytest.approx(1)
+    assert json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))["scores"]["psnr"]["value"] is None
+    assert "inf" in write_report(tmp_path / "report", evaluation, {}).read_text()

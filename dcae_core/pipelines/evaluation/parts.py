@@ -118,12 +118,29 @@ def measure_parts(
     """
     parts = divide(len(source), batch_size)
     pending = broadcast_object([number for number in range(len(parts)) if not store.is_finished(number)])
-    if is_main():
-        advance(sum(len(parts[number]) for number in set(range(len(parts))) - set(pending)))
+    shown = _Shown(len(source), advance)
+    shown.add(len(source) - sum(len(parts[number]) for number in pending))
     for number in pending[rank() :: world_size()]:
-        store.save(number, _measure_part(source, measure, parts[number], batch_size, advance))
+        # The others are about as far with their parts as this process is with its own.
+        part = _measure_part(source, measure, parts[number], batch_size, lambda n: shown.add(n * world_size()))
+        store.save(number, part)
     barrier()
+    shown.add(len(source))
     return (store.load(number) for number in range(len(parts))) if is_main() else None
+
+
+class _Shown:
+    """How far the progress is, never more than the whole."""
+
+    def __init__(self, total: int, advance: Advance) -> None:
+        self._left = total
+        self._advance = advance
+
+    def add(self, count: int) -> None:
+        step = min(count, self._left)
+        self._left -= step
+        if step:
+            self._advance(step)
 
 
 def _measure_part(source: PictureSource, measure: Measure, indices: range, batch_size: int, advance: Advance) -> Part:

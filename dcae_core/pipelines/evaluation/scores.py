@@ -220,7 +220,7 @@ def compute_scores(
     for metric in metrics:
         if metric in PER_PICTURE:
             values = gathered.columns[metric].double()
-            spread = values.std().item() if len(values) > 1 else None
+            spread = values.std().item() if len(values) > 1 and values.isfinite().all() else None
             scores.append(_score(metric, values.mean().item(), gathered, spread=spread))
             continue
         assert inception_sha256 is not None

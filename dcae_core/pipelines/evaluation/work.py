@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,6 @@ def evaluation_key(**ingredients: Any) -> str:
     Args:
         ingredients: settings, fingerprints and hashes that results depend on, of types that JSON knows.
     """
-    ingredients["torch"] = torch.__version__
+    ingredients |= {"torch": torch.__version__, "dcae": version("dcae")}
     text = json.dumps(ingredients, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -1,6 +1,7 @@
 """The page: scores, what they depend on, how they spread over the pictures, and the pictures themselves."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from html import escape
 from importlib.resources import files
@@ -87,10 +88,10 @@ def _scores(evaluation: "Evaluation", expected: Mapping[str, Expectation]) -> st
 
 
 def _distributions(evaluation: "Evaluation") -> str:
-    if evaluation.num_pictures < 2:
-        return ""
     cards = []
     for name, values in evaluation.values.items():
+        if sum(map(math.isfinite, values)) < 2:
+            continue
         label = METRICS[name].label
         cards.append(f'<div class="card"><h3>{label}: how often</h3>{histogram(values, label)}</div>')
         chart = sorted_values(values, evaluation.names, label)
