@@ -1,5 +1,6 @@
 """Forked helpers for tests of several processes and of sudden ends: no second import of torch."""
 
+import functools
 import multiprocessing
 import os
 import socket
@@ -43,3 +44,18 @@ def run_in_group(num_processes: int, action: Callable[[], object]) -> None:
     for process in members:
         process.join(120)
     assert [process.exitcode for process in members] == [0] * num_processes
+
+
+def one_thread(test):
+    """For a test: compute on one thread, as forked children do."""
+
+    @functools.wraps(test)
+    def wrapped(*arguments, **keywords):
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return test(*arguments, **keywords)
+        finally:
+            torch.set_num_threads(before)
+
+    return wrapped

@@ -1,11 +1,13 @@
 """Autoencoders from any place and layout, ready to use."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from dcae_core.checkpoints.diffusers_layout import from_diffusers
+from dcae_core.checkpoints.kl_autoencoder import find_kl_autoencoder, read_kl_autoencoder
 from dcae_core.checkpoints.locating import DIFFUSERS, ORIGINAL, AutoencoderFiles, locate_autoencoder
 from dcae_core.checkpoints.original_layout import from_original, to_original
 from dcae_core.checkpoints.reading import read_weights
@@ -31,6 +33,7 @@ def load_autoencoder(
 
     Args:
         model: a zoo name, a hub id, a directory in any known layout, or a weights file; None is the embedded model.
+            A hub id or directory of diffusers' AutoencoderKL (SD's and FLUX's VAE) gives a `KLAutoencoder`.
         device: where it goes.
         dtype: of its weights; float32 if None, whatever the file holds.
         prepare: ready for fast inference, frozen; False gives the plain network, for training and export.
@@ -44,7 +47,11 @@ def load_autoencoder(
         CheckpointError: the weights are damaged or do not fit.
         DownloadError: the files are not cached and cannot be downloaded.
     """
-    network = read_autoencoder(locate_autoencoder(model, revision), dtype).to(device)
+    network: Autoencoder
+    if (baseline := find_kl_autoencoder(model, revision)) is not None:
+        network = cast(Autoencoder, read_kl_autoencoder(baseline, dtype).to(device))  # it has the same methods
+    else:
+        network = read_autoencoder(locate_autoencoder(model, revision), dtype).to(device)
     return prepare_for_inference(network) if prepare else network
 
 

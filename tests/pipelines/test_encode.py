@@ -135,11 +135,7 @@ def test_three_processes_write_the_bytes_of_one(images, tmp_path):
 class _Slow:
     spatial_compression_ratio, latent_channels = 4, 8
 
-    def __init__(self, begun):
-        self.begun = begun
-
     def encode(self, x):
-        self.begun.set()
         time.sleep(0.01)
         return NETWORK.encode(x)
 
@@ -152,11 +148,10 @@ def test_runs_killed_twenty_times_end_with_the_same_bytes(images, tmp_path):
     for dataset in range(4):
         out = tmp_path / f"killed{dataset}"
         for kill in range(5):
-            begun = multiprocessing.get_context("fork").Event()
-            run = start(lambda out=out, begun=begun: encode(images, out, settings, network=_Slow(begun)))
-            if kill:  # the first comes while the run starts, at whatever it does then
-                begun.wait(5)
-            time.sleep(rng.uniform(0, 0.1))
+            run = start(lambda out=out: encode(images, out, settings, network=_Slow()))
+            while run.is_alive() and len(list(out.glob("shard-*.json"))) < 3 * kill:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.05))
             run.kill()
             run.join()
             assert run.exitcode in (-signal.SIGKILL, 0)

@@ -1,6 +1,5 @@
 """Small trainings of diffusion models for tests: latents of 8x4x4 in four classes, tiny networks."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -70,18 +69,3 @@ def recipe_for(directory: Path, **changes) -> TrainDiffusionRecipe:
 def train(recipe: TrainDiffusionRecipe) -> Path:
     """Go through a training in this process."""
     return train_diffusion(recipe, DiffusionRunOptions(CPU))
-
-
-def one_thread(test):
-    """For a test: compute on one thread, as forked children do."""
-
-    @functools.wraps(test)
-    def wrapped(*arguments, **keywords):
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return test(*arguments, **keywords)
-        finally:
-            torch.set_num_threads(before)
-
-    return wrapped

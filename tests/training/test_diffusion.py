@@ -19,8 +19,8 @@ from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.schedules import learning_rate_at
 
 from ..golden import GOLDEN
-from ..processes import run_in_group
-from .small_diffusion import CPU, one_thread, recipe_for, train, write_latents
+from ..processes import one_thread, run_in_group
+from .small_diffusion import CPU, recipe_for, train, write_latents
 
 # Float32 sums in another order, and Adam's first steps divide by gradients of nearly 0.
 TOLERANCE = 2e-4

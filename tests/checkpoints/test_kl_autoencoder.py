@@ -1,0 +1,102 @@
+"""KL autoencoders, the baselines, beside diffusers' own."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from dcae_core.checkpoints import load_autoencoder
+from dcae_core.data.latents import LatentDataset
+from dcae_core.data.pictures import uint8_to_tensor
+from dcae_core.data.sources import find_pictures
+from dcae_core.diffusion.noise import sample_noise
+from dcae_core.errors import CheckpointError
+from dcae_core.pipelines.encode import EncodeSettings, encode_dataset
+from dcae_core.pipelines.encoder import load_encoder
+
+from ..processes import one_thread
+
+diffusers = pytest.importorskip("diffusers")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[0.0, 0.1159])
+def saved(tmp_path, request):
+    """A small AutoencoderKL, f = 2, in a pipeline's `vae/`; without and with FLUX's shift."""
+    torch.manual_seed(0)
+    network = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.3611,
+        shift_factor=request.param or None,
+    ).eval()
+    network.save_pretrained(tmp_path / "model" / "vae")
+    return tmp_path / "model", network, request.param
+
+
+@torch.inference_mode()
+def test_it_does_what_diffusers_does(saved):
+    directory, network, shift = saved
+    ours = load_autoencoder(directory)
+    assert (ours.spatial_compression_ratio, ours.latent_channels, ours.scaling_factor) == (2, 4, 0.3611)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    posterior = network.encode(x).latent_dist
+    assert torch.allclose(ours.encode(x), posterior.mean - shift, atol=1e-5)
+    noise = torch.randn(posterior.mean.shape)
+    assert torch.allclose(ours.encode(x, noise), posterior.mean + posterior.std * noise - shift, atol=1e-5)
+    assert torch.allclose(ours(x), network.decode(posterior.mean).sample, atol=1e-5)
+
+
+@one_thread
+@torch.inference_mode()
+def test_stored_latents_are_drawn_with_each_pictures_own_noise(saved, tmp_path):
+    directory, _, _ = saved
+    for number in range(3):
+        (tmp_path / "images" / "a").mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((8, 8), 60 + number).convert("RGB").save(tmp_path / "images" / "a" / f"{number}.png")
+    network, encoder = load_encoder(str(directory), device=CPU, dtype=torch.float32)
+    pictures = find_pictures([tmp_path / "images"])
+    settings = EncodeSettings(
+        resolution=8, batch_size=1, latent_dtype="float32", num_workers=1, flipped_copies=True, seed=7
+    )
+    encode_dataset(pictures, network, encoder, tmp_path / "out", settings, device=CPU, dtype=torch.float32)
+    dataset = LatentDataset(tmp_path / "out")
+    for item in range(6):
+        with Image.open(pictures[item // 2].path) as picture:
+            pixels = torch.from_numpy(np.array(picture))[None].permute(0, 3, 1, 2)
+        x = uint8_to_tensor(pixels.flip(-1) if item % 2 else pixels)
+        assert torch.equal(dataset[item][0], network.encode(x, sample_noise(7, [item], (4, 4, 4)))[0])
+
+
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "cut", "absent"])
+def test_weights_that_do_not_fit_are_refused(saved, damage):
+    directory, _, _ = saved
+    file = directory / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    if damage == "missing":
+        del weights["encoder.conv_in.bias"]
+    elif damage == "extra":
+        weights["unheard.of"] = torch.zeros(1)
+    elif damage == "shape":
+        weights["encoder.conv_in.bias"] = torch.zeros(9)
+    save_file(weights, file)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-8])
+    elif damage == "absent":
+        file.unlink()
+    with pytest.raises(CheckpointError, match="vae"):
+        load_autoencoder(directory)
+
+
+def test_other_classes_are_left_to_others(saved):
+    directory, _, _ = saved
+    config = directory / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "VQModel"}))
+    with pytest.raises(CheckpointError, match="describes no deep-compression autoencoder"):
+        load_autoencoder(directory)
