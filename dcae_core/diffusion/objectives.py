@@ -6,10 +6,10 @@ A loss is a dictionary of tensors (B,): `loss`, which is to be minimised, and th
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dcae_core.diffusion.ddpm import Posterior
@@ -83,25 +83,40 @@ def _variational_bound(
     epsilon: Tensor, fraction: Tensor, x: Tensor, data: Tensor, t: Tensor, schedule: DiscreteSchedule
 ) -> Tensor:
     """KL between the true and the predicted posterior, or at the first step the likelihood of the data; in bits."""
-    posterior = Posterior(schedule, list(range(schedule.num_timesteps)))
-    index = t - schedule.first_timestep
+    tables, index = _tables(schedule, x.device), t - schedule.first_timestep
 
-    def at(values: NDArray[np.float64]) -> Tensor:
-        return over_samples(torch.as_tensor(values, dtype=torch.float32, device=x.device)[index], x)
+    def at(name: str) -> Tensor:
+        return over_samples(tables[name][index], x)
 
     # At the first steps this cancels almost everything in float32: keep the published order of operations.
-    alphas_cumprod = posterior.alphas_cumprod
-    predicted_data = at(np.sqrt(1 / alphas_cumprod)) * x - at(np.sqrt(1 / alphas_cumprod - 1)) * epsilon
-    from_data, from_state = at(posterior.data_coefficient), at(posterior.state_coefficient)
-    predicted_mean = from_data * predicted_data + from_state * x
-    true_mean = from_data * data + from_state * x
-    low, high = at(posterior.log_variance), at(posterior.log_betas)
-    share = (fraction + 1) / 2
+    predicted_data = at("state to data") * x - at("noise to data") * epsilon
+    predicted_mean = at("data to mean") * predicted_data + at("state to mean") * x
+    true_mean = at("data to mean") * data + at("state to mean") * x
+    low, high, share = at("log variance"), at("log beta"), (fraction + 1) / 2
     log_variance = share * high + (1 - share) * low
     gap = true_mean - predicted_mean
     kl = 0.5 * (-1 + log_variance - low + torch.exp(low - log_variance) + gap**2 * torch.exp(-log_variance))
     likelihood = _discretised_log_likelihood(data, predicted_mean, 0.5 * log_variance)
     return torch.where(index == 0, -_mean(likelihood), _mean(kl)) / math.log(2.0)
+
+
+@lru_cache
+def _tables(schedule: DiscreteSchedule, device: torch.device) -> dict[str, Tensor]:
+    """What each step multiplies by: computed once in float64, kept on the device in float32."""
+    posterior = Posterior(schedule, list(range(schedule.num_timesteps)))
+    alphas_cumprod = schedule.alphas_cumprod
+    tables = {
+        "alpha": np.sqrt(alphas_cumprod),
+        "sigma": np.sqrt(1 - alphas_cumprod),
+        "state to data": np.sqrt(1 / alphas_cumprod),
+        "noise to data": np.sqrt(1 / alphas_cumprod - 1),
+        "data to mean": posterior.data_coefficient,
+        "state to mean": posterior.state_coefficient,
+        "log variance": posterior.log_variance,
+        "log beta": posterior.log_betas,
+    }
+    with torch.inference_mode(False):  # the first to ask may be a validation; training uses the same tensors
+        return {name: torch.tensor(values, dtype=torch.float32, device=device) for name, values in tables.items()}
 
 
 def _discretised_log_likelihood(data: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
@@ -120,9 +135,9 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 def _noisy(data: Tensor, noise: Tensor, t: Tensor, schedule: DiscreteSchedule) -> Tensor:
-    alphas_cumprod = torch.as_tensor(schedule.alphas_cumprod, device=data.device)
-    alpha_bar = over_samples(alphas_cumprod[t - schedule.first_timestep], data)
-    return alpha_bar.sqrt().to(data.dtype) * data + (1 - alpha_bar).sqrt().to(data.dtype) * noise
+    tables, index = _tables(schedule, data.device), t - schedule.first_timestep
+    alpha, sigma = (over_samples(tables[name][index], data).to(data.dtype) for name in ("alpha", "sigma"))
+    return alpha * data + sigma * noise
 
 
 def _mean(x: Tensor, power: int = 1) -> Tensor:

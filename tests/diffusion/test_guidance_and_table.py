@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcae_core.diffusion import OBJECTIVES, SAMPLERS, guide, run_sampler, sample_noise
+from dcae_core.diffusion import OBJECTIVES, SAMPLERS, guide, objectives, run_sampler, sample_noise
 from dcae_core.diffusion.samplers import DEFAULT_SAMPLERS, find_sampler
 from dcae_core.errors import UsageError
 from tests.denoisers import random_denoiser
@@ -125,6 +125,16 @@ def test_each_objective_is_least_for_the_exact_prediction(prediction) -> None:
     assert right["loss"].shape == (4,)
     assert right["loss"].max() < 1e-3
     assert (wrong["loss"] > right["loss"] + 0.009).all()
+
+
+def test_a_loss_first_asked_for_in_a_validation_still_trains() -> None:
+    objectives._tables.cache_clear()
+    x, noise, times = golden_noise("x", (1, 2, 4, 4)), golden_noise("eps", (1, 2, 4, 4)), torch.tensor([5])
+    scale = torch.ones((), requires_grad=True)
+    with torch.inference_mode():
+        OBJECTIVES["epsilon"].losses(lambda state, t: scale * state, x, noise, times)
+    OBJECTIVES["epsilon"].losses(lambda state, t: scale * state, x, noise, times)["loss"].sum().backward()
+    assert scale.grad is not None
 
 
 def test_the_variational_bound_trains_the_variance_alone() -> None:
