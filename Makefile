@@ -1,6 +1,7 @@
 # Two commands, and nothing to install before them but Python >= 3.11 and make:
 #   make demo    install into .venv and send a photograph through the embedded autoencoder
 #   make test    install what development needs and run every check
+# `make embedded` trains the embedded autoencoder again and replaces it (Debian 12 for its photographs; over an hour).
 # PYTHON=python3.12 picks another Python for a new .venv.
 
 PYTHON ?= python3
@@ -8,7 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt
 
-.PHONY: demo test
+.PHONY: demo test embedded
+
+EMBEDDED := dc-ae-f32c32-tiny-1.0
 
 demo: $(VENV)/installed
 	$(BIN)/dcae reconstruct examples/test_pictures/astronaut.png -o demo
@@ -19,6 +22,14 @@ test: $(VENV)/installed-for-development
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+embedded: $(VENV)/installed
+	$(BIN)/python scripts/gather_photographs.py runs/photographs
+	$(BIN)/dcae train-ae tiny --set data.sources.0.path=runs/photographs/640 \
+	  --set data.sources.1.path=runs/photographs/1200
+	$(BIN)/dcae convert runs/tiny/autoencoder --to dcae --dtype fp16 --name $(EMBEDDED) -o runs/$(EMBEDDED)
+	rm -rf dcae_core/weights/$(EMBEDDED)
+	mv runs/$(EMBEDDED) dcae_core/weights/
 
 # pip installs torch, so that pip's own settings choose the build (CPU, CUDA, ...); uv the rest, because it is fast.
 $(VENV)/installed: pyproject.toml constraints.txt

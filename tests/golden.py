@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +23,12 @@ def golden_tensors(name: str) -> dict[str, Tensor]:
 
 def golden_state(shapes: dict[str, list[int]], prefix: str = "") -> dict[str, Tensor]:
     """Weights drawn from each key's own name, for a list of keys and shapes in the original layout."""
-    return {prefix + key: torch.from_numpy(np.asarray(fill(key, tuple(shape)))) for key, shape in shapes.items()}
+
+    def draw(key: str) -> Tensor:
+        return torch.from_numpy(np.asarray(fill(key, tuple(shapes[key]))))
+
+    with ThreadPoolExecutor() as threads:
+        return dict(zip((prefix + key for key in shapes), threads.map(draw, shapes), strict=True))
 
 
 def golden_noise(name: str, shape: tuple[int, ...]) -> Tensor:
