@@ -132,8 +132,8 @@ def _row(result: "PictureResult") -> tuple[object, ...]:
         f"{result.width} x {result.height}",
         " x ".join(map(str, result.latent_shape)),
         f"{result.compression:.0f}x",
-        round(result.psnr, 2),
-        None if result.ssim is None else round(result.ssim, 4),
+        f"{result.psnr:.2f}",
+        None if result.ssim is None else f"{result.ssim:.4f}",
         round(result.milliseconds),
     )
 
@@ -146,5 +146,5 @@ def _mean_rows(results: list["PictureResult"]) -> Iterator[tuple[object, ...]]:
             ssims = [result.ssim for result in own if result.ssim is not None]
             psnr = fmean(result.psnr for result in own)
             milliseconds = fmean(result.milliseconds for result in own)
-            ssim = round(fmean(ssims), 4) if ssims else None
-            yield (f"mean of {len(own)}", label, "", "", "", round(psnr, 2), ssim, round(milliseconds))
+            ssim = f"{fmean(ssims):.4f}" if ssims else None
+            yield (f"mean of {len(own)}", label, "", "", "", f"{psnr:.2f}", ssim, round(milliseconds))
