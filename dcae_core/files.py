@@ -23,6 +23,8 @@ def _explain(error: OSError, path: Path) -> ResourceError:
         return ResourceError(f"the disk is full: could not write {path}; free some room and run the command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ResourceError(f"no permission to write {path}; choose another output directory")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return ResourceError(f"could not write {path}: a file is in the way; choose another output directory")
     return ResourceError(f"could not write {path}: {error.strerror or error}")
 
 

@@ -21,7 +21,7 @@ def fetch(repository: str, files: list[str], revision: str | None = None, *, off
         DownloadError: a file is not cached and cannot be downloaded.
         UsageError: the hub has no such repository or revision, or no such file in it.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -35,6 +35,9 @@ def fetch(repository: str, files: list[str], revision: str | None = None, *, off
     directory = None
     for file in files:
         try:
+            if not offline and try_to_load_from_cache(repository, file, revision=revision) is None:
+                # Asked once: hf_hub_download would wait half a minute for a network that is not there.
+                get_hf_file_metadata(hf_hub_url(repository, file, revision=revision))
             local = hf_hub_download(repository, file, revision=revision, local_files_only=offline)
         except GatedRepoError as error:
             raise DownloadError(f"{repository} asks for a login: run `hf auth login`, then try again") from error
@@ -70,6 +73,6 @@ def cached_sha256(path: Path) -> str | None:
 def _how_to_place(repository: str, file: str, cache: str) -> str:
     return (
         f"{file} of {repository} is not in the cache ({cache}) and could not be downloaded; "
-        f"run `dcae models download {repository.split('/')[-1]}` where there is a network and copy the cache, "
+        f"run `dcae models download {repository}` where there is a network and copy the cache, "
         "or place the repository's files in a directory and pass it with --model DIR"
     )

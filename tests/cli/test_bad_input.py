@@ -116,7 +116,7 @@ def test_a_model_that_is_not_cached_offline_says_how_to_get_it(dcae, picture, tm
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     run = dcae("reconstruct", picture, "--model", "dc-ae-f64c128-in-1.0", "-o", tmp_path / "out")
-    run.assert_fails(5, "config.json", str(tmp_path / "cache"), "dcae models download dc-ae-f64c128-in-1.0")
+    run.assert_fails(5, "config.json", str(tmp_path / "cache"), "dcae models download mit-han-lab/dc-ae-f64c128-in-1.0")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")

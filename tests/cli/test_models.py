@@ -98,3 +98,12 @@ def test_download_says_where_a_cached_model_lies(dcae, empty_cache) -> None:
 
 def test_download_lacking_a_name_shows_an_example(dcae) -> None:
     dcae("models", "download").assert_fails(2, "NAME", "dcae models download dc-ae-f32c32-in-1.0")
+
+
+def test_a_network_that_is_not_there_is_told_at_once(dcae, empty_cache, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    dcae("models", "download", "dc-ae-f32c32-in-1.0").assert_fails(5, "config.json", str(empty_cache))
+    assert not slept, "no waiting and trying again"
