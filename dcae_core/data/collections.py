@@ -1,8 +1,11 @@
 """Pictures on disk as the training stream reads them: by number, decoded."""
 
+import os
+
 import numpy as np
 
 from dcae_core.data.sources import PictureList
+from dcae_core.errors import DataError
 
 
 class DecodedOnDemand:
@@ -17,6 +20,19 @@ class DecodedOnDemand:
     def name(self, index: int) -> str:
         """What messages call the picture."""
         return self._pictures[index].name
+
+    def identity(self, index: int) -> str:
+        """Its name with the size and age of its file: another picture of the same name has another identity.
+
+        Raises:
+            DataError: it is missing.
+        """
+        reference = self._pictures[index]
+        try:
+            status = os.stat(reference.path)
+        except OSError as error:
+            raise DataError(f"{reference.name} cannot be read: {error.strerror or error}") from error
+        return f"{reference.name} {status.st_size} {status.st_mtime_ns}"
 
     def pixels(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8, upright.

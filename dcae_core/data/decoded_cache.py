@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dcae_core.data.batches import PictureCollection
+from dcae_core.data.collections import DecodedOnDemand
 from dcae_core.errors import DataError
 from dcae_core.files import make_directory, replace_directory
 
@@ -19,16 +19,24 @@ class DecodedCache:
     """A `PictureCollection` in two files: all pixels one after the other, memory-mapped, and an index.
 
     Reading a picture costs no decoding and, of its pixels, only the pages that are touched.
+
+    Raises:
+        DataError: the files are damaged.
     """
 
     def __init__(self, directory: Path) -> None:
-        index = json.loads((directory / _INDEX).read_text(encoding="utf-8"))
-        self._names: list[str] = index["names"]
-        self._shapes: list[list[int]] = index["shapes"]
+        try:
+            index = json.loads((directory / _INDEX).read_text(encoding="utf-8"))
+            self._names: list[str] = index["names"]
+            self._shapes: list[list[int]] = index["shapes"]
+            self.damaged: list[str] = index["damaged"]
+            self._pixels = np.memmap(directory / _PIXELS, dtype=np.uint8, mode="r")
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{directory} is a damaged cache of pictures ({error}); remove it") from error
         sizes = [height * width * 3 for height, width in self._shapes]
         self._offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._pixels = np.memmap(directory / _PIXELS, dtype=np.uint8, mode="r")
-        self.damaged: list[str] = index["damaged"]
+        if self._offsets[-1] != len(self._pixels):
+            raise DataError(f"{directory} is a damaged cache of pictures (cut short); remove it")
 
     def __len__(self) -> int:
         return len(self._names)
@@ -45,7 +53,7 @@ class DecodedCache:
 
 
 def open_decoded_cache(
-    pictures: PictureCollection,
+    pictures: DecodedOnDemand,
     directory: Path,
     shorter_side: int,
     *,
@@ -66,7 +74,8 @@ def open_decoded_cache(
         ResourceError: the disk is full or the directory cannot be written to.
     """
     names = [pictures.name(index) for index in range(len(pictures))]
-    key = hashlib.sha256(json.dumps([names, shorter_side]).encode()).hexdigest()[:16]
+    identities = [pictures.identity(index) for index in range(len(pictures))]
+    key = hashlib.sha256(json.dumps([identities, shorter_side]).encode()).hexdigest()[:16]
     place = make_directory(directory) / key
     if not (place / _INDEX).is_file():
         with replace_directory(place) as partial:
@@ -75,7 +84,7 @@ def open_decoded_cache(
 
 
 def _fill(
-    pictures: PictureCollection,
+    pictures: DecodedOnDemand,
     names: list[str],
     directory: Path,
     shorter_side: int,

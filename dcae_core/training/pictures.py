@@ -69,7 +69,7 @@ class TrainingPictures:
         self.damaged += cache.damaged
         return cache
 
-    def _open_cache(self, pictures: PictureCollection) -> DecodedCache:
+    def _open_cache(self, pictures: DecodedOnDemand) -> DecodedCache:
         settings = self._settings
         assert settings.decoded_cache is not None
         return open_decoded_cache(
