@@ -115,8 +115,7 @@ def _tables(schedule: DiscreteSchedule, device: torch.device) -> dict[str, Tenso
         "log variance": posterior.log_variance,
         "log beta": posterior.log_betas,
     }
-    with torch.inference_mode(False):  # the first to ask may be a validation; training uses the same tensors
-        return {name: torch.tensor(values, dtype=torch.float32, device=device) for name, values in tables.items()}
+    return {name: torch.tensor(values, dtype=torch.float32, device=device) for name, values in tables.items()}
 
 
 def _discretised_log_likelihood(data: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
