@@ -102,7 +102,8 @@ def test_download_lacking_a_name_shows_an_example(dcae) -> None:
 
 def test_a_network_that_is_not_there_is_told_at_once(dcae, empty_cache, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    nobody_there = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", nobody_there)
     slept: list[float] = []
     monkeypatch.setattr("time.sleep", slept.append)
     dcae("models", "download", "dc-ae-f32c32-in-1.0").assert_fails(5, "config.json", str(empty_cache))
