@@ -63,7 +63,7 @@ def evaluate(
         str | None,
         typer.Option(help="A file with the published names and shapes, instead of the download.", metavar="FILE"),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at a time (default 16).", metavar="N")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at a time (default 8).", metavar="N")] = None,
     damaged: Annotated[
         str | None, typer.Option(help="Damaged pictures: skip (and list them) or fail.", metavar="POLICY")
     ] = None,
@@ -241,6 +241,7 @@ def _show(evaluation: "Evaluation", settings: "EvaluateRecipe", json: bool) -> N
     if settings.expected:
         columns += ["expected", "verdict"]
         rows = [[*cells, row.expected_text, row.verdict] for cells, row in zip(rows, comparisons, strict=True)]
-    print_table(f"{evaluation.subject}, {evaluation.num_pictures} pictures", columns, rows)
+    print(f"{evaluation.subject}, {evaluation.num_pictures} pictures")
+    print_table("", columns, rows)
     for line in evaluation.origins():
         print(line)

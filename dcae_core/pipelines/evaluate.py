@@ -46,6 +46,7 @@ from dcae_core.pipelines.evaluation.sources import (
 from dcae_core.pipelines.evaluation.work import default_work_directory, evaluation_key
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
 from dcae_core.recipes.evaluate import EvaluateRecipe
+from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
 _ON_FEATURES = ("fid", "is", "precision_recall", "kid")
 
@@ -262,7 +263,7 @@ def _plan_autoencoder(
     measure = ReconstructionMeasurement(
         network, recipe.metrics, lpips=lpips, features=features, with_original_features=reference is None
     )
-    subject = f"autoencoder {recipe.autoencoder.model or 'embedded in dcae'}"
+    subject = f"autoencoder {recipe.autoencoder.model or EMBEDDED_AUTOENCODER}"
     return _Plan(subject, source, measure, identity, lambda u8: measure.reconstruct(u8)[0].cpu(), notes)
 
 
@@ -315,11 +316,11 @@ def _choose_shown(
     plan: _Plan, gathered: Gathered, values: dict[str, list[float]], num_shown: int
 ) -> list[ShownPicture]:
     """Best, middle and worst by the first per-picture metric; the first pictures where there is none."""
-    count = min(num_shown, gathered.count)
-    if count == 0:
+    if num_shown == 0:
         return []
     if not values or plan.show is None:
-        return [_show(plan, gathered, values, place, "sample") for place in range(min(4 * count, gathered.count))]
+        return [_show(plan, gathered, values, place, "sample") for place in range(min(4 * num_shown, gathered.count))]
+    count = min(num_shown, max(1, gathered.count // 3))
     metric = "lpips" if "lpips" in values else next(iter(values))
     sign = 1 if metric == "lpips" else -1
     order = sorted(range(gathered.count), key=lambda place: sign * values[metric][place])

@@ -79,7 +79,7 @@ class EvaluateRecipe(Recipe):
     """Statistics to compare with, from `dcae fid-ref`, the published code or ADM; null: the pictures themselves."""
     inception_weights: str | None = None
     """A file of weights with the published names and shapes; null downloads the published one."""
-    batch_size: Positive = 16
+    batch_size: Positive = 8
     """Pictures at a time in each process; part of the protocol, since it moves float32 results by 1e-6."""
     damaged: Literal["skip", "fail"] = "skip"
     """A picture that cannot be decoded is listed and left out, or ends the evaluation."""

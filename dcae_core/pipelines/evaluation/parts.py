@@ -116,6 +116,7 @@ def measure_parts(
         DataError: a damaged picture where none is allowed, or pictures of different sizes.
         ResourceError: the disk is full.
     """
+    batch_size = min(batch_size, len(source))
     parts = divide(len(source), batch_size)
     pending = broadcast_object([number for number in range(len(parts)) if not store.is_finished(number)])
     shown = _Shown(len(source), advance)

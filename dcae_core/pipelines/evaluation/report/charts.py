@@ -107,7 +107,7 @@ def channel_statistics(mean: Sequence[float], std: Sequence[float]) -> str:
     low = min(m - s for m, s in zip(mean, std, strict=True))
     high = max(m + s for m, s in zip(mean, std, strict=True))
     x, y = _x_axis(-1, len(mean), include_ends=False), _y_axis(min(low, 0), max(high, 0))
-    x.ticks = [tick for tick in x.ticks if 0 <= tick < len(mean) and tick == int(tick)]
+    x.ticks = [float(tick) for tick in range(0, len(mean), max(1, round(_round_step(len(mean) / 6))))]
     marks = "".join(
         f"<g><title>channel {i}: mean {m:.3g}, standard deviation {s:.3g}</title>"
         f'<line class="span" x1="{x.place(i):.1f}" x2="{x.place(i):.1f}" y1="{y.place(m - s):.1f}" '

@@ -133,9 +133,8 @@ def _latent(latent: LatentStatistics) -> str:
     factor = f"A scaling factor of 1 / rms would be {1 / latent.rms:.4f}." if latent.rms > 0 else ""
     chart = channel_statistics(latent.channel_mean, latent.channel_std)
     text = "Dots are means, lines reach one standard deviation to each side."
-    return (
-        f'<h2>Latent channels</h2><p>{numbers} {factor}</p><div class="card">{chart}</div><p class="quiet">{text}</p>'
-    )
+    card = f'<div class="card single">{chart}</div><p class="quiet">{text}</p>'
+    return f"<h2>Latent channels</h2><p>{numbers} {factor}</p>{card}"
 
 
 def _flatten(settings: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, str]]:
