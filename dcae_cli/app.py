@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dcae_cli.train_diffusion:train_diffusion",
         "Train a diffusion model on a latent dataset as a recipe says.",
     ),
+    "bench": ("dcae_cli.bench:bench", "Measure speed and memory on this machine, beside its limits and other code."),
     "recipes": ("dcae_cli.recipes:recipes", "List, show and check recipes."),
 }
 

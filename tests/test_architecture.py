@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "recipes": {"errors"},
     "pipelines": GROUND_FLOOR | {"models", "zoo", "checkpoints", "data", "recipes"},
     "training": GROUND_FLOOR | {"models", "zoo", "checkpoints", "data", "recipes", "pipelines"},
+    "benchmarking": GROUND_FLOOR | {"models", "zoo", "checkpoints", "data", "recipes", "pipelines", "training"},
 }
 OPTIONAL_PACKAGES = {"diffusers", "tensorboard", "wandb", "triton", "torchmetrics", "torchdiffeq", "torchvision"}
 SCREEN_PACKAGES = {"typer", "rich", "dcae_cli"}

@@ -112,7 +112,8 @@ class WinogradConv2d(nn.Conv2d):
         super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None, device="meta")
         self.weight, self.bias = conv.weight, conv.bias
         self.keep_transformed = keep_transformed
-        self._transformed: Tensor | None = None
+        self._transformed: Tensor | None
+        self.register_buffer("_transformed", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, H, W)."""
