@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from dcae_core.errors import ResourceError
+from dcae_core.errors import DcaeError, ResourceError
 
 _PARTIAL_SUFFIX = ".partial"
+_NOTHING_FREE = 1 << 20  # bytes: room for no file that matters
 
 
 def _explain(error: OSError, path: Path) -> ResourceError:
@@ -67,6 +68,19 @@ def flush_directory(path: Path) -> None:
 
 
 @contextmanager
+def _recognise_full_disk(directory: Path) -> Iterator[None]:
+    """Libraries that write files themselves (torch.save, safetensors) keep the system's reason to themselves."""
+    try:
+        yield
+    except (DcaeError, OSError):
+        raise
+    except Exception as error:
+        if shutil.disk_usage(directory).free > _NOTHING_FREE:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+
+
+@contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside `path` for writing; on success flush it and rename it over `path`, on failure remove it.
 
@@ -76,7 +90,7 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
     partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
     with explain_write_errors(path):
         try:
-            with open(partial, "wb") as file:
+            with open(partial, "wb") as file, _recognise_full_disk(path.parent):
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -100,7 +114,8 @@ def replace_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            yield partial
+            with _recognise_full_disk(partial):
+                yield partial
             # safetensors makes files that their owner alone can read; they get what mkdir gave the directory.
             permissions = partial.stat().st_mode & 0o666
             for file in partial.rglob("*"):
