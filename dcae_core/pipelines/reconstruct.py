@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from math import ceil
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from dcae_core.data.pictures import tensor_to_uint8, uint8_to_tensor
 from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.pipelines.tiling import MIN_TILE, Tile, plan_tiles, tile_pairs
+from dcae_core.pipelines.tiling import MIN_TILE, Tile, plan_tiles
 
 Progress = Callable[[int, int], None]
 """`progress(done, total)` after each tile."""
@@ -83,7 +84,7 @@ def encode_picture(
     column_indices = padding_indices(pixels.shape[2], width)
     rows, columns = _plan(network, (height // f, width // f), tile)
     latent = torch.zeros(network.latent_channels, height // f, width // f)
-    for done, (row, column) in enumerate(tile_pairs(rows, columns), start=1):
+    for done, (row, column) in enumerate(product(rows, columns), start=1):
         part = pixels[:, row_indices[row.start * f : row.stop * f]]
         part = part[:, :, column_indices[column.start * f : column.stop * f]]
         encoded = network.encode(uint8_to_tensor(part)[None].to(device, dtype))[0].float().cpu()

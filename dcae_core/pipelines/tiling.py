@@ -5,7 +5,6 @@ share, the middle half is the fade. The quarters beside it are computed and thro
 where the picture goes on.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -70,8 +69,3 @@ def plan_tiles(length: int, tile: int) -> list[Tile]:
         Tile(start, start + tile, before, after, fade)
         for start, before, after in zip(starts, [None, *middles], [*middles, None], strict=True)
     ]
-
-
-def tile_pairs(rows: list[Tile], columns: list[Tile]) -> Iterator[tuple[Tile, Tile]]:
-    """All tiles of a picture, row by row."""
-    return ((row, column) for row in rows for column in columns)
