@@ -45,6 +45,9 @@ def reconstruct(
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse larger pictures (default 179 million).", metavar="N")
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="The network without preparation: slower, in less memory.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "fp32",
     revision: Revision = None,
@@ -86,7 +89,9 @@ def reconstruct(
         apply_exif=exif,
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
     )
-    models = picture_run.load_models(model or [None], device=chosen, dtype=number_type, revision=revision)
+    models = picture_run.load_models(
+        model or [None], device=chosen, dtype=number_type, revision=revision, prepare=not plain
+    )
     picture_run.check_settings(models, settings)
     make_directory(output)
     names = picture_run.name_outputs(references)

@@ -23,12 +23,17 @@ def encoder_name(model: str | None) -> str:
 
 
 def load_encoder(
-    model: str | None, *, device: torch.device, dtype: torch.dtype, revision: str | None = None
+    model: str | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    prepare: bool = True,
 ) -> tuple[Autoencoder, EncoderRecord]:
     """Load an autoencoder for inference, and identify it.
 
     The identity is a fingerprint of its float32 weights, so it does not depend on `dtype`, layout or place; the name
-    is for people. Costs one pass over the weights beyond loading them.
+    is for people. Costs one pass over the weights beyond loading them. Without `prepare` it stays the plain network.
 
     Raises:
         UsageError: nothing is called that.
@@ -41,4 +46,5 @@ def load_encoder(
         fingerprint=fingerprint(network),
         scaling_factor=network.scaling_factor,
     )
-    return prepare_for_inference(network.to(device, dtype)), record
+    network = network.to(device, dtype)
+    return prepare_for_inference(network) if prepare else network, record

@@ -12,6 +12,8 @@ from dcae_core.checkpoints import load_autoencoder, save_autoencoder
 from dcae_core.data.pictures import center_crop_adm, open_picture, picture_to_uint8
 from dcae_core.data.sources import PictureReference
 from dcae_core.metrics.reconstruction import psnr
+from dcae_core.models.preparation import prepare_for_inference
+from dcae_core.pipelines import encoder
 from dcae_core.pipelines.picture_run import name_outputs
 from dcae_core.pipelines.reconstruct import reconstruct
 from tests.small import small_autoencoder
@@ -202,3 +204,20 @@ def test_half_precision_gives_nearly_the_same(dcae, models, tmp_path, dtype) -> 
     expected = reconstruct(load_autoencoder(models / "a"), pixels_of(picture)).pixels
     written = pixels_of(tmp_path / dtype / "p.recon.png")
     assert float(psnr(expected[None], written[None])) > 30
+
+
+def test_plain_gives_the_same_picture_without_preparation(dcae, tmp_path, monkeypatch) -> None:
+    prepared: list[object] = []
+
+    def note(network):
+        prepared.append(network)
+        return prepare_for_inference(network)
+
+    monkeypatch.setattr(encoder, "prepare_for_inference", note)
+    picture = write_picture(tmp_path / "a.png", 256, 192)
+    dcae("reconstruct", picture, "-o", tmp_path / "prepared").assert_succeeds()
+    assert len(prepared) == 1
+    dcae("reconstruct", picture, "-o", tmp_path / "plain", "--plain").assert_succeeds()
+    assert len(prepared) == 1
+    fast, plain = (pixels_of(tmp_path / name / "a.recon.png").int() for name in ("prepared", "plain"))
+    assert (fast - plain).abs().max() <= 1
