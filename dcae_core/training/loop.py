@@ -110,7 +110,7 @@ class Loop:
             DataError: a damaged picture where none is allowed.
             ResourceError: a checkpoint could not be written.
         """
-        if self.progress.validation_due:
+        if self.settings.validate_every is not None and self.progress.validation_due:
             self._validate()
         while self.progress.phase_step < self.settings.steps:
             start = time.perf_counter()

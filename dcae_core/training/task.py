@@ -19,7 +19,7 @@ class Progress:
         phase: index of the phase.
         phase_step: optimiser steps done in this phase.
         step: optimiser steps done in all phases.
-        validation_due: the validation of this step was cut short and is still to be done.
+        validation_due: the validation of this step is still to be done: a stop cut it short, or the run begins.
     """
 
     phase: int = 0

@@ -102,4 +102,4 @@ def test_stop_during_validation_repeats_it(tmp_path: Path, monkeypatch: pytest.M
     assert stopped.value.exit_code == 130
     train(recipe)
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "stopped")
-    assert sum("validation.psnr" in record for record in losses_of(tmp_path / "whole")) == 2
+    assert sum("validation.psnr" in record for record in losses_of(tmp_path / "whole")) == 3
