@@ -39,6 +39,7 @@ def test_a_directory_laid_out_like_the_hubs_loads_and_computes_the_golden_values
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", {keys: name for name, keys in KEY_LISTS.items()}.values())
 def test_every_released_key_list_loads_strictly(tmp_path, name) -> None:
     zeros = prefixed(state_dict_keys()["original"][KEY_LISTS[name]], "diffusion_model.") | autoencoder_shapes(name)

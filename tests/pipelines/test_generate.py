@@ -78,8 +78,9 @@ def test_batches_have_one_shape_so_skipping_some_changes_nothing(pipelines) -> N
 @pytest.mark.parametrize("kind", PREDICTIONS)
 def test_half_precision_stays_finite_and_near(pipelines, tmp_path, kind, dtype, bound) -> None:
     model = write_diffusion(tmp_path / "model", kind)
-    half = load_diffusion(model, dtype=dtype).generate(CLASSES, guidance_scale=1.5, num_steps=None)
-    full = pipelines[kind].generate(CLASSES, guidance_scale=1.5)
+    steps = None if kind == "velocity" else 20
+    half = load_diffusion(model, dtype=dtype).generate(CLASSES, guidance_scale=1.5, num_steps=steps)
+    full = pipelines[kind].generate(CLASSES, guidance_scale=1.5, num_steps=steps)
     assert torch.isfinite(half.latents).all()
     assert relative_error(half.latents, full.latents) < bound
 
