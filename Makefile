@@ -25,7 +25,7 @@ test: $(VENV)/installed-for-development
 
 embedded: $(VENV)/installed
 	$(BIN)/python scripts/gather_photographs.py runs/photographs
-	$(BIN)/dcae train-ae tiny --set data.sources.0.path=runs/photographs/640 \
+	$(BIN)/dcae train-ae tiny --phase full --set data.sources.0.path=runs/photographs/640 \
 	  --set data.sources.1.path=runs/photographs/1200
 	$(BIN)/dcae convert runs/tiny/autoencoder --to dcae --dtype fp16 --name $(EMBEDDED) -o runs/$(EMBEDDED)
 	rm -rf dcae_core/weights/$(EMBEDDED)
