@@ -9,6 +9,8 @@ The rules, the same for every command:
   searched folder has none.
 - **File lists** (`.txt`, `.lst`) hold one path a line, relative to the list, and after a tab its class if it has one.
   Empty lines and lines starting with `#` are left out.
+- **URLs** of any fsspec file system (`s3://bucket/folder`, `https://host/a.tar`, ...) name a picture, a tar shard or a
+  folder; pictures are then read over the network, each when it is wanted.
 - **Tar shards** (`.tar`, not compressed) are laid out as WebDataset writes them: `KEY.jpg` with its class number, if
   any, in `KEY.cls`. Finding reads the headers only; a picture is then read at its offset, nothing is unpacked to disk.
 """
@@ -24,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from dcae_core.data.pictures import DEFAULT_MAX_PIXELS, PICTURE_SUFFIXES, open_picture
+from dcae_core.data.remote import is_url, list_files, open_remote, read_remote
 from dcae_core.errors import DataError
 
 _LIST_SUFFIXES = frozenset({".txt", ".lst"})
@@ -59,10 +62,14 @@ class PictureReference(NamedTuple):
         Raises:
             DataError: it is missing, damaged, too large, or not a picture.
         """
-        source = self.path if self.offset == _WHOLE_FILE else self._read_from_shard()
+        source = self._read_bytes() if self.offset != _WHOLE_FILE or is_url(self.path) else self.path
         return open_picture(source, name=self.name, apply_exif=apply_exif, max_pixels=max_pixels)
 
-    def _read_from_shard(self) -> bytes:
+    def _read_bytes(self) -> bytes:
+        """Its bytes: of a picture in a shard, or behind a URL."""
+        if is_url(self.path):
+            whole = self.offset == _WHOLE_FILE
+            return read_remote(self.path) if whole else read_remote(self.path, self.offset, self.size)
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
@@ -169,7 +176,9 @@ def find_pictures(inputs: Iterable[str | Path]) -> PictureList:
 
 
 def _find(given: str) -> Iterator[_Found]:
-    if not os.path.lexists(given) and glob.has_magic(given):
+    if is_url(given):
+        yield from _find_remote(given)
+    elif not os.path.lexists(given) and glob.has_magic(given):
         matches = sorted(glob.glob(given, recursive=True))
         if not matches:
             raise DataError(f"{given}: no file matches")
@@ -186,6 +195,27 @@ def _find(given: str) -> Iterator[_Found]:
         raise DataError(f"{given}: no such file or folder")
     else:
         yield from _find_in_file(given)
+
+
+def _find_remote(url: str) -> Iterator[_Found]:
+    """As for local places, without globs and file lists: a picture, a tar shard, or a folder of both."""
+    suffix = os.path.splitext(url)[1].lower()
+    if suffix == ".tar":
+        yield from _read_shard(url)
+    elif suffix in PICTURE_SUFFIXES:
+        yield _Found(url, os.path.basename(url), None)
+    else:
+        found_any = False
+        for key in list_files(url):
+            suffix = os.path.splitext(key)[1].lower()
+            if any(part.startswith(".") for part in key.split("/")) or suffix not in {".tar", *PICTURE_SUFFIXES}:
+                continue
+            found_any = True
+            path = f"{url.rstrip('/')}/{key}"
+            label, separator, _ = key.partition("/")
+            yield from _read_shard(path) if suffix == ".tar" else [_Found(path, key, label if separator else None)]
+        if not found_any:
+            raise DataError(f"{url}: no picture and no tar shard in this folder")
 
 
 def _find_in_file(path: str) -> Iterator[_Found]:
@@ -243,8 +273,12 @@ def _read_shard(path: str) -> Iterator[_Found]:
     pictures: list[tuple[str, int, int]] = []
     labels: dict[str, str] = {}
     try:
-        with tarfile.open(path, "r:") as archive:
-            end = os.path.getsize(path)
+        with (
+            open_remote(path) if is_url(path) else open(path, "rb") as file,
+            tarfile.open(fileobj=file, mode="r:") as archive,
+        ):
+            end = file.seek(0, os.SEEK_END)
+            file.seek(0)
             for member in archive:
                 archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has read
                 if not member.isreg() or member.issparse():

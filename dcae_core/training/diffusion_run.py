@@ -42,6 +42,7 @@ from dcae_core.training.resuming import changes_since, find_checkpoint
 from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.signals import StopSignals
 from dcae_core.training.task import Progress
+from dcae_core.training.trackers import Watchers, open_trackers
 from dcae_core.training.watching import Silent, Watcher
 
 _PHASE = "diffusion"
@@ -152,6 +153,8 @@ class _DiffusionRun:
             self.watcher.note(f"continuing after step {progress.step}, from {self.checkpoint}")
         if is_main():
             self.run.forget_metrics_after(progress.step)
+            trackers = open_trackers(recipe.logging, self.run.path, progress.step, recipe.model_dump(mode="json"))
+            self.watcher = Watchers([self.watcher, *trackers])
         with StopSignals() as signals:
             loop = Loop(
                 task,

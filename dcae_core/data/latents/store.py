@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dcae_core.data.latents.manifest import ShardRecord
+from dcae_core.data.remote import explain_remote_errors, first_line, is_url
 from dcae_core.errors import DataError, DownloadError, UsageError
 from dcae_core.files import make_directory, replace_file, sha256_of_file
 
@@ -98,15 +99,13 @@ class RemoteStore:
     def __init__(
         self, url: str, cache: Path, cache_bytes: int = DEFAULT_CACHE_BYTES, options: dict[str, Any] | None = None
     ) -> None:
-        import fsspec
-
         self.where = url.rstrip("/")
         self.cache = make_directory(cache)
         self.cache_bytes = cache_bytes
-        try:
+        with explain_remote_errors(url):
+            import fsspec
+
             self._files, self._root = fsspec.core.url_to_fs(self.where, **(options or {}))
-        except (ImportError, ValueError, OSError) as error:
-            raise DataError(f"cannot open {url}: {error}") from error
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="shard-download")
         self._pending: dict[str, Future[Path]] = {}
         self._lock = threading.Lock()
@@ -117,7 +116,7 @@ class RemoteStore:
         except FileNotFoundError as error:
             raise _unreadable(f"{self.where}/{name}", error) from error
         except Exception as error:  # every protocol of fsspec brings its own exceptions
-            raise DownloadError(f"could not read {self.where}/{name}: {_first_line(error)}") from error
+            raise DownloadError(f"could not read {self.where}/{name}: {first_line(error)}") from error
 
     def check_presence(self, shards: Iterable[ShardRecord]) -> None:
         """Nothing here: asking for 100,000 sizes over a network is not cheap; a missing shard is named when wanted."""
@@ -186,7 +185,7 @@ class RemoteStore:
                 raise _unreadable(f"{self.where}/{shard.file}", error) from error
             except Exception as error:  # every protocol of fsspec brings its own exceptions
                 if attempt == _ATTEMPTS:
-                    raise DownloadError(f"could not read {self.where}/{shard.file}: {_first_line(error)}") from error
+                    raise DownloadError(f"could not read {self.where}/{shard.file}: {first_line(error)}") from error
                 time.sleep(0.5 * attempt)
 
     def _make_room(self, wanted: int) -> None:
@@ -228,10 +227,6 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
 def _unreadable(where: str, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{where} is missing; restore it, or encode the dataset again")
@@ -247,7 +242,7 @@ def default_cache() -> Path:
 def open_store(url: str | Path, cache: Path | None = None, cache_bytes: int = DEFAULT_CACHE_BYTES) -> ShardStore:
     """The store for a local path or an fsspec URL."""
     text = str(url)
-    if "://" not in text:
+    if not is_url(text):
         return LocalStore(Path(text))
     if text.startswith("file://"):
         return LocalStore(Path(text.removeprefix("file://")))
