@@ -89,7 +89,9 @@ class _AutoencoderRun:
     def go(self) -> Path:
         if is_main():
             write_text(self.run.path / "recipe.yaml", write_recipe(self.recipe))
-            self.run.forget_metrics_after(self.progress.step if self.checkpoint is not None else -1)
+            step = self.progress.step if self.checkpoint is not None else -1
+            self.run.forget_metrics_after(step, validation_due=self.progress.validation_due)
+            self.run.forget_checkpoints_after(step)
             self.run.append_damaged(self.pictures.damaged)
         self.watcher.note(f"{len(self.pictures):,} pictures, {len(self.pictures.damaged)} damaged")
         network = self._prepare(self._build_network())

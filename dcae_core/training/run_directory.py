@@ -86,14 +86,16 @@ class RunDirectory:
         self._remove_old()
         return path
 
+    def forget_checkpoints_after(self, step: int) -> None:
+        """Remove those of later steps: the run goes back, and what it did after this step is to be done again."""
+        for path in self.complete_checkpoints():
+            if _step_of(path) > step:
+                _remove(path)
+
     def _remove_old(self) -> None:
         for path in self.complete_checkpoints()[: -self._keep]:
-            step = int(path.name.removeprefix("step_"))
-            if self._keep_every is None or step % self._keep_every:
-                # Out of the way under a name that is no checkpoint's, so that a kill cannot leave half of one.
-                doomed = path.with_name(f".{path.name}.replaced")
-                path.rename(doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+            if self._keep_every is None or _step_of(path) % self._keep_every:
+                _remove(path)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`."""
@@ -112,16 +114,34 @@ class RunDirectory:
                 continue
         return records
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that a continued run makes again."""
-        kept = [record for record in self.read_metrics() if record["step"] <= step]
+    def forget_metrics_after(self, step: int, *, validation_due: bool = False) -> None:
+        """Drop the lines that a continued run makes again: of later steps, and of this step's validation if due."""
+
+        def stays(record: dict[str, Any]) -> bool:
+            repeated = validation_due and any(name.startswith("validation.") for name in record)
+            return record["step"] < step or (record["step"] == step and not repeated)
+
+        kept = [record for record in self.read_metrics() if stays(record)]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
 
     def append_damaged(self, lines: list[str]) -> None:
-        """Add lines to `damaged.txt`."""
+        """Add lines to `damaged.txt` that it does not have yet."""
         path = self.path / "damaged.txt"
+        known = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+        lines = [line for line in dict.fromkeys(lines) if line not in known]
         with explain_write_errors(path), open(path, "a", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def _remove(checkpoint: Path) -> None:
+    # Out of the way under a name that is no checkpoint's, so that a kill cannot leave half of one.
+    doomed = checkpoint.with_name(f".{checkpoint.name}.replaced")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

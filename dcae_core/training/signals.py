@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C as a wish that the loop grants at the next good moment."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
 
 from dcae_core.errors import DcaeError
@@ -25,7 +26,9 @@ class StopSignals:
         self.received: int | None = None
 
     def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGTERM, signal.SIGINT)}
+        # Python hands signals to the main thread alone; a training in another thread is not stopped by them.
+        mine = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._remember) for number in mine}
         return self
 
     def __exit__(

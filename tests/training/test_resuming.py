@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dcae_core.training.autoencoder import AutoencoderTask
 from dcae_core.training.loop import Loop
 from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.signals import StoppedError
@@ -68,6 +69,22 @@ def test_stopping_leaves_no_trace(stops: set[int], tmp_path: Path, monkeypatch: 
     for file in ("phases/full", "phases/latent_adaptation", "autoencoder"):
         for weights in (tmp_path / "whole" / file).glob("*.safetensors"):
             assert weights.read_bytes() == (tmp_path / "stopped" / file / weights.name).read_bytes()
+
+
+def test_two_stops_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once in the validation of what the run begins with, once in the first part of the first step."""
+    validation = {"path": str(tmp_path / "pictures"), "resolution": 16, "num_pictures": 2, "every": 9}
+    recipe_for(tmp_path)
+    steps = phase(steps=2, accumulation=2)
+    train(recipe_for(tmp_path, steps, run_dir=str(tmp_path / "whole"), validation=validation))
+    recipe = recipe_for(tmp_path, steps, run_dir=str(tmp_path / "stopped"), validation=validation)
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoencoderTask, "validate", lambda self, step, stop: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(StoppedError):
+            train(recipe)
+    stop_after_parts(monkeypatch, {1})
+    run_with_stops(recipe, 1)
+    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "stopped")
 
 
 def test_number_of_workers_changes_nothing(tmp_path: Path) -> None:

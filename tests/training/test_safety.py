@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,23 @@ def test_pickled_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
+def test_going_back_does_the_later_steps_again(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, phase(steps=5), checkpoints={"every": 1, "keep": 9})
+    train(recipe)
+    before = losses_of(tmp_path / "run")
+    train(recipe, resume=str(tmp_path / "run" / "checkpoints" / "step_2"))
+    assert losses_of(tmp_path / "run") == before
+    changed = recipe_for(tmp_path, phase(steps=3, ema=None), checkpoints={"every": 1, "keep": 9})
+    train(changed, resume=str(tmp_path / "run" / "checkpoints" / "step_2"))
+    assert RunDirectory(tmp_path / "run").latest().name == "step_3"
+    assert not (tmp_path / "run" / "checkpoints" / "step_3" / "ema.safetensors").exists()
+
+
+def test_training_in_another_thread(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train, recipe_for(tmp_path)).result().is_dir()
+
+
 def test_old_checkpoints_go_and_chosen_ones_stay(tmp_path: Path) -> None:
     train(recipe_for(tmp_path, phase(steps=7), checkpoints={"every": 1, "keep": 2, "keep_every": 3}))
     names = {path.name for path in RunDirectory(tmp_path / "run").complete_checkpoints()}
@@ -169,6 +187,7 @@ def test_damaged_pictures_are_skipped_and_listed_or_fatal(tmp_path: Path) -> Non
     recipe = recipe_for(tmp_path)
     (tmp_path / "pictures" / "04.png").write_bytes(b"\x89PNG nothing")
     train(recipe)
+    train(recipe.model_copy(update={"phases": [recipe.phases[0].model_copy(update={"steps": 6})]}))
     listed = (tmp_path / "run" / "damaged.txt").read_text().splitlines()
     assert len(listed) == 1
     assert "04.png" in listed[0]
