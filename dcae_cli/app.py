@@ -17,23 +17,23 @@ from dcae_core.errors import UsageError
 COMMANDS: dict[str, tuple[str, str]] = {
     "reconstruct": ("dcae_cli.reconstruct:reconstruct", "Pictures through an autoencoder and back, with the figures."),
     "decode": ("dcae_cli.decode:decode", "Saved latents back into pictures."),
-    "info": ("dcae_cli.info:info", "Versions, devices, threads, the cache and the embedded model."),
-    "models": ("dcae_cli.models:models", "List the zoo; download from it."),
-    "convert": ("dcae_cli.convert:convert", "Convert an autoencoder between layouts."),
-    "sample": ("dcae_cli.sample:sample", "Sample pictures from a class-conditional diffusion model."),
     "encode-dataset": (
         "dcae_cli.encode_dataset:encode_dataset",
         "Encode pictures into a latent dataset, or verify one.",
     ),
-    "eval": ("dcae_cli.evaluate:evaluate", "Measure a model or a folder of pictures by the published protocols."),
-    "fid-ref": ("dcae_cli.fid_ref:fid_ref", "Measure the reference statistics that FID compares with."),
     "train-ae": ("dcae_cli.train_ae:train_ae", "Train or fine-tune an autoencoder as a recipe says."),
     "train-diffusion": (
         "dcae_cli.train_diffusion:train_diffusion",
         "Train a diffusion model on a latent dataset as a recipe says.",
     ),
-    "bench": ("dcae_cli.bench:bench", "Measure speed and memory on this machine, beside its limits and other code."),
+    "sample": ("dcae_cli.sample:sample", "Sample pictures from a class-conditional diffusion model."),
+    "eval": ("dcae_cli.evaluate:evaluate", "Measure a model or a folder of pictures by the published protocols."),
+    "fid-ref": ("dcae_cli.fid_ref:fid_ref", "Measure the reference statistics that FID compares with."),
+    "models": ("dcae_cli.models:models", "List the zoo; download from it."),
     "recipes": ("dcae_cli.recipes:recipes", "List, show and check recipes."),
+    "convert": ("dcae_cli.convert:convert", "Convert an autoencoder between layouts."),
+    "bench": ("dcae_cli.bench:bench", "Measure speed and memory on this machine, beside its limits and other code."),
+    "info": ("dcae_cli.info:info", "Versions, devices, threads, the cache and the embedded model."),
 }
 
 
