@@ -22,10 +22,12 @@ def write_latents(
     shape: tuple[int, int, int] = SHAPE,
     *,
     num_classes: int = 4,
+    num_distinct: int | None = None,
     encoder: EncoderRecord | None = None,
 ) -> torch.Tensor:
-    """A dataset of random latents; returns them, unscaled."""
-    latents = torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
+    """A dataset of random latents, repeated after `num_distinct`; returns them, unscaled."""
+    distinct = torch.randn(num_distinct or count, *shape, generator=torch.Generator().manual_seed(1))
+    latents = distinct[torch.arange(count) % len(distinct)]
     shard_size = -(-count // 3)
     plan = DatasetPlan(
         encoder=encoder or EncoderRecord(name="dc-ae-f32c32-tiny-1.0", scaling_factor=0.5),
