@@ -63,7 +63,7 @@ def _draw_panel(draw: ImageDraw.ImageDraw, panel: Panel, top: int) -> None:
         across = left + (x - x_low) / (x_high - x_low) * (right - left)
         return across, lower - (y - y_low) / (y_high - y_low) * (lower - upper)
 
-    for tick in _ticks(y_low, y_high):
+    for tick in _logarithmic_ticks(y_low, y_high) if panel.logarithmic else _ticks(y_low, y_high):
         _, y = place(x_low, tick)
         draw.line([(left, y), (right, y)], fill=_GRID)
         label = f"{10**tick:.3g}" if panel.logarithmic else f"{tick:.4g}"
@@ -95,3 +95,13 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(multiple * power for multiple in (1, 2, 5, 10) if multiple * power >= rough)
     first = math.ceil(low / step)
     return [step * index for index in range(first, math.floor(high / step) + 1)]
+
+
+def _logarithmic_ticks(low: float, high: float) -> list[float]:
+    """The powers of ten between two exponents, with their multiples by 2 and 5 where that leaves few."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    ticks = [power + math.log10(multiple) for power in powers for multiple in (1, 2, 5)]
+    if high - low > 3:
+        ticks = [float(power) for power in powers]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    return ticks if len(ticks) > 1 else _ticks(low, high)
