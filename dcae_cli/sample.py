@@ -8,7 +8,8 @@ import typer
 from dcae_cli.options import Debug, Device, Dtype, Json, NumProcesses, Revision
 
 if TYPE_CHECKING:
-    from dcae_core.checkpoints.diffusion import DiffusionFiles
+    from collections.abc import Sequence
+
     from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
     from dcae_core.pipelines.sample_directory import SampleDirectory
 
@@ -93,19 +94,24 @@ def sample(
     from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
     from dcae_core.pipelines.reconstruct import check_tile
     from dcae_core.pipelines.sample_directory import SampleDirectory
+    from dcae_core.zoo import find_denoiser
 
     if preset is not None and preset not in _PRESETS:
         raise UsageError(f"unknown --preset {preset!r}; there is {', '.join(_PRESETS)}")
     if sum(choice is not None for choice in (classes, num, preset)) > 1:
         raise UsageError("give one of --classes, --num and --preset")
     compute, number_type = select_device(device), parse_dtype(dtype)
-    files = locate_diffusion(model, revision, weights)
+    # A released model is known before it is downloaded, so whatever is wrong with the rest is told first.
+    released = find_denoiser(model) if model and not Path(model).exists() else None
+    files = None if released else locate_diffusion(model, revision, weights)
+    known = released or files
+    assert known is not None
     scale = cfg if cfg is not None else _PRESETS[preset][1] if preset else 1.0
     settings = SampleSettings(scale, seed, sampler, steps)
-    settings.check(files.prediction, files.config)
-    labels = _labels(files, classes, num, preset, seed)
+    settings.check(known.prediction, known.config)
+    labels = _labels(known.config.num_classes, files.class_names if files else None, classes, num, preset, seed)
     run = {
-        "model": files.name,
+        "model": known.name,
         "autoencoder": Path(autoencoder).name if autoencoder else None,
         "weights": weights,
         "sampler": sampler,
@@ -116,13 +122,14 @@ def sample(
         "tile": tile,
     }
     directory = SampleDirectory(
-        output, labels, run, save_latents=save_latents, class_in_name=files.config.num_classes > 0
+        output, labels, run, save_latents=save_latents, class_in_name=known.config.num_classes > 0
     )
     recorded = directory.recorded_batch_size()
     if recorded is not None and batch_size not in (None, recorded):
         raise UsageError(f"{output} holds a run with --batch-size {recorded}; keep it, or choose another -o")
 
     with process_group(compute):
+        files = files or locate_diffusion(model, revision, weights)
         pipeline = DiffusionPipeline.load(files, autoencoder=autoencoder, device=compute, dtype=number_type)
         if tile is not None:
             check_tile(tile, pipeline.autoencoder.spatial_compression_ratio)
@@ -142,12 +149,19 @@ def _launch(nproc: int) -> None:
     raise typer.Exit(launch(nproc, sys.argv[1:]))
 
 
-def _labels(files: "DiffusionFiles", classes: str | None, num: int | None, preset: str | None, seed: int) -> list[int]:
+def _labels(
+    num_classes: int,
+    class_names: "Sequence[str] | None",
+    classes: str | None,
+    num: int | None,
+    preset: str | None,
+    seed: int,
+) -> list[int]:
+    """What to sample, from the one option that says so."""
     from dcae_core.data.class_names import parse_classes
     from dcae_core.errors import UsageError
     from dcae_core.pipelines.generate import draw_classes
 
-    num_classes = files.config.num_classes
     if classes is None and preset is None:
         return draw_classes(_DEFAULT_NUM if num is None else num, num_classes, seed)
     if num_classes == 0:
@@ -157,7 +171,7 @@ def _labels(files: "DiffusionFiles", classes: str | None, num: int | None, prese
         if max(labels) >= num_classes:
             raise UsageError(f"--preset {preset} is for ImageNet's 1000 classes; this network has {num_classes}")
         return labels
-    return parse_classes(classes or "", num_classes, files.class_names)
+    return parse_classes(classes or "", num_classes, class_names)
 
 
 def _agree(wanted: int | None, pipeline: "DiffusionPipeline", num: int, settings: "SampleSettings") -> int:

@@ -175,6 +175,18 @@ def test_bad_input_is_told_in_one_line(dcae, models, tmp_path, arguments, exit_c
     assert not list(tmp_path.rglob("*.png"))
 
 
+def test_a_released_model_is_not_downloaded_for_a_command_that_cannot_work(dcae, tmp_path, monkeypatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    command = ("sample", "--model", "dc-ae-f32c32-in-1.0-usit-h-in-512px", "-o", tmp_path / "out")
+    dcae(*command, "--classes", "1000").assert_fails(2, "0 to 999")
+    dcae(*command, "--sampler", "ddim").assert_fails(2, "heun")
+    dcae(*command, "--steps", "3").assert_fails(2, "chooses its own steps")
+    dcae(*command).assert_fails(5, "dcae models download")
+
+
 def test_no_model_and_wrong_models(dcae, models, tmp_path) -> None:
     dcae("sample").assert_fails(2, "--model", "train-diffusion", "example: dcae sample")
     dcae("sample", "--model", tmp_path).assert_fails(3, "no diffusion model")
