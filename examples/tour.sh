@@ -28,7 +28,8 @@ say "3. Encode the pictures into latents, and prove them"
 "$dcae" encode-dataset --verify "$out/latents"
 
 say "4. Train a tiny USiT on the latents ($steps steps)"
-"$dcae" train-diffusion tiny --set "latents=$out/latents" --set "run_dir=$out/run" --set "steps=$steps"
+"$dcae" train-diffusion tiny --set "latents=$out/latents" --set "run_dir=$out/run" --set "steps=$steps" \
+  --set "optimiser.warmup_steps=$((steps / 20))"
 
 say "5. Sample new pictures, four of each of four classes"
 "$dcae" sample --model "$out/run" --classes 0,0,0,0,1,1,1,1,2,2,2,2,3,3,3,3 --cfg 1.5 --sampler heun --steps 25 \

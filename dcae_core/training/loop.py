@@ -225,7 +225,7 @@ class Loop:
         self.progress.validation_due = figures is None
         if figures is None:
             self._save_and_stop()
-        else:
+        elif figures:
             self._write({f"validation.{name}": value for name, value in figures.items()})
 
     def _log(self, meter: _Meter, seconds: float) -> None:

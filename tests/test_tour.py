@@ -1,0 +1,34 @@
+"""The tour's script goes the whole way: pictures, reconstructions, latents, a diffusion model, new pictures."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "tour.sh"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the script needs bash")
+def test_the_tour_in_short(tmp_path):
+    for number in range(16):
+        folder = tmp_path / "pictures" / "abcd"[number % 4]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((64, 64), 20 + number).convert("RGB").save(folder / f"{number}.png")
+    environment = os.environ | {
+        "DCAE": str(Path(sys.executable).with_name("dcae")),
+        "STEPS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    run = subprocess.run(
+        [SCRIPT, tmp_path / "pictures", tmp_path / "out"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "16 latents in 2 shards, every checksum is right" in run.stdout
+    with Image.open(tmp_path / "out" / "samples" / "grid.png") as grid:
+        assert grid.size == (512, 512)
+    assert (tmp_path / "out" / "reconstructed" / "astronaut.compare.png").exists()
+    assert (tmp_path / "out" / "run" / "samples" / "step_1.png").exists()
