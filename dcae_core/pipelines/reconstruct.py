@@ -142,7 +142,7 @@ def decode_latent(
         final = (rows[i + 1].start if i + 1 < len(rows) else row.stop) * f
         top = row.start * f
         pixels[:, top:final] = tensor_to_uint8(grown[:, : min(final, height) - top, :width])
-        band = grown[:, final - top :]
+        band = grown[:, final - top :].clone()  # lets go of the rows that are final
     return pixels
 
 
