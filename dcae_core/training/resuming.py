@@ -31,13 +31,15 @@ def find_checkpoint(run: RunDirectory, resume: str) -> Path | None:
         resume: "auto" takes its newest checkpoint if it has one, "never" begins anew, a path is a checkpoint.
 
     Raises:
-        UsageError: "never", and there is a run; or the path is no checkpoint.
+        UsageError: "never", and there is a run; the path is no checkpoint, or another run's while there is one here.
     """
+    latest = run.latest()
     if resume not in ("auto", "never"):
         if not (Path(resume) / "state.json").is_file():
             raise UsageError(f"--resume {resume}: not a checkpoint; take auto, never or a run's checkpoints/step_N")
+        if latest is not None and Path(resume).resolve().parent != run.checkpoints.resolve():
+            raise UsageError(f"--resume {resume}: {run.path} already holds another run; choose another run_dir")
         return Path(resume)
-    latest = run.latest()
     if resume == "never" and latest is not None:
         raise UsageError(f"{run.path} already holds a run, which --resume never may not touch; choose another run_dir")
     return latest

@@ -121,6 +121,12 @@ def test_resume_never_does_not_touch_a_run(tmp_path: Path) -> None:
         train(recipe, resume="never")
     with pytest.raises(UsageError, match="not a checkpoint"):
         train(recipe, resume=str(tmp_path))
+    other = recipe_for(tmp_path, run_dir=str(tmp_path / "other"))
+    train(other)
+    with pytest.raises(UsageError, match="already holds another run"):
+        train(recipe, resume=str(RunDirectory(tmp_path / "other").latest()))
+    branch = recipe_for(tmp_path, run_dir=str(tmp_path / "branch"))
+    assert train(branch, resume=str(RunDirectory(tmp_path / "other").latest())).is_dir()
 
 
 def test_other_settings_do_not_continue_a_run(tmp_path: Path) -> None:
