@@ -173,13 +173,22 @@ def _require_pictures(recipe: str, settings: "EvaluateRecipe") -> None:
 def _choose_subject(
     document: dict[str, Any], changes: dict[str, Any], network: dict[str, Any], sampling: dict[str, Any]
 ) -> None:
-    """Decide what is measured, and put the options about it where they belong."""
+    """Decide what is measured, and put the options about it where they belong.
+
+    Raises:
+        UsageError: options for sampling, and nothing that samples.
+    """
+    from dcae_core.errors import UsageError
+
+    of_samplers = set(sampling) - {"num"}
+    if of_samplers and ("generated" in changes or document.get("autoencoder") is not None):
+        raise UsageError("--cfg, --sampler, --steps and --seed belong to a diffusion model; name one with --model")
     if "generated" in changes:
         document |= {"autoencoder": None, "diffusion": None, "resolution": None}
         document.setdefault("metrics", ["fid"])
         return
     if document.get("diffusion") is None and document.get("autoencoder") is None:
-        is_diffusion = _is_diffusion(network.get("model")) or set(sampling) > {"num"}
+        is_diffusion = _is_diffusion(network.get("model")) or bool(of_samplers)
         document["diffusion" if is_diffusion else "autoencoder"] = {}
         document.setdefault("metrics", ["fid"] if is_diffusion else ["psnr", "ssim"])
     if document.get("diffusion") is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dcae_core.checkpoints import fingerprint, load_autoencoder
 from dcae_core.checkpoints.diffusion import locate_diffusion
 from dcae_core.devices import parse_dtype
+from dcae_core.distributed import broadcast_object
 from dcae_core.errors import DataError
 from dcae_core.metrics.inception_features import InceptionExtractor, load_inception
 from dcae_core.metrics.lpips import load_lpips
@@ -178,31 +179,33 @@ def evaluate(
     extractor = _load_extractor(recipe, device)
     if reference is not None and extractor is not None:
         require_comparable(reference)
+    needs_their_features = reference is not None and {"precision_recall", "kid"} & set(recipe.metrics)
+    their_pictures = ReferencePictures(reference) if reference is not None and needs_their_features else None
     plan = _plan(recipe, device, extractor, reference)
     work = work or default_work_directory()
     key = evaluation_key(
         recipe=recipe.model_dump(exclude={"expected"}),
+        reference=reference and reference.sha256,
         inception=extractor and extractor.sha256,
         device=torch.device(device).type,
         identity=plan.identity,
     )
+    # Copies of the pictures on several machines may differ in their times: the main process's key counts.
+    key = broadcast_object(key)
     store = PartStore(work / key)
     gathered = _run(plan.source, plan.measure, store, recipe, progress, "measure")
-    needs_features = reference is not None and {"precision_recall", "kid"} & set(recipe.metrics)
-    comparison = None
-    if needs_features and reference is not None and extractor is not None:
-        originals = PartStore(work / f"{key}-reference")
-        pictures = ReferencePictures(reference)
-        theirs = _run(pictures, FeatureMeasurement(extractor), originals, recipe, progress, "measure the reference")
-        if theirs is not None:
-            comparison = compare_with_reference(reference, theirs.columns[FEATURES])
-            originals.remove()
-    elif reference is not None:
-        comparison = compare_with_reference(reference, None)
+    their_store, theirs = PartStore(work / f"{key}-reference"), None
+    if their_pictures is not None and extractor is not None:
+        measure = FeatureMeasurement(extractor)
+        theirs = _run(their_pictures, measure, their_store, recipe, progress, "measure the reference")
     if gathered is None:
         return None
+    comparison = None
+    if reference is not None:
+        comparison = compare_with_reference(reference, None if theirs is None else theirs.columns[FEATURES])
     evaluation = _conclude(recipe, plan, gathered, comparison, reference, extractor, num_shown)
     store.remove()
+    their_store.remove()
     return evaluation
 
 
@@ -278,7 +281,7 @@ def _plan_diffusion(recipe: EvaluateRecipe, device: torch.device | str, features
     )
     source = GeneratedSamples(pipeline, subject.num, settings, recipe.batch_size)
     networks = {"network": fingerprint(pipeline.denoiser), "autoencoder": fingerprint(pipeline.autoencoder)}
-    return _Plan(f"diffusion model {subject.model}", source, features, networks)
+    return _Plan(f"diffusion model {files.name}", source, features, networks)
 
 
 def _conclude(

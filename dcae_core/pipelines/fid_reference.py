@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from dcae_core.distributed import broadcast_object
 from dcae_core.errors import DataError
 from dcae_core.metrics.frechet import Gaussian
 from dcae_core.metrics.inception import NUM_FEATURES
@@ -75,7 +76,7 @@ def measure_reference(
         inception=extractor.sha256,
         device=torch.device(device).type,
     )
-    store = PartStore((work or default_work_directory()) / key)
+    store = PartStore((work or default_work_directory()) / broadcast_object(key))
     with progress("measure", len(source)) as advance:
         parts = measure_parts(source, FeatureMeasurement(extractor), store, batch_size, advance)
     if parts is None:

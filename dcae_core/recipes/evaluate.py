@@ -27,8 +27,8 @@ class AutoencoderSubject(Section):
 class DiffusionSubject(Section):
     """A diffusion model: it makes pictures, which are compared with a reference."""
 
-    model: str
-    """Zoo name, hub id or directory."""
+    model: str | None = None
+    """Zoo name, hub id or directory; null is the embedded model."""
     autoencoder: str | None = None
     """Where to take the autoencoder from; null is where the model's own files say."""
     num: Positive = 50_000

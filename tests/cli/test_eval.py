@@ -147,6 +147,7 @@ def test_bad_input_gets_one_line(dcae, folder: Path, tmp_path: Path) -> None:
     dcae("eval", "autoencoder-f64").assert_fails(2, "did you mean")
     dcae("eval", "--generated", "pictures").assert_fails(2, "give a file of `dcae fid-ref`")
     dcae("eval", "--generated", "pictures", "--psnr").assert_fails(2, "psnr compare reconstructions")
+    dcae("eval", "--generated", "pictures", "--cfg", 2).assert_fails(2, "belong to a diffusion model")
     dcae("eval", *COMMON, "--damaged", "ignore").assert_fails(2, "damaged")
     dcae("eval", *COMMON, "--dtype", "int8").assert_fails(2, "dtype")
     dcae("eval", *COMMON, "--set", "metricss=[psnr]").assert_fails(2, "metricss: unknown key")
