@@ -38,7 +38,7 @@ def main() -> None:
             if figure != "sharpness"
         }
         curves[name] = [(resolution, row["frechet"]) for resolution, row in figures.items()]
-    report(study, results, [Panel("Fréchet distance of features over resolution (px)", curves)])
+    report(study, results, [Panel("Frechet distance of features over resolution (px)", curves)])
 
 
 if __name__ == "__main__":

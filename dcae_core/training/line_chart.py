@@ -56,7 +56,7 @@ def _draw_panel(draw: ImageDraw.ImageDraw, panel: Panel, top: int) -> None:
     curves = {name: _points(panel, name) for name in panel.curves}
     xs = [x for points in curves.values() for x, _ in points]
     ys = [y for points in curves.values() for _, y in points]
-    left, right, upper, lower = _MARGIN, _WIDTH - 16, top + 34, top + _HEIGHT - 28
+    left, right, upper, lower = _MARGIN, _WIDTH - 16, top + 54, top + _HEIGHT - 28
     x_low, x_high, y_low, y_high = *_range(xs), *_range(ys)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -71,15 +71,15 @@ def _draw_panel(draw: ImageDraw.ImageDraw, panel: Panel, top: int) -> None:
     for tick in _ticks(x_low, x_high):
         draw.text((place(tick, y_low)[0], lower + 6), f"{tick:g}", fill=_INK, font=font, anchor="ma")
     draw.text((left, top + 8), panel.title, fill=_INK, font=font)
-    across = float(right)
+    across = float(left)
     for (name, points), colour in zip(curves.items(), _COLOURS * len(curves), strict=False):
         places = [place(x, y) for x, y in points]
         if len(places) > 1:
             draw.line(places, fill=colour, width=2, joint="curve")
         for x, y in places if len(places) < 40 else []:
             draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=colour)
-        draw.text((across, top + 8), name, fill=colour, font=font, anchor="ra")
-        across -= draw.textlength(name, font) + 16
+        draw.text((across, top + 28), name, fill=colour, font=font)
+        across += draw.textlength(name, font) + 16
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
