@@ -12,7 +12,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 pictures=${1:-$here/examples/photographs}
 out=${2:-out/tour}
-steps=${STEPS:-2000}
+steps=${STEPS:-4000}
 dcae=${DCAE:-$(command -v dcae || echo "$here/.venv/bin/dcae")}
 
 say() { printf '\n== %s\n' "$1"; }
