@@ -38,7 +38,12 @@ class KLAutoencoder(nn.Module):
     @property
     def spatial_compression_ratio(self) -> int:
         """Pixels per latent position, along one side."""
-        return 2 ** (len(self.network.config.block_out_channels) - 1)
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage, from full resolution down."""
+        return tuple(self.network.config.block_out_channels)
 
     @property
     def latent_channels(self) -> int:

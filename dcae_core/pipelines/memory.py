@@ -1,5 +1,6 @@
 """Whether a picture fits through a network whole, or has to go in tiles."""
 
+from dcae_core.checkpoints.kl_autoencoder import KLAutoencoder
 from dcae_core.devices import memory_of
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.autoencoder_config import AutoencoderConfig
@@ -23,7 +24,7 @@ def activation_bytes(config: AutoencoderConfig, num_pixels: int, bytes_per_value
     return int(values_per_pixel * num_pixels * bytes_per_value)
 
 
-def choose_tile(network: Autoencoder, height: int, width: int) -> int | None:
+def choose_tile(network: Autoencoder | KLAutoencoder, height: int, width: int) -> int | None:
     """The tile side with which a picture of this size fits into memory; None where it fits whole.
 
     Depends on the network, the picture and how much memory the machine has, not on how much is free at the moment, so
@@ -31,7 +32,10 @@ def choose_tile(network: Autoencoder, height: int, width: int) -> int | None:
     """
     weight = next(network.parameters())
     share = _CPU_SHARE if weight.device.type == "cpu" else _GPU_SHARE
-    needed = activation_bytes(network.config, height * width, weight.element_size())
+    if isinstance(network, KLAutoencoder):  # residual blocks, widest in memory at full resolution
+        needed = _MAPS["res"] * network.widths[0] * height * width * weight.element_size()
+    else:
+        needed = activation_bytes(network.config, height * width, weight.element_size())
     if needed <= share * memory_of(weight.device):
         return None
     return max(DEFAULT_TILE, _DEFAULT_TILE_POSITIONS * network.spatial_compression_ratio)

@@ -16,6 +16,7 @@ from dcae_core.diffusion.noise import sample_noise
 from dcae_core.errors import CheckpointError
 from dcae_core.pipelines.encode import EncodeSettings, encode_dataset
 from dcae_core.pipelines.encoder import load_encoder
+from dcae_core.pipelines.memory import choose_tile
 
 from ..processes import one_thread
 
@@ -50,6 +51,8 @@ def test_it_does_what_diffusers_does(saved):
     assert torch.allclose(ours.encode(x), posterior.mean - shift, atol=1e-5)
     noise = torch.randn(posterior.mean.shape)
     assert torch.allclose(ours.encode(x, noise), posterior.mean + posterior.std * noise - shift, atol=1e-5)
+    assert choose_tile(ours, 64, 64) is None
+    assert choose_tile(ours, 10**5, 10**5) is not None
     assert torch.allclose(ours(x), network.decode(posterior.mean).sample, atol=1e-5)
 
 
