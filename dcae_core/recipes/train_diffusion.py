@@ -53,8 +53,8 @@ class LoadingSettings(Section):
 
     verify: bool = True
     """Prove every checksum before the run (about a second per gigabyte). Remote shards are always proved on arrival."""
-    num_threads: Positive = 2
-    """Threads that read ahead and draw noise."""
+    num_threads: Positive = 1
+    """Threads that read ahead and draw noise; more than one help only where reading waits for a slow disk."""
     cache: str | None = None
     """Local directory for the shards of a remote dataset; null is ~/.cache/dcae/latents."""
     cache_gb: PositiveNumber = 64.0
