@@ -29,7 +29,11 @@ def test_shipped_recipe_says_what_it_is_for(name: str) -> None:
 
 
 def test_recipes_are_found_by_either_name() -> None:
-    assert find_recipe("tiny", "train-ae") == find_recipe("train_ae/tiny", "train-ae") == find_any_recipe("tiny")
+    assert (
+        find_recipe("tiny", "train-ae") == find_recipe("train_ae/tiny", "train-ae") == find_any_recipe("train_ae/tiny")
+    )
+    with pytest.raises(RecipeError, match="which one. train_ae/tiny, train_diffusion/tiny"):
+        find_any_recipe("tiny")
     with pytest.raises(RecipeError, match="did you mean train_ae/finetune-decoder"):
         find_recipe("finetune-decodr", "train-ae")
     with pytest.raises(RecipeError, match="no such recipe file"):

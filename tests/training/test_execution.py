@@ -86,7 +86,7 @@ def test_training_learns(tmp_path: Path) -> None:
     """From noise to something that resembles the pictures, in a few seconds."""
     train(recipe_for(tmp_path, phase(steps=60, optimiser={"learning_rate": 3e-3, "schedule": "cosine"})))
     losses = [record["l1"] for record in losses_of(tmp_path / "run") if "l1" in record]
-    assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
 def test_result_opens_in_diffusers(tmp_path: Path) -> None:
