@@ -32,7 +32,7 @@ def test_recipes_are_found_by_either_name() -> None:
     assert (
         find_recipe("tiny", "train-ae") == find_recipe("train_ae/tiny", "train-ae") == find_any_recipe("train_ae/tiny")
     )
-    with pytest.raises(RecipeError, match="which one. train_ae/tiny, train_diffusion/tiny"):
+    with pytest.raises(RecipeError, match=r"which one. train_ae/tiny, train_diffusion/tiny"):
         find_any_recipe("tiny")
     with pytest.raises(RecipeError, match="did you mean train_ae/finetune-decoder"):
         find_recipe("finetune-decodr", "train-ae")
