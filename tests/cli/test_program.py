@@ -186,7 +186,9 @@ def test_a_full_disk_under_the_output_is_told() -> None:
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_with_their_exit_code_and_no_traceback(number, exit_code) -> None:
     script = (
-        "import sys, time, dcae_cli.info, dcae_cli.__main__ as program\n"
+        "import signal, sys, time, dcae_cli.info, dcae_cli.__main__ as program\n"
+        # Whatever started the tests may ignore Ctrl-C, as shells do for what runs in the background.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait():\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "dcae_cli.info.gather_facts = wait\n"
         "sys.argv = ['dcae', 'info']\n"
