@@ -1,12 +1,19 @@
+import tempfile
+from pathlib import Path
+
 import numpy as np
-import torch
 from PIL import Image
 
+from dcae_core.data.raster import Raster
 from dcae_core.pipelines.comparison import Column, compare, error_map
 
 
-def flat(value: int, height: int = 64, width: int = 96) -> torch.Tensor:
-    return torch.full((3, height, width), value, dtype=torch.uint8)
+def raster(image: Image.Image) -> Raster:
+    return Raster.of_image(image, Path(tempfile.gettempdir()))
+
+
+def flat(value: int, height: int = 64, width: int = 96) -> Raster:
+    return raster(Image.new("RGB", (width, height), (value,) * 3))
 
 
 def brightness(picture: Image.Image) -> float:
@@ -22,9 +29,9 @@ def test_the_error_map_is_black_where_nothing_differs_and_grows_brighter_with_th
 
 
 def test_the_error_map_shows_where() -> None:
-    changed = flat(50, 300, 300)
-    changed[:, 200:, :100] = 120
-    error = np.asarray(error_map(flat(50, 300, 300), changed).convert("L"))
+    changed = Image.new("RGB", (300, 300), (50, 50, 50))
+    changed.paste((120, 120, 120), (0, 200, 100, 300))
+    error = np.asarray(error_map(flat(50, 300, 300), raster(changed)).convert("L"))
     assert (error[:200] == 0).all()
     assert (error[200:, :100] > 200).all()
 
