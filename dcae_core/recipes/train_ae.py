@@ -238,8 +238,8 @@ def _order_faults(names: list[PhaseName]) -> list[str]:
 def _phase_faults(phase: PhaseSettings) -> list[str]:
     faults = []
     losses = phase.losses
-    if phase.batch_size % phase.accumulation:
-        faults.append(f"accumulation: a batch of {phase.batch_size} does not split into {phase.accumulation} parts")
+    if phase.batch_size < phase.accumulation:
+        faults.append(f"accumulation: a batch of {phase.batch_size} cannot fill {phase.accumulation} parts")
     names = ("l1", "mse", "lpips", "efficientnet", "gradient", "ssim")
     if not any(getattr(losses, name) > 0 for name in names):
         faults.append(f"losses: nothing compares the reconstruction; give one of {', '.join(names)} a weight")

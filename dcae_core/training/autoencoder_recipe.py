@@ -57,10 +57,10 @@ def check_autoencoder_recipe(recipe: TrainAutoencoderRecipe) -> list[str]:
 def _phase_faults(recipe: TrainAutoencoderRecipe, phase: PhaseSettings, network: Autoencoder) -> list[str]:
     config = network.config
     faults = _resolution_faults(phase.resolution, config)
-    if phase.batch_size % (phase.accumulation * world_size()):
+    if phase.batch_size < phase.accumulation * world_size():
         faults.append(
-            f"batch_size: {phase.batch_size} does not split over {world_size()} process(es) "
-            f"times {phase.accumulation} part(s)"
+            f"batch_size: {phase.batch_size} does not give each of {world_size()} process(es) "
+            f"something to do in each of {phase.accumulation} part(s)"
         )
     if phase.latent_channels and max(phase.latent_channels) > config.latent_channels:
         faults.append(

@@ -67,10 +67,13 @@ def assert_close(a: Path, b: Path) -> None:
             assert (value - second[key]).abs().max() < TOLERANCE, key
 
 
-def test_accumulated_parts_equal_one_batch(tmp_path: Path) -> None:
+def test_accumulated_parts_equal_one_batch_also_with_a_short_last_part(tmp_path: Path) -> None:
     for name, accumulation in (("one", 1), ("three", 3)):
         gan = {"l1": 1.0, "adversarial": GAN}
-        steps = [phase(batch_size=6, accumulation=accumulation), phase("local_refinement", batch_size=6, losses=gan)]
+        steps = [
+            phase(batch_size=7, accumulation=accumulation),
+            phase("local_refinement", batch_size=7, accumulation=accumulation, losses=gan),
+        ]
         train(recipe_for(tmp_path, *steps, run_dir=str(tmp_path / name), network=WITHOUT_BATCH_NORM))
     assert_close(tmp_path / "one", tmp_path / "three")
 
