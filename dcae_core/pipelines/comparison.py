@@ -4,19 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dcae_core.data.raster import Raster
-
-ERROR_AT_WHITE = 64  # mean absolute difference of the three channels, of 255
+from dcae_core.pipelines.error_map import ERROR_AT_WHITE, colour_errors, error_levels
 
 _MAX_PANEL, _MIN_PANEL = 1536, 256  # larger pictures are shrunk, smaller ones enlarged by a whole factor
 _GAP = 12
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
-# From black over violet and orange to light yellow: brightness grows evenly, so it also reads in grey.
-_COLOUR_STOPS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
-_COLOURS = np.array([(0, 0, 0), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 200)], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -32,19 +27,14 @@ class Column:
     caption: Sequence[str]
 
 
-def error_map(a: Raster, b: Raster) -> Image.Image:
-    """Where two pictures of one size differ: black for equal, the lightest colour from 64 levels on."""
+def error_panel(a: Raster, b: Raster) -> Image.Image:
+    """Where two pictures of one size differ."""
     shrink = _first_shrink(a)
     levels = Image.new("L", (ceil(a.width / shrink), ceil(a.height / shrink)))
     for top, bottom in a.strips(shrink):
-        error = (a.rows(top, bottom).float() - b.rows(top, bottom).float()).abs().mean(dim=0)
-        strip = Image.fromarray(error.round().byte().numpy(), "L")
+        strip = error_levels(a.rows(top, bottom), b.rows(top, bottom))
         levels.paste(strip.reduce(shrink), (0, top // shrink))
-    levels = _fit(levels, Image.Resampling.BOX)
-    position = np.arange(256) / ERROR_AT_WHITE
-    table = np.stack([np.interp(position, _COLOUR_STOPS, channel) for channel in _COLOURS.T], axis=1)
-    levels.putpalette(table.round().astype(np.uint8).tobytes())
-    return levels.convert("RGB")
+    return colour_errors(_fit(levels, Image.Resampling.BOX))
 
 
 def _panel(picture: Raster) -> Image.Image:
@@ -79,7 +69,7 @@ def compare(original: Raster, caption: Sequence[str], columns: Sequence[Column])
         columns: what to set beside it.
     """
     error_caption = ("error, mean of channels", f"black 0, lightest {ERROR_AT_WHITE} of 255 and more")
-    errors = [error_map(original, column.reconstruction) for column in columns]
+    errors = [error_panel(original, column.reconstruction) for column in columns]
     cells = [(_panel(original), caption)]
     cells += [(_panel(column.reconstruction), column.caption) for column in columns]
     if len(columns) == 1:
