@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from dcae_core.benchmarking.latents import write_noise
 from dcae_core.data.batches import BatchPlan
-from dcae_core.data.latents import DatasetPlan, GlobalShuffle, LatentDataset, LatentDatasetWriter, load_latents
-from dcae_core.data.latents.manifest import EncoderRecord, TransformRecord
+from dcae_core.data.latents import GlobalShuffle, LatentDataset, load_latents
 from dcae_core.data.latents.shard import shard_file_name
 
-SHAPE = (32, 16, 16)
 SHARD_SIZE = 1000
 READS = {"cold": 2000, "warm": 10000}
 BATCH = 256
@@ -33,26 +32,10 @@ TARGET_RATE = 20_000  # latents per second
 
 def write(directory: Path, count: int) -> None:
     """The same latents as shards and as one .npy file each."""
-    plan = DatasetPlan(
-        encoder=EncoderRecord(name="dc-ae-f32c32-in-1.0", scaling_factor=0.3189),
-        transform=TransformRecord(resolution=512),
-        encoding={},
-        dtype="float16",
-        latent_shape=SHAPE,
-        classes=[],
-        num_shards=count // SHARD_SIZE,
-    )
-    writer = LatentDatasetWriter(directory / "shards", plan)
-    writer.begin()
+    dataset = write_noise(directory / "shards", count // SHARD_SIZE, SHARD_SIZE)
     (directory / "npy").mkdir()
-    for number in range(plan.num_shards):
-        values = np.random.default_rng(number).standard_normal((SHARD_SIZE, *SHAPE), dtype=np.float32)
-        latents = torch.from_numpy(values).half()
-        names = [str(number * SHARD_SIZE + i) for i in range(SHARD_SIZE)]
-        writer.write_shard(number, latents, torch.zeros(SHARD_SIZE), names, [])
-        for name, latent in zip(names, latents.numpy(), strict=True):
-            np.save(directory / "npy" / f"{name}.npy", latent)
-    writer.finish()
+    for item in range(len(dataset)):
+        np.save(directory / "npy" / f"{item}.npy", dataset[item][0].numpy())
 
 
 def readers(directory: Path) -> dict[str, Callable[[int], torch.Tensor]]:

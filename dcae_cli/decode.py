@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dcae_cli.options import Debug, Device, Dtype, Json, Model, Revision
+from dcae_cli.options import Debug, Device, Dtype, Json, Model, Output, Revision
 from dcae_cli.reporting import report, silence
 
 
@@ -15,7 +15,7 @@ def decode(
         list[Path], typer.Argument(help="Files that `dcae reconstruct --save-latents` wrote.", metavar="LATENTS...")
     ],
     model: Model = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="DIR")] = Path("out"),
+    output: Output = Path("out"),
     tile: Annotated[
         int | None, typer.Option(min=1, help="Side of the tiles; left out: as when encoding.", metavar="PIXELS")
     ] = None,

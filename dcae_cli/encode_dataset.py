@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from dcae_cli.options import Debug, Device, Json, NumProcesses
+from dcae_cli.processes import start_processes
 
 _EXAMPLE = "dcae encode-dataset --images PICTURES --out LATENTS --resolution 256"
 
@@ -74,14 +75,10 @@ def encode_dataset(
 
 
 def _encode(recipe: str | None, options: dict[str, Any], nproc: int, device: str, as_json: bool) -> None:
-    import sys
+    start_processes(nproc)
 
-    from dcae_core.distributed import is_main, launch, process_group, world_size
+    from dcae_core.distributed import is_main, process_group, world_size
     from dcae_core.errors import UsageError
-
-    if nproc > 1 and world_size() == 1:
-        raise typer.Exit(launch(nproc, sys.argv[1:]))
-
     from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
     from dcae_core.recipes.loading import load_recipe, read_recipe
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcae_cli.options import Debug, Device, Json, Model, NumProcesses
+from dcae_cli.options import Debug, Device, Json, Model, NumProcesses, Overrides, Work
+from dcae_cli.processes import start_processes
 
 if TYPE_CHECKING:
     from dcae_core.pipelines.evaluate import Evaluation
@@ -18,10 +19,7 @@ def evaluate(
     recipe: Annotated[
         str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.", metavar="[RECIPE]")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change one setting of the recipe. May be repeated.", metavar="KEY=VALUE"),
-    ] = None,
+    overrides: Overrides = None,
     model: Model = None,
     images: Annotated[
         str | None,
@@ -68,9 +66,7 @@ def evaluate(
         str | None, typer.Option(help="Damaged pictures: skip (and list them) or fail.", metavar="POLICY")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page to look at here.", metavar="DIR")] = None,
-    work: Annotated[
-        Path | None, typer.Option(help="Where finished parts are kept until the end (default: cache).", metavar="DIR")
-    ] = None,
+    work: Work = None,
     nproc: NumProcesses = 1,
     device: Device = "auto",
     dtype: Annotated[
@@ -90,17 +86,17 @@ def evaluate(
     dcae eval --model dc-ae-f32c32-in-1.0-usit-h-in-512px --cfg 1.2 --fid --is --ref imagenet_512_train.npz
     dcae eval --generated samples --fid --ref imagenet_512_train.npz
     """
+    start_processes(nproc)
+
     import sys
 
     from dcae_cli.progress import progress
     from dcae_core.devices import select_device
-    from dcae_core.distributed import launch, process_group, world_size
+    from dcae_core.distributed import process_group
     from dcae_core.files import make_directory
     from dcae_core.pipelines import evaluate as pipeline
     from dcae_core.pipelines.evaluation.report import write_report
 
-    if nproc > 1 and world_size() == 1:
-        raise typer.Exit(launch(nproc, sys.argv[1:]))
     wanted = {"psnr": psnr, "ssim": ssim, "lpips": lpips, "fid": fid, "is": is_}
     wanted |= {"precision_recall": precision_recall, "kid": kid}
     changes: dict[str, Any] = {

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from dcae_cli.options import Debug, Device, Json, NumProcesses
+from dcae_cli.options import Debug, Device, Json, NumProcesses, Work
+from dcae_cli.processes import start_processes
 
 
 def fid_ref(
@@ -23,9 +24,7 @@ def fid_ref(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.", metavar="N")] = 16,
     damaged: Annotated[str, typer.Option(help="Damaged pictures: skip (and list them) or fail.")] = "skip",
-    work: Annotated[
-        Path | None, typer.Option(help="Where finished parts are kept until the end (default: cache).", metavar="DIR")
-    ] = None,
+    work: Work = None,
     nproc: NumProcesses = 1,
     device: Device = "auto",
     json: Json = False,
@@ -39,19 +38,19 @@ def fid_ref(
     dcae fid-ref --images imagenet/val --resolution 512 --out imagenet_512_val.npz
     dcae fid-ref --images 'shards/*.tar' --resolution 256 --out mine.npz --nproc 8
     """
+    start_processes(nproc)
+
     import sys
 
     from dcae_cli.output import print_json, print_table
     from dcae_cli.progress import progress
     from dcae_core.devices import select_device
-    from dcae_core.distributed import launch, process_group, world_size
+    from dcae_core.distributed import process_group
     from dcae_core.errors import UsageError
     from dcae_core.files import make_directory, sha256_of_file
     from dcae_core.metrics.reference import write_reference
     from dcae_core.pipelines.fid_reference import measure_reference
 
-    if nproc > 1 and world_size() == 1:
-        raise typer.Exit(launch(nproc, sys.argv[1:]))
     if damaged not in ("skip", "fail"):
         raise UsageError(f"--damaged is skip or fail, not {damaged!r}")
     if out.suffix != ".npz":

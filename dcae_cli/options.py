@@ -1,5 +1,6 @@
 """Options that mean the same in every command, declared once."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,23 @@ Model = Annotated[
 Revision = Annotated[
     str | None,
     typer.Option(help="Branch, tag or commit of the hub repository; left out: its main branch.", metavar="REV"),
+]
+Recipe = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="Change one setting of the recipe, dots between its keys. May be repeated.", metavar="KEY=VALUE"
+    ),
+]
+Resume = Annotated[
+    str, typer.Option(help="auto: go on with what the run directory holds; never; or a checkpoint.", metavar="MODE")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, count, look at the data, do one step; write nothing.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="DIR")]
+Work = Annotated[
+    Path | None, typer.Option(help="Where finished parts are kept until the end (default: cache).", metavar="DIR")
 ]
 NumProcesses = Annotated[
     int, typer.Option("--nproc", min=1, help="Processes to start on this machine, as torchrun would.", metavar="N")

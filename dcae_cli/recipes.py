@@ -61,7 +61,7 @@ def check(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Check recipes against their schemas, and say everything that is wrong with them.
+    """Check recipes against their schemas and networks, and say everything that is wrong with them.
 
     Whether pictures, weights and devices are there is checked by --dry-run of the recipe's own command.
 
@@ -72,12 +72,13 @@ def check(
     from dcae_core.errors import RecipeError
     from dcae_core.recipes.catalogue import shipped_recipes
     from dcae_core.recipes.loading import load_any_recipe
+    from dcae_core.training.recipe_check import check_network
 
     paths = [_find(name) for name in names] if names else list(shipped_recipes().values())
     faults = []
     for path in paths:
         try:
-            load_any_recipe(path)
+            load_any_recipe(path, check_network)
         except RecipeError as error:
             faults.append(str(error))
     if faults:

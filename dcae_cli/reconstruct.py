@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcae_cli.options import Debug, Device, Dtype, Json, Revision
+from dcae_cli.options import Debug, Device, Dtype, Json, Output, Revision
 from dcae_cli.reporting import report, silence
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def reconstruct(
             metavar="MODEL",
         ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="DIR")] = Path("out"),
+    output: Output = Path("out"),
     resolution: Annotated[
         int | None,
         typer.Option(min=1, help="First cut the central square of this many pixels, as ADM does.", metavar="PIXELS"),

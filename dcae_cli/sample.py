@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcae_cli.options import Debug, Device, Dtype, Json, NumProcesses, Revision
+from dcae_cli.options import Debug, Device, Dtype, Json, NumProcesses, Output, Revision
+from dcae_cli.processes import start_processes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,9 +50,7 @@ def sample(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Sample i depends on the seed and on i alone.", metavar="N")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.", metavar="DIR")] = Path(
-        "samples"
-    ),
+    output: Output = Path("samples"),
     save_latents: Annotated[
         bool, typer.Option("--save-latents", help="Also write latents.safetensors, unscaled.")
     ] = False,
@@ -83,10 +82,8 @@ def sample(
       dcae sample --model dc-ae-f32c32-in-1.0-uvit-s-in-512px --preset demo -o demo
       dcae sample --model runs/my-run --num 64 --seed 3 --weights raw --save-latents -o samples
     """
-    from dcae_core.distributed import world_size
+    start_processes(nproc)
 
-    if nproc > 1 and world_size() == 1:
-        _launch(nproc)
     from dcae_core.checkpoints.diffusion import locate_diffusion
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.distributed import is_main, process_group
@@ -139,14 +136,6 @@ def sample(
         if is_main():
             directory.finish(chosen)
             _report(directory, settings, made, seconds, chosen, json)
-
-
-def _launch(nproc: int) -> None:
-    import sys
-
-    from dcae_core.distributed import launch
-
-    raise typer.Exit(launch(nproc, sys.argv[1:]))
 
 
 def _labels(

@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcae_cli.options import Debug, Device, NumProcesses
+from dcae_cli.options import Debug, Device, DryRun, NumProcesses, Overrides, Recipe, Resume
+from dcae_cli.processes import start_processes
+from dcae_cli.training import NEED_COLUMNS, need_cells, print_facts, train_or_forecast
 
 if TYPE_CHECKING:
     from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
@@ -12,19 +14,11 @@ if TYPE_CHECKING:
 
 
 def train_ae(
-    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.", metavar="RECIPE")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change one setting: phases.full.steps=100. May be repeated.", metavar="KEY=VALUE"),
-    ] = None,
-    resume: Annotated[
-        str,
-        typer.Option(help="auto: go on with what the run directory holds; never; or a checkpoint.", metavar="MODE"),
-    ] = "auto",
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Resume = "auto",
     phase: Annotated[str | None, typer.Option(help="Go through this phase only.", metavar="NAME")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, count, look at the data, do one step; write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     nproc: NumProcesses = 1,
     device: Device = "auto",
     debug: Debug = False,
@@ -37,14 +31,8 @@ def train_ae(
     dcae train-ae tiny --set run_dir=runs/mine --set data.sources.0.path=PICTURES
     dcae train-ae finetune-decoder --dry-run
     """
-    import sys
+    start_processes(nproc)
 
-    from dcae_core.distributed import is_main, launch, process_group, world_size
-
-    if nproc > 1 and world_size() == 1:
-        raise typer.Exit(launch(nproc, sys.argv[1:]))
-
-    from dcae_cli.training_display import training_display
     from dcae_core.devices import select_device
     from dcae_core.recipes.loading import load_recipe
     from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
@@ -53,13 +41,13 @@ def train_ae(
 
     options = RunOptions(select_device(device), resume, phase)
     settings = load_recipe(recipe, TrainAutoencoderRecipe, overrides, check_autoencoder_recipe)
-    with process_group(options.device):
-        if dry_run:
-            _print_forecast(settings, options)
-            return
-        with training_display() as watcher:
-            directory = train_autoencoder(settings, options, watcher)
-    if is_main():
+    directory = train_or_forecast(
+        options.device,
+        dry_run=dry_run,
+        forecast=lambda: _print_forecast(settings, options),
+        train=lambda watcher: train_autoencoder(settings, options, watcher),
+    )
+    if directory is not None:
         typer.echo(f"trained autoencoder: {directory}")
 
 
@@ -73,23 +61,11 @@ def _print_forecast(settings: "TrainAutoencoderRecipe", options: "RunOptions") -
         return
     rows = []
     for phase in found.phases:
-        memory = phase.memory
+        trained = f"{phase.num_trained:,} of {phase.num_parameters:,}"
         seconds = found.seconds_per_step[phase.name] if found.seconds_per_step is not None else None
-        rows.append(
-            (
-                phase.name,
-                ", ".join(phase.parts),
-                f"{phase.num_trained:,} of {phase.num_parameters:,}",
-                *(f"{size / 1e9:.2f}" for size in (memory.weights, memory.training, memory.activations, memory.total)),
-                round(seconds, 2) if seconds is not None else "does not fit",
-            )
-        )
-    sizes = ["weights GB", "optimiser GB", "activations GB", "total GB"]
-    columns = ["phase", "trains", "parameters", *sizes, "start and one step, s"]
+        rows.append((phase.name, ", ".join(phase.parts), trained, *need_cells(phase.memory, seconds)))
+    columns = ["phase", "trains", "parameters", *NEED_COLUMNS]
     print_table("one process, float32", columns, rows)
-    typer.echo(f"free on {options.device}: {found.available / 1e9:.2f} GB")
-    typer.echo(f"{found.num_pictures:,} pictures; the loader alone: {found.loader_images_per_second:.3g} images/s")
-    for line in found.damaged:
-        typer.echo(f"damaged: {line}")
-    start = f"goes on from {found.continues_from}" if found.continues_from else "begins anew"
-    typer.echo(f"the run in {settings.run_dir} {start}; nothing was written")
+    pictures = f"{found.num_pictures:,} pictures; the loader alone: {found.loader_images_per_second:.3g} images/s"
+    damaged = [f"damaged: {line}" for line in found.damaged]
+    print_facts(options.device, found, settings.run_dir, [pictures, *damaged])

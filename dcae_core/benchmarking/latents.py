@@ -21,7 +21,7 @@ def reading_subject(directory: Path) -> Subject:
     Raises:
         ResourceError: there is no room.
     """
-    dataset = _write(directory)
+    dataset = write_noise(directory, _NUM_SHARDS, _SHARD_SIZE)
     batches = np.random.default_rng(0).integers(0, len(dataset), (64, _BATCH))
     order = itertools.cycle(batches)
 
@@ -33,7 +33,12 @@ def reading_subject(directory: Path) -> Subject:
     return Subject("latent-reading", setting, _BATCH, None, moved, [Contestant("dcae", call)])
 
 
-def _write(directory: Path) -> LatentDataset:
+def write_noise(directory: Path, num_shards: int, shard_size: int) -> LatentDataset:
+    """A dataset of random latents of 32x16x16 float16, 16 KB each; shard i follows from i.
+
+    Raises:
+        ResourceError: there is no room.
+    """
     plan = DatasetPlan(
         encoder=EncoderRecord(name="noise", scaling_factor=1.0),
         transform=TransformRecord(resolution=512),
@@ -41,13 +46,13 @@ def _write(directory: Path) -> LatentDataset:
         dtype="float16",
         latent_shape=_SHAPE,
         classes=[],
-        num_shards=_NUM_SHARDS,
+        num_shards=num_shards,
     )
     writer = LatentDatasetWriter(directory, plan)
     writer.begin()
-    for number in range(_NUM_SHARDS):
-        latents = torch.randn(_SHARD_SIZE, *_SHAPE, generator=torch.Generator().manual_seed(number)).half()
-        names = [str(number * _SHARD_SIZE + item) for item in range(_SHARD_SIZE)]
-        writer.write_shard(number, latents, torch.zeros(_SHARD_SIZE, dtype=torch.long), names, [])
+    for number in range(num_shards):
+        latents = torch.randn(shard_size, *_SHAPE, generator=torch.Generator().manual_seed(number)).half()
+        names = [str(number * shard_size + item) for item in range(shard_size)]
+        writer.write_shard(number, latents, torch.zeros(shard_size, dtype=torch.long), names, [])
     writer.finish()
     return LatentDataset(directory)

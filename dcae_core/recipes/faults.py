@@ -53,7 +53,8 @@ def validate(
         The recipe, mended where there are faults, or None where it could not be, and the faults.
     """
     faults: list[str] = []
-    mended: set[str] = set()
+    reported: set[str] = set()
+    meant: set[str] = set()
     for _ in range(_MAX_ROUNDS):
         try:
             recipe = schema.model_validate(document)
@@ -61,18 +62,20 @@ def validate(
             # Mistyped keys first: what they were meant to be is then not missing.
             for item in sorted(error.errors(include_url=False), key=lambda item: item["type"] == "missing"):
                 path = ".".join(str(part) for part in item["loc"])
-                if item["type"] == "missing" and path in mended:
+                if item["type"] == "missing" and path in reported | meant:
                     continue
-                faults.append(_describe(schema, item))
-                mended.add(path)
+                if path not in reported:  # else it is the value put there that does not fit either
+                    faults.append(_describe(schema, item))
+                reported.add(path)
                 if item["type"] == "extra_forbidden" and (near := _nearest(schema, item["loc"])) is not None:
-                    mended.add(".".join([*map(str, item["loc"][:-1]), near]))
+                    meant.add(".".join([*map(str, item["loc"][:-1]), near]))
                 _mend(schema, document, item)
             continue
-        # A section whose value was mended cannot be blamed for what it says now.
-        sections = {path.rpartition(".")[0] for path in mended}
+        # A value that was mended, and the section it is in, cannot be blamed for what they say now.
+        mended = reported | meant
+        mended |= {path.rpartition(".")[0] for path in mended}
         between = recipe.faults() + (further_checks(recipe) if further_checks is not None else [])
-        return recipe, faults + [fault for fault in between if fault.partition(":")[0] not in sections]
+        return recipe, faults + [fault for fault in between if fault.partition(":")[0] not in mended]
     return None, faults
 
 

@@ -38,8 +38,12 @@ def load_recipe(
     return read_recipe(_read_text(path), str(path), schema, overrides, further_checks)
 
 
-def load_any_recipe(path: Path) -> Recipe:
+def load_any_recipe(path: Path, further_checks: Callable[[Recipe], list[str]] | None = None) -> Recipe:
     """Read a recipe by the schema that its own `command` line names.
+
+    Args:
+        path: the file.
+        further_checks: as for `load_recipe`.
 
     Raises:
         RecipeError: it cannot be read, names no command that takes recipes, or has faults.
@@ -48,7 +52,7 @@ def load_any_recipe(path: Path) -> Recipe:
     command = document.get("command") if isinstance(document, dict) else None
     if command not in SCHEMAS:
         raise RecipeError(f"{path}: needs a line 'command: ...' with one of {', '.join(SCHEMAS)}, not {command!r}")
-    return load_recipe(path, schema_of(command))
+    return load_recipe(path, schema_of(command), further_checks=further_checks)
 
 
 def read_recipe(

@@ -80,7 +80,7 @@ class DiscriminatorSettings(Section):
 
     width: Positive = 64
     """Channels of its first layer; doubled at each of the next."""
-    num_layers: Positive = 3
+    num_layers: Annotated[int, Field(ge=1, le=8)] = 3
     """Strided layers: 3 judge patches of 70x70 pixels."""
     norm: Literal["batch", "group", "none"] = "batch"
     """Norm of the inner layers."""
@@ -240,6 +240,11 @@ def _phase_faults(phase: PhaseSettings) -> list[str]:
     losses = phase.losses
     if phase.batch_size % phase.accumulation:
         faults.append(f"accumulation: a batch of {phase.batch_size} does not split into {phase.accumulation} parts")
+    if phase.adjacent_stages and not any("_" in part for part in phase.parts):
+        faults.append(
+            f"adjacent_stages: {phase.adjacent_stages} beside no stem or head, for none is in train: "
+            f"[{', '.join(phase.parts)}]"
+        )
     names = ("l1", "mse", "lpips", "efficientnet", "gradient", "ssim")
     if not any(getattr(losses, name) > 0 for name in names):
         faults.append(f"losses: nothing compares the reconstruction; give one of {', '.join(names)} a weight")

@@ -1,7 +1,7 @@
 """One phase of training an autoencoder, as the loop's task."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from dcae_core.data.pictures import uint8_to_tensor
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.recipes.train_ae import PhaseSettings
 from dcae_core.recipes.training import ExecutionSettings
-from dcae_core.training.ema import Ema
+from dcae_core.training.ema import Ema, averaged
 from dcae_core.training.losses.reconstruction import ReconstructionLoss
 from dcae_core.training.opponent import DISCRIMINATOR, Opponent
 from dcae_core.training.parallel import replicate, without_synchronisation
@@ -115,12 +115,8 @@ class AutoencoderTask:
         """Figures of the averaged weights on the held-out pictures."""
         if self._validation is None:
             return {}
-        self.network.eval()
-        try:
-            with self.ema.applied() if self.ema is not None else nullcontext():
-                return self._validation.measure(self.network, step, stop)
-        finally:
-            set_training_mode(self.network)
+        with averaged(self.network, self.ema):
+            return self._validation.measure(self.network, step, stop)
 
     def _choose_latent_channels(self, step: int) -> int | None:
         """The same in every process and every part of the step.

@@ -7,8 +7,9 @@ from dcae_core.distributed import world_size
 from dcae_core.errors import DcaeError, UsageError
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.models.autoencoder_config import AutoencoderConfig
-from dcae_core.recipes.train_ae import AdversarialSettings, NetworkSettings, PhaseSettings, TrainAutoencoderRecipe
+from dcae_core.recipes.train_ae import NetworkSettings, PhaseSettings, TrainAutoencoderRecipe
 from dcae_core.training.discriminator import smallest_side
+from dcae_core.training.parts import stages_of
 from dcae_core.zoo import AUTOENCODERS, find_autoencoder, unknown_model
 
 
@@ -36,7 +37,24 @@ def configuration_of(settings: NetworkSettings) -> AutoencoderConfig:
 
 
 def check_autoencoder_recipe(recipe: TrainAutoencoderRecipe) -> list[str]:
-    """Faults that only show beside the network and the number of processes, as "dotted.path: message"."""
+    """Faults that only show beside the network, the files and the processes, as "dotted.path: message"."""
+    faults = _network_faults(recipe)
+    for index, phase in enumerate(recipe.phases):
+        faults += [f"phases.{index}.{fault}" for fault in _surroundings_faults(recipe, phase)]
+    return faults
+
+
+def check_autoencoder_network(recipe: TrainAutoencoderRecipe) -> list[str]:
+    """The faults of `check_autoencoder_recipe` that need neither the run's files nor a download to be seen."""
+    return [] if _is_elsewhere(recipe.network.weights) else _network_faults(recipe)
+
+
+def _is_elsewhere(weights: str | None) -> bool:
+    """Whether these may be a hub's, or another training's that is still to come: what network they are is not known."""
+    return weights is not None and "/" in weights and not Path(weights).exists() and find_autoencoder(weights) is None
+
+
+def _network_faults(recipe: TrainAutoencoderRecipe) -> list[str]:
     if (recipe.network.model is None) == (recipe.network.weights is None):
         return []  # a fault that the recipe itself reports
     try:
@@ -46,49 +64,66 @@ def check_autoencoder_recipe(recipe: TrainAutoencoderRecipe) -> list[str]:
     network = build_on_meta(config)
     faults = []
     for index, phase in enumerate(recipe.phases):
-        faults += [f"phases.{index}.{fault}" for fault in _phase_faults(recipe, phase, network)]
+        faults += [f"phases.{index}.{fault}" for fault in _phase_faults(phase, network)]
     if recipe.validation is not None:
-        faults += [f"validation.{fault}" for fault in _resolution_faults(recipe.validation.resolution, config)]
+        faults += [f"validation.{fault}" for fault in resolution_faults(recipe.validation.resolution, config)]
     if recipe.network.init == "pca" and (config.downsample, config.head_norm) != ("conv", False):
         faults.append("network.init: pca needs a network with downsample: conv and head_norm: false")
     return faults
 
 
-def _phase_faults(recipe: TrainAutoencoderRecipe, phase: PhaseSettings, network: Autoencoder) -> list[str]:
+def _phase_faults(phase: PhaseSettings, network: Autoencoder) -> list[str]:
     config = network.config
-    faults = _resolution_faults(phase.resolution, config)
+    faults = resolution_faults(phase.resolution, config) + _adjacent_stages_faults(phase, network)
+    if phase.latent_channels and max(phase.latent_channels) > config.latent_channels:
+        faults.append(
+            f"latent_channels: {max(phase.latent_channels)} is more than the {config.latent_channels} there are"
+        )
+    if phase.losses.adversarial is not None:
+        num_layers = phase.losses.adversarial.discriminator.num_layers
+        side = smallest_side(num_layers)
+        if phase.resolution < side:
+            faults.append(
+                f"losses.adversarial.discriminator.num_layers: {num_layers} need crops of at least {side} pixels, "
+                f"not {phase.resolution}"
+            )
+    return faults
+
+
+def _adjacent_stages_faults(phase: PhaseSettings, network: Autoencoder) -> list[str]:
+    faults = []
+    for side in ("encoder", "decoder"):
+        found = len(stages_of(network, side))
+        has_trained_end = any(part.startswith(f"{side}_") for part in phase.parts)
+        if has_trained_end and 0 < found <= phase.adjacent_stages:
+            faults.append(
+                f"adjacent_stages: {phase.adjacent_stages} leaves none of the {side}'s {found} stages untrained; "
+                f"train: [{side}] says so"
+            )
+    return faults
+
+
+def _surroundings_faults(recipe: TrainAutoencoderRecipe, phase: PhaseSettings) -> list[str]:
+    faults = []
     if phase.batch_size % (phase.accumulation * world_size()):
         faults.append(
             f"batch_size: {phase.batch_size} does not split over {world_size()} process(es) "
             f"times {phase.accumulation} part(s)"
         )
-    if phase.latent_channels and max(phase.latent_channels) > config.latent_channels:
+    losses = phase.losses
+    if losses.lpips_weights is not None and not Path(losses.lpips_weights).is_dir():
+        faults.append(f"losses.lpips_weights: {losses.lpips_weights} is not a directory")
+    is_sharded = recipe.execution.sharding == "fsdp" and world_size() > 1
+    if losses.adversarial is not None and losses.adversarial.adaptive and is_sharded:
         faults.append(
-            f"latent_channels: {max(phase.latent_channels)} is more than the {config.latent_channels} there are"
+            "losses.adversarial.adaptive: needs whole weights, which `sharding: fsdp` spreads over processes; "
+            "set it to false"
         )
-    if phase.adjacent_stages >= sum(depth > 0 for depth in config.encoder_depths):
-        faults.append(f"adjacent_stages: {phase.adjacent_stages} leaves no stage untrained; train: [all] says so")
-    if phase.losses.lpips_weights is not None and not Path(phase.losses.lpips_weights).is_dir():
-        faults.append(f"losses.lpips_weights: {phase.losses.lpips_weights} is not a directory")
-    if phase.losses.adversarial is not None:
-        sharded = recipe.execution.sharding == "fsdp" and world_size() > 1
-        faults += [
-            f"losses.adversarial.{fault}" for fault in _adversarial_faults(phase.losses.adversarial, phase, sharded)
-        ]
     return faults
 
 
-def _adversarial_faults(settings: AdversarialSettings, phase: PhaseSettings, sharded: bool) -> list[str]:
-    faults = []
-    side = smallest_side(settings.discriminator.num_layers)
-    if phase.resolution < side:
-        faults.append(f"discriminator.num_layers: needs crops of at least {side} pixels, not {phase.resolution}")
-    if settings.adaptive and sharded:
-        faults.append("adaptive: needs whole weights, which `sharding: fsdp` spreads over processes; set it to false")
-    return faults
-
-
-def _resolution_faults(resolution: int, config: AutoencoderConfig) -> list[str]:
+def resolution_faults(resolution: int, config: AutoencoderConfig) -> list[str]:
+    """What is wrong with pictures of this size, as "resolution: message"."""
     f = config.spatial_compression_ratio
     if resolution % f == 0:
         return []

@@ -1,7 +1,7 @@
 """Training a diffusion network on latents, as the loop's task."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dcae_core.diffusion.objectives import OBJECTIVES
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
 from dcae_core.training.diffusion_batches import DiffusionBatch
-from dcae_core.training.ema import Ema
+from dcae_core.training.ema import Ema, averaged
 from dcae_core.training.parallel import replicate, without_synchronisation
 from dcae_core.training.players import build_player
 from dcae_core.training.task import Loss, Player
@@ -104,9 +104,5 @@ class DiffusionTask:
         """Pictures and figures of the averaged weights."""
         if self._validation is None:
             return {}
-        self.network.eval()
-        try:
-            with self.ema.applied() if self.ema is not None else nullcontext():
-                return self._validation.measure(self.network, step, stop)
-        finally:
-            self.network.train()
+        with averaged(self.network, self.ema):
+            return self._validation.measure(self.network, step, stop)

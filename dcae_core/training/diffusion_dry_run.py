@@ -13,7 +13,7 @@ from dcae_core.data.batches import BatchPlan
 from dcae_core.distributed import world_size
 from dcae_core.models.denoisers import build_denoiser
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
-from dcae_core.training.diffusion_recipe import configuration_of, open_latents
+from dcae_core.training.diffusion_recipe import LatentKind, configuration_of, open_latents
 from dcae_core.training.diffusion_run import DiffusionRunOptions, load_batches, train_diffusion
 from dcae_core.training.memory import MemoryEstimate, available_memory, estimate_memory
 from dcae_core.training.resuming import find_checkpoint
@@ -52,7 +52,7 @@ def forecast_diffusion(recipe: TrainDiffusionRecipe, options: DiffusionRunOption
         DcaeError: whatever would end the training: latents, memory, a run directory that is another run's.
     """
     dataset = open_latents(recipe)
-    config = configuration_of(recipe, dataset)
+    config = configuration_of(recipe, LatentKind.of(dataset))
     with torch.device("meta"):
         network = build_denoiser(config)
     part = BatchPlan(recipe.batch_size, recipe.accumulation, world_size()).part_size

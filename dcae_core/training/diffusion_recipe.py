@@ -1,6 +1,7 @@
 """A train-diffusion recipe beside the latents, the networks and the processes that it is to run with."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from dcae_core.data.latents import LatentDataset
 from dcae_core.distributed import world_size
@@ -10,6 +11,8 @@ from dcae_core.models.denoiser_config import DenoiserConfig
 from dcae_core.models.denoisers import denoiser_config
 from dcae_core.pipelines.generate import SampleSettings
 from dcae_core.recipes.train_diffusion import SamplingSettings, TrainDiffusionRecipe
+from dcae_core.training.autoencoder_recipe import resolution_faults
+from dcae_core.zoo import EMBEDDED_AUTOENCODER, AutoencoderEntry, find_autoencoder
 
 _GIGABYTE = 10**9
 
@@ -26,17 +29,34 @@ def open_latents(recipe: TrainDiffusionRecipe) -> LatentDataset:
     return LatentDataset(recipe.latents, cache=cache, cache_bytes=int(loading.cache_gb * _GIGABYTE))
 
 
-def configuration_of(recipe: TrainDiffusionRecipe, dataset: LatentDataset) -> DenoiserConfig:
-    """The network that a recipe describes, for the latents that it names.
+class LatentKind(NamedTuple):
+    """What a network has to know about latents.
+
+    Attributes:
+        shape: (C, h, w).
+        num_classes: how many there are; 0 without classes.
+    """
+
+    shape: tuple[int, int, int]
+    num_classes: int
+
+    @classmethod
+    def of(cls, dataset: LatentDataset) -> "LatentKind":
+        """That of a dataset."""
+        return cls(dataset.manifest.latent_shape, len(dataset.manifest.classes))
+
+
+def configuration_of(recipe: TrainDiffusionRecipe, kind: LatentKind) -> DenoiserConfig:
+    """The network that a recipe describes, for latents of this kind.
 
     Raises:
         UsageError: values that no network can be built from.
     """
-    channels, height, width = dataset.manifest.latent_shape
+    channels, height, width = kind.shape
     settings = recipe.network.model_dump() | {
         "in_channels": channels,
         "input_size": height if height == width else (height, width),
-        "num_classes": len(dataset.manifest.classes),
+        "num_classes": kind.num_classes,
         "activation_checkpointing": recipe.execution.activation_checkpointing,
     }
     return denoiser_config(settings)
@@ -64,7 +84,32 @@ def check_diffusion_recipe(recipe: TrainDiffusionRecipe) -> list[str]:
         dataset = open_latents(recipe)
     except DcaeError as error:
         return [*faults, f"latents: {error}"]
-    return faults + _dataset_faults(recipe, dataset)
+    return [*faults, *_dataset_faults(recipe, dataset), *_network_faults(recipe, LatentKind.of(dataset))]
+
+
+def check_diffusion_network(recipe: TrainDiffusionRecipe) -> list[str]:
+    """The faults of `check_diffusion_recipe` that show without the latents, given what the recipe says about them."""
+    entry = find_autoencoder(recipe.autoencoder or EMBEDDED_AUTOENCODER)
+    faults = []
+    if entry is not None and recipe.resolution is not None:
+        faults = resolution_faults(recipe.resolution, entry.config)
+    return faults + _network_faults(recipe, _expected_latents(recipe, entry))
+
+
+def _expected_latents(recipe: TrainDiffusionRecipe, autoencoder: AutoencoderEntry | None) -> LatentKind:
+    """What the recipe says that its latents are; what it does not say is such that it fits."""
+    channels = max(recipe.augmentation.channels) if recipe.augmentation is not None else 1
+    side = recipe.network.patch_size
+    if autoencoder is not None:
+        channels = autoencoder.config.latent_channels
+        f = autoencoder.config.spatial_compression_ratio
+        if recipe.resolution is not None and recipe.resolution % f == 0:
+            side = recipe.resolution // f
+    num_classes = recipe.network.num_classes
+    if num_classes is None:
+        asked = recipe.sampling.classes if recipe.sampling is not None else None
+        num_classes = 1 + max(asked or [0])
+    return LatentKind((channels, side, side), num_classes)
 
 
 def _dataset_faults(recipe: TrainDiffusionRecipe, dataset: LatentDataset) -> list[str]:
@@ -80,11 +125,16 @@ def _dataset_faults(recipe: TrainDiffusionRecipe, dataset: LatentDataset) -> lis
         faults.append(f"batch_size: {recipe.batch_size} is more than the {len(dataset)} latents there are")
     if recipe.dataset.shuffle == "window" and recipe.dataset.lanes > len(manifest.shards):
         faults.append(f"dataset.lanes: {recipe.dataset.lanes} is more than the {len(manifest.shards)} shards there are")
+    return faults
+
+
+def _network_faults(recipe: TrainDiffusionRecipe, kind: LatentKind) -> list[str]:
+    faults = []
     channels = recipe.augmentation.channels if recipe.augmentation is not None else []
-    if channels and max(channels) > manifest.latent_shape[0]:
-        faults.append(f"augmentation.channels: {max(channels)} is more than the {manifest.latent_shape[0]} there are")
+    if channels and max(channels) > kind.shape[0]:
+        faults.append(f"augmentation.channels: {max(channels)} is more than the {kind.shape[0]} there are")
     try:
-        config = configuration_of(recipe, dataset)
+        config = configuration_of(recipe, kind)
     except UsageError as error:
         return [*faults, f"network: {error}"]
     return faults + (_sampling_faults(recipe, recipe.sampling, config) if recipe.sampling is not None else [])

@@ -34,7 +34,7 @@ from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
 from dcae_core.training.checkpointing import read_checkpoint, read_progress
 from dcae_core.training.diffusion import DiffusionTask
 from dcae_core.training.diffusion_batches import Chance, DiffusionBatch
-from dcae_core.training.diffusion_recipe import configuration_of, open_latents
+from dcae_core.training.diffusion_recipe import LatentKind, configuration_of, open_latents
 from dcae_core.training.diffusion_validation import SamplingValidation
 from dcae_core.training.loop import Loop, LoopSettings, loss_scaler
 from dcae_core.training.parallel import shard
@@ -129,7 +129,7 @@ class _DiffusionRun:
     ) -> None:
         self.recipe, self.options, self.run, self.watcher = recipe, options, run, watcher
         self.dataset = open_latents(recipe)
-        self.config = configuration_of(recipe, self.dataset)
+        self.config = configuration_of(recipe, LatentKind.of(self.dataset))
         self.checkpoint = find_checkpoint(run, options.resume)
         self._compare_with_earlier()
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -75,3 +75,16 @@ class Ema:
         for name, value in self._averages.items():
             value.copy_(spread_like(state[name], value))
         self.num_updates = num_updates
+
+
+@contextmanager
+def averaged(network: nn.Module, ema: Ema | None) -> Iterator[None]:
+    """Within the body the network is as it is judged: in evaluation mode, with averaged weights if there are any."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with ema.applied() if ema is not None else nullcontext():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -13,7 +13,7 @@ def modules_of_part(network: Autoencoder, part: str, adjacent_stages: int = 0) -
     Args:
         network: the autoencoder.
         part: all, encoder, decoder, encoder_stem, encoder_head, decoder_stem or decoder_head.
-        adjacent_stages: stages beside a stem or head that count as part of it. Stages without blocks are not counted.
+        adjacent_stages: stages beside a stem or head that count as part of it. See `stages_of`.
 
     Returns:
         Modules without overlap among themselves.
@@ -24,10 +24,16 @@ def modules_of_part(network: Autoencoder, part: str, adjacent_stages: int = 0) -
     if part in ("encoder", "decoder"):
         return [getattr(network, part)]
     side, end = part.split("_")
-    stages = [stage for stage in (encoder if side == "encoder" else decoder).stages if next(stage.children(), None)]
+    stages = stages_of(network, side)
     if part in ("encoder_head", "decoder_stem"):
         stages.reverse()
     return [getattr(encoder if side == "encoder" else decoder, end), *stages[:adjacent_stages]]
+
+
+def stages_of(network: Autoencoder, side: str) -> list[nn.Module]:
+    """The stages of the "encoder" or "decoder" that have anything to train, from high resolution to low."""
+    stages = network.encoder.stages if side == "encoder" else network.decoder.stages
+    return [stage for stage in stages if next(stage.children(), None)]
 
 
 def train_only(network: Autoencoder, parts: Iterable[str], adjacent_stages: int = 0) -> None:

@@ -97,6 +97,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(dcae, tmp_path: Path) ->
     report = tmp_path / "report"
     dcae("eval", *COMMON, "--report", report).assert_succeeds()
     page = (report / "index.html").read_text()
+    assert "linear-gradient(90deg, rgb(0, 0, 0), " in page
     assert page.count("data:image/jpeg;base64,") == 3 * 6  # three best, median and worst of six: all of them once
     assert "http" not in page.replace("http-equiv", "")
     assert "<script" not in page

@@ -100,6 +100,11 @@ def test_recipes_commands(dcae, recipe_file: Path) -> None:
     assert dcae("recipes", "check", recipe_file).stdout == "1 recipe is right\n"
     recipe_file.write_text(recipe_file.read_text().replace('"seed"', '"sed"'))
     dcae("recipes", "check", recipe_file).assert_fails(2, "sed", "did you mean 'seed'")
+    recipe_file.write_text(recipe_file.read_text().replace('"adjacent_stages": 0', '"adjacent_stages": 2'))
+    report = dcae("recipes", "check", recipe_file)
+    assert report.exit_code == 2
+    for fault in ("4 faults", "did you mean 'seed'", "the encoder's 2 stages", "phases.0.adjacent_stages: 2 beside no"):
+        assert fault in report.stderr
     schema = json.loads(dcae("recipes", "schema", "train-ae").stdout)
     assert schema["properties"]["seed"]["description"]
     dcae("recipes", "schema", "train-a").assert_fails(2, "train-ae")

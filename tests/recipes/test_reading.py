@@ -76,6 +76,10 @@ def test_scalars_are_what_they_look_like() -> None:
         ("phases.full.accumulation=3", "phases.0.accumulation: a batch of 2 does not split into 3 parts"),
         ("phases.1.losses.adversarial.weight=0", "phases.1.losses.adversarial.weight: 0.0 means"),
         ("phases.1.losses.adversarial.weight=-1", "phases.1.losses.adversarial.weight: -1.0 means"),
+        (
+            "phases.1.losses.adversarial.discriminator={num_layers: 100000}",
+            "phases.1.losses.adversarial.discriminator.num_layers: expected less than or equal to 8, not 100000",
+        ),
         ("phases.1.name=full", "phases: full cannot follow full"),
         ("phases.0.name=local_refinement", "phases: local_refinement cannot follow local_refinement"),
         ("network.weights=x", "network: give `model`"),

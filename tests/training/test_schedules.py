@@ -1,5 +1,6 @@
 """Learning rates and averages against the published traces."""
 
+import contextlib
 import json
 import math
 from itertools import pairwise
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcae_core.training.ema import Ema
+from dcae_core.training.ema import Ema, averaged
 from dcae_core.training.schedules import learning_rate_at
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "fixtures" / "golden" / "misc.json").read_text())
@@ -61,3 +62,24 @@ def test_average_is_applied_and_taken_back() -> None:
         assert torch.allclose(network.weight, first + 1.0)
     assert torch.allclose(network.weight, first + 2.0)
     assert ema.state_dict().keys() == {"weight"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_network_is_judged_in_evaluation_mode_and_goes_back_to_training(fails: bool) -> None:
+    """Frozen modules stay in evaluation mode throughout, also where judging fails."""
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Dropout())
+    network[1].eval()
+    ema = Ema(network, 0.5, 0)
+    before = network[0].weight.detach().clone()
+    with torch.no_grad():
+        network[0].weight.add_(2.0)
+    with contextlib.suppress(KeyboardInterrupt), averaged(network, ema):
+        assert not any(module.training for module in network.modules())
+        assert torch.equal(network[0].weight, before)
+        if fails:
+            raise KeyboardInterrupt
+    assert [module.training for module in network.modules()] == [True, True, False, True]
+    assert torch.equal(network[0].weight, before + 2.0)
+    with averaged(network, None):
+        assert not network.training
+        assert torch.equal(network[0].weight, before + 2.0)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcae_core.files import make_directory, write_text
+from dcae_core.pipelines.error_map import ERROR_AT_WHITE, ERROR_COLOURS, colour_errors, error_levels
 from dcae_core.pipelines.evaluation.expectations import compare
 from dcae_core.pipelines.evaluation.report.charts import channel_statistics, histogram, sorted_values
-from dcae_core.pipelines.evaluation.report.pictures import ERROR_AT_WHITE, data_url, error_map
+from dcae_core.pipelines.evaluation.report.pictures import data_url
 from dcae_core.pipelines.evaluation.scores import METRICS, LatentStatistics
 from dcae_core.recipes.evaluate import Expectation
 
@@ -110,17 +111,20 @@ def _pictures(shown: "list[ShownPicture]") -> str:
     if shown[0].reconstruction is None:
         figures = "".join(_figure(data_url(item.original), escape(item.name), item.name) for item in shown)
         return f'<h2>Samples</h2><div class="samples">{figures}</div>'
-    legend = f'Error: mean absolute difference, 0 <span class="scale"></span> {ERROR_AT_WHITE} grey levels and more.'
+    colours = ", ".join(f"rgb{colour}" for colour in ERROR_COLOURS)
+    scale = f'<span class="scale" style="background: linear-gradient(90deg, {colours})"></span>'
+    legend = f"Error: mean absolute difference, 0 {scale} {ERROR_AT_WHITE} grey levels and more."
     return f'<h2>Best, median and worst pictures</h2><p class="quiet">{legend}</p>' + "".join(map(_trio, shown))
 
 
 def _trio(item: "ShownPicture") -> str:
     assert item.reconstruction is not None
+    error = colour_errors(error_levels(item.original, item.reconstruction))
     values = "".join(f"<span>{METRICS[name].label} {value:.4g}</span>" for name, value in item.values.items())
     figures = (
         _figure(data_url(item.original), "original", f"{item.name}, original")
         + _figure(data_url(item.reconstruction), "reconstruction", f"{item.name}, reconstruction")
-        + _figure(data_url(error_map(item.original, item.reconstruction)), "error", f"{item.name}, error map")
+        + _figure(data_url(error), "error", f"{item.name}, error map")
     )
     return (
         f'<div class="card picture"><div class="picture-name"><strong>{item.standing}</strong>'
