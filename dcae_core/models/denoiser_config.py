@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from dcae_core.errors import UsageError
 from dcae_core.models.config_values import MAX_BLOCKS, MAX_CHANNELS, require_choice, require_count
 
-_MAX_CLASSES = 1 << 30
+_MAX_CLASSES, _MAX_SIDE = 1 << 30, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class DenoiserConfig:
         if isinstance(size, tuple) and len(size) != 2:
             raise UsageError(f"{self.architecture} input_size is one number or (height, width), not {size}")
         for side in size if isinstance(size, tuple) else (size,):
-            require_count(f"{self.architecture} input_size", side, 1, MAX_CHANNELS)
+            require_count(f"{self.architecture} input_size", side, 1, _MAX_SIDE)
 
     @property
     def latent_size(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dcae_core.recipes.number_types import ComputingType
 from dcae_core.recipes.section import Section
 
 Positive = Annotated[int, Field(ge=1)]
@@ -46,7 +47,7 @@ class EmaSettings(Section):
 class ExecutionSettings(Section):
     """How the same mathematics is computed: speed and memory, not results beyond rounding."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: ComputingType = "fp32"
     """Number type of matrix products and convolutions (autocast); weights and averages stay float32."""
     compile: bool = False
     """Use torch.compile: minutes at the start, faster steps."""

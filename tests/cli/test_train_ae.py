@@ -60,6 +60,17 @@ def test_dry_run_prints_what_will_happen(dcae, recipe_file: Path, tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+def test_json_for_a_program_and_a_number_type_beside_the_recipe(dcae, recipe_file: Path, tmp_path: Path) -> None:
+    forecast = json.loads(dcae("train-ae", recipe_file, "--device", "cpu", "--dry-run", "--json").stdout)
+    assert [phase["name"] for phase in forecast["phases"]] == ["full", "latent_adaptation"]
+    assert forecast["num_pictures"] == 10
+    run = dcae("train-ae", recipe_file, "--device", "cpu", "--phase", "full", "--dtype", "bfloat16", "--json")
+    assert json.loads(run.stdout) == {"directory": str(tmp_path / "run" / "autoencoder")}
+    assert (tmp_path / "run" / "autoencoder" / "dcae.json").is_file()
+    assert "precision: bf16" in (tmp_path / "run" / "recipe.yaml").read_text()
+    dcae("train-ae", recipe_file, "--dtype", "fp8").assert_fails(2, "--dtype 'fp8'", "bf16")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -98,6 +109,8 @@ def test_recipes_commands(dcae, recipe_file: Path) -> None:
     checked = dcae("recipes", "check")
     assert checked.stdout == f"{len(names)} recipes are right\n"
     assert dcae("recipes", "check", recipe_file).stdout == "1 recipe is right\n"
+    assert json.loads(dcae("recipes", "check", "--json").stdout) == {"recipes": len(names), "faults": []}
+    assert json.loads(dcae("recipes", "show", "train_ae/tiny", "--json").stdout)["text"] == shown.stdout
     recipe_file.write_text(recipe_file.read_text().replace('"seed"', '"sed"'))
     dcae("recipes", "check", recipe_file).assert_fails(2, "sed", "did you mean 'seed'")
     recipe_file.write_text(recipe_file.read_text().replace('"adjacent_stages": 0', '"adjacent_stages": 2'))
