@@ -89,6 +89,7 @@ def bench(
     from dcae_cli.output import print_json
     from dcae_cli.progress import progress
     from dcae_core.benchmarking.machine import measure_machine
+    from dcae_core.benchmarking.measuring import UNTIMED_ROUNDS
     from dcae_core.benchmarking.run import run_benchmarks
     from dcae_core.benchmarking.settings import BenchSettings
     from dcae_core.devices import parse_dtype, select_device
@@ -110,7 +111,8 @@ def bench(
         against=tuple(against or ()),
     )
     machine = measure_machine(chosen, number_type)
-    with progress("measure", total=settings.repeats * (4 if is_headline else len(whats)), unit="rounds") as advance:
+    rounds = (UNTIMED_ROUNDS + settings.repeats) * (4 if is_headline else len(whats))
+    with progress("measure", total=rounds, unit="rounds") as advance:
 
         def note(done: int, total: int, name: str) -> None:
             advance(1, note=name)

@@ -43,7 +43,9 @@ def gather_facts() -> dict[str, Any]:
     from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in _PACKAGES}
+        | {"torch": torch.__version__},  # with its build
         "platform": platform.platform(),
         "devices": list(_devices()),
         "threads": torch.get_num_threads(),

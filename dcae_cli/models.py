@@ -123,7 +123,7 @@ def _autoencoder_row(facts: dict[str, Any]) -> tuple[object, ...]:
         facts["latent_channels"],
         f"{facts['encoder_parameters'] / 1e6:.2f} + {facts['decoder_parameters'] / 1e6:.2f}",
         f"{facts['encoder_macs'] / 1e9:.1f} + {facts['decoder_macs'] / 1e9:.1f}",
-        facts["scaling_factor"],
+        None if facts["scaling_factor"] is None else float(f"{facts['scaling_factor']:.5g}"),
         facts["licence"],
         facts["on_disk"],
     )

@@ -50,7 +50,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
         device=_device_name(device),
         threads=torch.get_num_threads(),
         system=f"{platform.system()} {platform.machine()}",
-        versions={"python": platform.python_version()} | _versions(),
+        versions={"python": platform.python_version()} | _versions() | {"torch": torch.__version__},  # with its build
         dtype=str(dtype).removeprefix("torch."),
         matmul_flops=_matmul_rate(device, dtype),
         copy_bytes=_copy_rate(device),

@@ -15,8 +15,10 @@ from dcae_core.benchmarking.memory import peak_bytes
 _WARM_UP_CALLS = {"cpu": 1}
 _WARM_UP_CALLS_ELSEWHERE = 3  # compiled code is captured at the second call
 
+UNTIMED_ROUNDS = 2  # to warm up, and to measure memory
+
 Progress = Callable[[int, int, str], None]
-"""progress(done, total, what) after each timed call."""
+"""progress(done, total, what) after each round, untimed ones among them."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def measure(
     subject: Subject, repeats: int, device: torch.device, progress: Progress = lambda done, total, what: None
 ) -> list[Measurement]:
     """Warm every contestant up, then time `repeats` rounds in which each goes once, in turns of alternating order."""
+    rounds = UNTIMED_ROUNDS + repeats
     measurements = [Measurement(subject, contestant.name) for contestant in subject.contestants]
     pairs = list(zip(subject.contestants, measurements, strict=True))
     first: object = None
@@ -144,13 +147,15 @@ def measure(
             measurement.difference = _relative_difference(output, first)
         del output
     del first
+    progress(1, rounds, subject.what)
     for contestant, measurement in pairs:
         measurement.peak_bytes = peak_bytes(contestant.call, device)
         measurement.held_bytes = contestant.held_bytes()
+    progress(2, rounds, subject.what)
     for number in range(repeats):
         for contestant, measurement in pairs if number % 2 == 0 else reversed(pairs):
             _time(contestant, measurement, device)
-        progress(number + 1, repeats, subject.what)
+        progress(UNTIMED_ROUNDS + number + 1, rounds, subject.what)
     return measurements
 
 

@@ -4,12 +4,12 @@ Its directory holds `config.json` and `diffusion_pytorch_model.safetensors`. The
 here they are the thirds of one 1x1 convolution.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dcae_core.checkpoints.layers import LayerNames, key_prefixes
 from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.models.autoencoder_config import AutoencoderConfig
 from dcae_core.nn.attention import HEAD_CHANNELS
@@ -19,6 +19,19 @@ WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 _BLOCKS = {"res": "ResBlock", "evit_glu": "EfficientViTBlock"}
 _QKV = ("to_q", "to_k", "to_v")
+_EVIT_GLU = {
+    "attention.qkv": "attn",
+    "attention.proj": "attn.to_out",
+    "attention.norm": "attn.norm_out",
+    "mlp.expand": "conv_out.conv_inverted",
+    "mlp.depthwise": "conv_out.conv_depth",
+    "mlp.project": "conv_out.conv_point",
+    "mlp.norm": "conv_out.norm",
+}
+_ATTENTION_SCALE = {
+    "attention.scales.{}.depthwise": "attn.to_qkv_multiscale.{}.proj_in",
+    "attention.scales.{}.pointwise": "attn.to_qkv_multiscale.{}.proj_out",
+}
 _DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "latent_channels": 32,
@@ -165,50 +178,16 @@ def from_diffusers(config: AutoencoderConfig, state: dict[str, Tensor]) -> dict[
 
 def _key_prefixes(config: AutoencoderConfig) -> dict[str, str]:
     """Our prefix -> theirs for every layer with parameters; that of q, k and v is their common parent."""
-    return dict([*_encoder(config), *_decoder(config)])
-
-
-def _encoder(config: AutoencoderConfig) -> Iterator[tuple[str, str]]:
-    stem = "" if config.encoder_depths[0] else ".conv"
-    yield f"encoder.stem{stem}", f"encoder.conv_in{stem}"
-    for stage, depth in enumerate(config.encoder_depths):
-        ours, theirs = f"encoder.stages.{stage}", f"encoder.down_blocks.{stage}"
-        kind, scales = config.encoder_blocks[stage], config.encoder_attention_scales[stage]
-        for index in range(depth):
-            yield from _block(f"{ours}.{index}", f"{theirs}.{index}", kind, len(scales))
-        if config.resamples("encoder", stage):
-            yield f"{ours}.{depth}.conv", f"{theirs}.{depth}.conv"
-    yield "encoder.head.conv", "encoder.conv_out"
-
-
-def _decoder(config: AutoencoderConfig) -> Iterator[tuple[str, str]]:
-    yield "decoder.stem.conv", "decoder.conv_in"
-    for stage, depth in enumerate(config.decoder_depths):
-        ours, theirs = f"decoder.stages.{stage}", f"decoder.up_blocks.{stage}"
-        kind, scales = config.decoder_blocks[stage], config.decoder_attention_scales[stage]
-        first_block = 0
-        if config.resamples("decoder", stage):
-            yield f"{ours}.0.conv", f"{theirs}.0.conv"
-            first_block = 1
-        for index in range(first_block, first_block + depth):
-            yield from _block(f"{ours}.{index}", f"{theirs}.{index}", kind, len(scales))
-    yield "decoder.head.norm", "decoder.norm_out"
-    head = "" if config.decoder_depths[0] else ".conv"
-    yield f"decoder.head.out{head}", f"decoder.conv_out{head}"
-
-
-def _block(ours: str, theirs: str, kind: str, num_scales: int) -> Iterator[tuple[str, str]]:
-    if kind == "res":
-        for layer in ("conv1", "conv2", "norm"):
-            yield f"{ours}.{layer}", f"{theirs}.{layer}"
-        return
-    yield f"{ours}.attention.qkv", f"{theirs}.attn"
-    for scale in range(num_scales):
-        yield f"{ours}.attention.scales.{scale}.depthwise", f"{theirs}.attn.to_qkv_multiscale.{scale}.proj_in"
-        yield f"{ours}.attention.scales.{scale}.pointwise", f"{theirs}.attn.to_qkv_multiscale.{scale}.proj_out"
-    yield f"{ours}.attention.proj", f"{theirs}.attn.to_out"
-    yield f"{ours}.attention.norm", f"{theirs}.attn.norm_out"
-    yield f"{ours}.mlp.expand", f"{theirs}.conv_out.conv_inverted"
-    yield f"{ours}.mlp.depthwise", f"{theirs}.conv_out.conv_depth"
-    yield f"{ours}.mlp.project", f"{theirs}.conv_out.conv_point"
-    yield f"{ours}.mlp.norm", f"{theirs}.conv_out.norm"
+    names = LayerNames(
+        encoder_stem="encoder.conv_in" if config.encoder_depths[0] else "encoder.conv_in.conv",
+        encoder_head="encoder.conv_out",
+        decoder_stem="decoder.conv_in",
+        decoder_norm="decoder.norm_out",
+        decoder_out="decoder.conv_out" if config.decoder_depths[0] else "decoder.conv_out.conv",
+        stages={"encoder": "encoder.down_blocks.{}", "decoder": "decoder.up_blocks.{}"},
+        resampling={"encoder": "conv", "decoder": "conv"},
+        res={"conv1": "conv1", "conv2": "conv2", "norm": "norm"},
+        evit_glu=_EVIT_GLU,
+        attention_scale=_ATTENTION_SCALE,
+    )
+    return key_prefixes(config, names)

@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from typing import Protocol
 
 import numpy as np
@@ -110,10 +111,10 @@ class CropStream(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a global batch is divided.
+    """How a global batch is divided: as evenly as can be, so that pieces differ by one picture at most.
 
     Attributes:
-        batch_size: pictures per optimiser step over all processes.
+        batch_size: pictures per optimiser step over all processes; at least one for each process in each part.
         accumulation: parts that are computed one after the other.
         world_size: processes that share each part.
         rank: this process.
@@ -125,14 +126,18 @@ class BatchPlan:
     rank: int = 0
 
     @property
-    def part_size(self) -> int:
-        """Pictures that one process computes on at once."""
-        return self.batch_size // (self.accumulation * self.world_size)
+    def largest_piece(self) -> int:
+        """Pictures that one process computes on at once, at most."""
+        return self._start_of(1)
 
     def positions(self, step: int, part: int) -> list[int]:
         """Positions in the stream of what this process computes in a part of a step."""
-        first = step * self.batch_size + (part * self.world_size + self.rank) * self.part_size
-        return list(range(first, first + self.part_size))
+        piece = part * self.world_size + self.rank
+        first = step * self.batch_size
+        return list(range(first + self._start_of(piece), first + self._start_of(piece + 1)))
+
+    def _start_of(self, piece: int) -> int:
+        return ceil(piece * self.batch_size / (self.accumulation * self.world_size))
 
 
 class _Positions:
@@ -150,7 +155,7 @@ class _Positions:
 def load_batches(stream: CropStream, plan: BatchPlan, steps: range, num_workers: int) -> Iterator[Batch]:
     """Batches of the given steps: `plan.accumulation` for each.
 
-    Workers read ahead by two batches each: num_workers * 2 * part_size crops of memory.
+    Workers read ahead by two batches each: num_workers * 2 * largest_piece crops of memory.
 
     Raises:
         DataError: a damaged picture where none is allowed.

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dcae_core.data.latent_file import StoredLatents, check_latents, load_latents
-from dcae_core.data.pictures import uint8_to_picture
+from dcae_core.data.raster import Raster
 from dcae_core.pipelines.memory import choose_tile
-from dcae_core.pipelines.picture_run import RunModel, save_png
-from dcae_core.pipelines.reconstruct import check_tile, decode_latent
+from dcae_core.pipelines.picture_run import RunModel, save_raster
+from dcae_core.pipelines.reconstruct import check_tile, decode_rows
 
 _SUFFIXES = (".safetensors", ".latent")
 
@@ -65,9 +65,11 @@ def decode_file(
         check_tile(tile, ratio)
     decoded = []
     for index, latent in enumerate(stored.latents):
-        pixels = decode_latent(network, latent, (height, width), tile=tile)
+        picture = Raster(height, width, output)
+        for rows in decode_rows(network, latent, (height, width), tile=tile):
+            picture.append(rows)
         number = "" if stored.origin else f"_{index:04d}"
-        file = save_png(uint8_to_picture(pixels), output / f"{_stem(path)}{number}.recon.png")
+        file = save_raster(picture, output / f"{_stem(path)}{number}.recon.png")
         decoded.append(DecodedLatent(str(path), autoencoder.label, width, height, file))
     return decoded
 

@@ -1,8 +1,7 @@
 """A picture of any size through an autoencoder and back, whole or in tiles, in bounded memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from math import ceil
 
 import torch
@@ -15,6 +14,9 @@ from dcae_core.pipelines.tiling import MIN_TILE, Tile, plan_tiles
 
 Progress = Callable[[int, int], None]
 """`progress(done, total)` after each tile."""
+
+ReadRows = Callable[[int, int], Tensor]
+"""`read(top, bottom)` gives these rows of a picture: uint8 (3, bottom - top, W), on the CPU."""
 
 
 def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
@@ -58,16 +60,23 @@ def _plan(network: Autoencoder, latent_size: tuple[int, int], tile: int | None) 
 
 
 @torch.inference_mode()
-def encode_picture(
-    network: Autoencoder, pixels: Tensor, *, tile: int | None = None, progress: Progress | None = None
+def encode_rows(
+    network: Autoencoder,
+    read: ReadRows,
+    size: tuple[int, int],
+    *,
+    tile: int | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
-    """Encode one picture of any size.
+    """Encode one picture of any size, of which only the rows of one tile are held.
 
-    Costs the network's activations for one tile (for the whole picture without), and the latent.
+    Costs the network's activations for one tile (for the whole picture without), `tile` rows of the picture as uint8,
+    and the latent.
 
     Args:
         network: where and in which number type it computes is where and what its weights are.
-        pixels: uint8 (3, H, W), on the CPU.
+        read: gives rows of the picture.
+        size: height and width of the picture.
         tile: side of the tiles in pixels; None encodes the picture whole.
         progress: called after each tile.
 
@@ -79,34 +88,45 @@ def encode_picture(
     """
     f = network.spatial_compression_ratio
     device, dtype = _number_type(network)
-    height, width = padded_size(pixels.shape[1], pixels.shape[2], f)
-    row_indices = padding_indices(pixels.shape[1], height)
-    column_indices = padding_indices(pixels.shape[2], width)
+    height, width = padded_size(*size, f)
+    row_indices, column_indices = padding_indices(size[0], height), padding_indices(size[1], width)
     rows, columns = _plan(network, (height // f, width // f), tile)
     latent = torch.zeros(network.latent_channels, height // f, width // f)
-    for done, (row, column) in enumerate(product(rows, columns), start=1):
-        part = pixels[:, row_indices[row.start * f : row.stop * f]]
-        part = part[:, :, column_indices[column.start * f : column.stop * f]]
-        encoded = network.encode(uint8_to_tensor(part)[None].to(device, dtype))[0].float().cpu()
-        weights = row.weights(1)[:, None] * column.weights(1)
-        latent[:, row.start : row.stop, column.start : column.stop] += encoded * weights
-        if progress:
-            progress(done, len(rows) * len(columns))
+    for i, row in enumerate(rows):
+        wanted_rows = row_indices[row.start * f : row.stop * f]
+        top = int(wanted_rows.min())
+        band = read(top, int(wanted_rows.max()) + 1)
+        for j, column in enumerate(columns):
+            part = band[:, :, column_indices[column.start * f : column.stop * f]][:, wanted_rows - top]
+            encoded = network.encode(uint8_to_tensor(part)[None].to(device, dtype))[0].float().cpu()
+            weights = row.weights(1)[:, None] * column.weights(1)
+            latent[:, row.start : row.stop, column.start : column.stop] += encoded * weights
+            if progress:
+                progress(i * len(columns) + j + 1, len(rows) * len(columns))
     return latent
 
 
+def encode_picture(
+    network: Autoencoder, pixels: Tensor, *, tile: int | None = None, progress: Progress | None = None
+) -> Tensor:
+    """`encode_rows` of a picture in memory, uint8 (3, H, W)."""
+    size = (pixels.shape[1], pixels.shape[2])
+    return encode_rows(network, lambda top, bottom: pixels[:, top:bottom], size, tile=tile, progress=progress)
+
+
 @torch.inference_mode()
-def decode_latent(
+def decode_rows(
     network: Autoencoder,
     latent: Tensor,
     size: tuple[int, int],
     *,
     tile: int | None = None,
     progress: Progress | None = None,
-) -> Tensor:
-    """Decode the latent of one picture of any size.
+) -> Iterator[Tensor]:
+    """Decode the latent of one picture of any size from top to bottom.
 
-    Costs the network's activations for one tile, one row of tiles as float32, and the picture as uint8.
+    Costs the network's activations for one tile, `tile` rows of the picture as uint8, and as float32 the rows that two
+    rows of tiles share, a quarter of a tile.
 
     Args:
         network: as for encoding.
@@ -115,34 +135,61 @@ def decode_latent(
         tile: side of the tiles in pixels; None decodes the latent whole.
         progress: called after each tile.
 
-    Returns:
-        uint8 (3, height, width) on the CPU.
+    Yields:
+        The next rows: uint8 (3, n, width) on the CPU.
 
     Raises:
         UsageError: the tile is too small.
         CheckpointError: the network gives NaN or infinite values.
     """
     f = network.spatial_compression_ratio
-    device, dtype = _number_type(network)
     height, width = size
     rows, columns = _plan(network, (latent.shape[1], latent.shape[2]), tile)
-    pixels = torch.empty(height, width, 3, dtype=torch.uint8).permute(2, 0, 1)  # as picture files want it: no copy
-    band = torch.zeros(3, 0, latent.shape[2] * f)  # the rows of pixels that are not final yet
+    above = torch.zeros(3, 0, latent.shape[2] * f)  # what rows of tiles so far add to the next
     for i, row in enumerate(rows):
-        grown = torch.zeros(3, (row.stop - row.start) * f, band.shape[2])
-        grown[:, : band.shape[1]] = band
+        final_row = (rows[i + 1].start if i + 1 < len(rows) else row.stop) * f - row.start * f
+        below = torch.zeros(3, (row.stop - row.start) * f - final_row, above.shape[2])
+        final = torch.empty(final_row, above.shape[2], 3, dtype=torch.uint8).permute(2, 0, 1)  # as picture files lie
+        left = torch.zeros(3, (row.stop - row.start) * f, 0)  # what tiles of this row so far add to the next
         for j, column in enumerate(columns):
-            part = latent[:, row.start : row.stop, column.start : column.stop]
-            decoded = network.decode(part[None].to(device, dtype))[0].float().cpu()
-            decoded *= row.weights(f)[:, None] * column.weights(f)
-            grown[:, :, column.start * f : column.stop * f] += decoded
+            values = _decode_tile(network, latent, row, column)
+            values[:, :, : left.shape[2]] += left
+            start, stop = column.start * f, (columns[j + 1].start if j + 1 < len(columns) else column.stop) * f
+            left = values[:, :, stop - start :].clone()
+            values = values[:, :, : stop - start]
+            values[:, : above.shape[1]] += above[:, :, start:stop]
+            final[:, :, start:stop] = tensor_to_uint8(values[:, :final_row])
+            below[:, :, start:stop] = values[:, final_row:]
             if progress:
                 progress(i * len(columns) + j + 1, len(rows) * len(columns))
-        _check_finite(grown)
-        final = (rows[i + 1].start if i + 1 < len(rows) else row.stop) * f
-        top = row.start * f
-        pixels[:, top:final] = tensor_to_uint8(grown[:, : min(final, height) - top, :width])
-        band = grown[:, final - top :].clone()  # lets go of the rows that are final
+        yield final[:, : height - row.start * f, :width]
+        above = below
+
+
+def _decode_tile(network: Autoencoder, latent: Tensor, row: Tile, column: Tile) -> Tensor:
+    """(3, H, W) of one tile, times its weights."""
+    device, dtype = _number_type(network)
+    part = latent[:, row.start : row.stop, column.start : column.stop]
+    decoded = network.decode(part[None].to(device, dtype))[0].float().cpu()
+    _check_finite(decoded)
+    f = network.spatial_compression_ratio
+    return decoded.mul_(row.weights(f)[:, None] * column.weights(f))
+
+
+def decode_latent(
+    network: Autoencoder,
+    latent: Tensor,
+    size: tuple[int, int],
+    *,
+    tile: int | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """`decode_rows` into memory: uint8 (3, height, width) on the CPU, in memory of the form (height, width, 3)."""
+    pixels = torch.empty(*size, 3, dtype=torch.uint8).permute(2, 0, 1)
+    top = 0
+    for rows in decode_rows(network, latent, size, tile=tile, progress=progress):
+        pixels[:, top : top + rows.shape[1]] = rows
+        top += rows.shape[1]
     return pixels
 
 

@@ -238,8 +238,8 @@ def _order_faults(names: list[PhaseName]) -> list[str]:
 def _phase_faults(phase: PhaseSettings) -> list[str]:
     faults = []
     losses = phase.losses
-    if phase.batch_size % phase.accumulation:
-        faults.append(f"accumulation: a batch of {phase.batch_size} does not split into {phase.accumulation} parts")
+    if phase.batch_size < phase.accumulation:
+        faults.append(f"accumulation: a batch of {phase.batch_size} cannot fill {phase.accumulation} parts")
     if phase.adjacent_stages and not any("_" in part for part in phase.parts):
         faults.append(
             f"adjacent_stages: {phase.adjacent_stages} beside no stem or head, for none is in train: "

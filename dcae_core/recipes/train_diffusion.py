@@ -160,8 +160,8 @@ class TrainDiffusionRecipe(Recipe):
     def faults(self) -> list[str]:
         """Faults between settings."""
         faults = []
-        if self.batch_size % self.accumulation:
-            faults.append(f"accumulation: a batch of {self.batch_size} does not split into {self.accumulation} parts")
+        if self.batch_size < self.accumulation:
+            faults.append(f"accumulation: a batch of {self.batch_size} cannot fill {self.accumulation} parts")
         if self.batch_size % self.dataset.lanes:
             faults.append(f"dataset.lanes: a batch of {self.batch_size} does not split into {self.dataset.lanes} lanes")
         if self.optimiser.schedule == "cosine" and self.optimiser.warmup_steps >= self.steps:

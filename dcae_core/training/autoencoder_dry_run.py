@@ -93,7 +93,7 @@ def forecast_phase(recipe: TrainAutoencoderRecipe, phase: PhaseSettings) -> Phas
     set_training_mode(network)
     if recipe.execution.activation_checkpointing:
         checkpoint_activations(blocks_of(network))
-    part = BatchPlan(phase.batch_size, phase.accumulation, world_size()).part_size
+    part = BatchPlan(phase.batch_size, phase.accumulation, world_size()).largest_piece
     x = torch.empty(part, 3, phase.resolution, phase.resolution, device="meta")
     memory = estimate_memory(network, x, ema=phase.ema is not None)
     return PhaseForecast(phase.name, phase.parts, *count_trained(network), memory)

@@ -105,10 +105,10 @@ def _adjacent_stages_faults(phase: PhaseSettings, network: Autoencoder) -> list[
 
 def _surroundings_faults(recipe: TrainAutoencoderRecipe, phase: PhaseSettings) -> list[str]:
     faults = []
-    if phase.batch_size % (phase.accumulation * world_size()):
+    if phase.batch_size < phase.accumulation * world_size():
         faults.append(
-            f"batch_size: {phase.batch_size} does not split over {world_size()} process(es) "
-            f"times {phase.accumulation} part(s)"
+            f"batch_size: {phase.batch_size} does not give each of {world_size()} process(es) "
+            f"something to do in each of {phase.accumulation} part(s)"
         )
     losses = phase.losses
     if losses.lpips_weights is not None and not Path(losses.lpips_weights).is_dir():

@@ -55,7 +55,7 @@ def forecast_diffusion(recipe: TrainDiffusionRecipe, options: DiffusionRunOption
     config = configuration_of(recipe, LatentKind.of(dataset))
     with torch.device("meta"):
         network = build_denoiser(config)
-    part = BatchPlan(recipe.batch_size, recipe.accumulation, world_size()).part_size
+    part = BatchPlan(recipe.batch_size, recipe.accumulation, world_size()).largest_piece
     x = torch.empty(part, config.in_channels, *config.latent_size, device="meta")
     memory = estimate_memory(_WithTimes(network), x, ema=recipe.ema is not None)
     checkpoint = None

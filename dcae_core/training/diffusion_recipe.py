@@ -75,10 +75,10 @@ def check_diffusion_recipe(recipe: TrainDiffusionRecipe) -> list[str]:
         DownloadError: they cannot be reached, likewise.
     """
     faults = []
-    if recipe.batch_size % (recipe.accumulation * world_size()):
+    if recipe.batch_size < recipe.accumulation * world_size():
         faults.append(
-            f"batch_size: {recipe.batch_size} does not split over {world_size()} process(es) "
-            f"times {recipe.accumulation} part(s)"
+            f"batch_size: {recipe.batch_size} does not give each of {world_size()} process(es) "
+            f"something to do in each of {recipe.accumulation} part(s)"
         )
     if recipe.sampling is not None and recipe.sampling.fid is not None:
         try:

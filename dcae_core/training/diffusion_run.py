@@ -37,7 +37,7 @@ from dcae_core.training.diffusion_batches import Chance, DiffusionBatch
 from dcae_core.training.diffusion_recipe import LatentKind, configuration_of, open_latents
 from dcae_core.training.diffusion_validation import SamplingValidation
 from dcae_core.training.loop import Loop, LoopSettings, loss_scaler
-from dcae_core.training.parallel import shard
+from dcae_core.training.parallel import shard_by_block
 from dcae_core.training.resuming import changes_since, find_checkpoint
 from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.signals import StopSignals
@@ -178,8 +178,7 @@ class _DiffusionRun:
             f"{self.recipe.steps} steps of {self.recipe.batch_size} latents"
         )
         if self.recipe.execution.sharding == "fsdp":
-            blocks = [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part]
-            shard([network], blocks)
+            shard_by_block(network)
         return network
 
     def _loop_settings(self) -> LoopSettings:

@@ -161,7 +161,7 @@ class Loop:
 
     def _accumulate(self, batch: Batch, meter: _Meter) -> bool:
         """Go backward from the losses of one part; whether all of them are finite."""
-        share = 1.0 / self.settings.accumulation
+        share = len(batch.names) * world_size() / self.settings.batch_size  # processes are averaged, parts added up
         finite = True
         for loss in self.task.losses(batch, self.progress.phase_step):
             finite = finite and bool(torch.isfinite(loss.value))

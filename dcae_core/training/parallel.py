@@ -37,6 +37,11 @@ def shard(roots: Iterable[nn.Module], blocks: Iterable[nn.Module]) -> None:
         fully_shard(module)
 
 
+def shard_by_block(network: nn.Module) -> None:
+    """`shard` a transformer, whose blocks stand in lists."""
+    shard([network], [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part])
+
+
 @contextmanager
 def without_synchronisation(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Within it, backward passes leave gradients in the process they were made in."""

@@ -39,6 +39,12 @@ def test_the_list_has_every_model_and_counts_from_the_networks(dcae, empty_cache
     assert rows[EMBEDDED_AUTOENCODER]["on_disk"] == "in the package"
 
 
+def test_a_measured_scaling_factor_is_short_in_the_table_and_whole_in_json(dcae, empty_cache) -> None:
+    [row] = json.loads(dcae("models", "list", EMBEDDED_AUTOENCODER, "--json").stdout)
+    assert len(str(row["scaling_factor"])) > 10
+    assert f" {row['scaling_factor']:.5g} " in dcae("models", "list", EMBEDDED_AUTOENCODER).stdout
+
+
 def test_the_table_takes_a_pattern_and_fits_one_line_a_model(dcae, empty_cache) -> None:
     run = dcae("models", "list", "*sana-1*")
     run.assert_succeeds()

@@ -1,4 +1,5 @@
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from dcae_core.checkpoints import load_autoencoder, save_autoencoder
 from dcae_core.data.pictures import center_crop_adm, open_picture, picture_to_uint8
 from dcae_core.data.sources import PictureReference
 from dcae_core.metrics.reconstruction import psnr
+from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.preparation import prepare_for_inference
 from dcae_core.pipelines import encoder
 from dcae_core.pipelines.picture_run import name_outputs
@@ -194,6 +196,29 @@ def test_weights_that_give_nan_end_the_run(dcae, tmp_path) -> None:
     pictures = [write_picture(tmp_path / "in" / name) for name in ("1.png", "2.png")]
     run = dcae("reconstruct", *pictures, "--model", tmp_path / "broken", "-o", tmp_path / "out")
     run.assert_fails(3, "NaN")
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_in_the_middle_it_keeps_what_is_finished_and_leaves_nothing_half(
+    dcae, models, tmp_path, monkeypatch, number, exit_code
+) -> None:
+    pictures = [write_picture(tmp_path / f"{name}.png") for name in "abc"]
+    real, calls = Autoencoder.decode, []
+
+    def stop_at_the_second(network, latent):
+        calls.append(latent)
+        if len(calls) == 2:
+            signal.raise_signal(number)
+        return real(network, latent)
+
+    monkeypatch.setattr(Autoencoder, "decode", stop_at_the_second)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run = dcae("reconstruct", *pictures, "--model", models / "a", "-o", tmp_path / "out")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert run.exit_code == exit_code
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.compare.png", "a.recon.png"]
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

@@ -72,7 +72,17 @@ def test_processes_and_parts_share_each_step() -> None:
     whole = BatchPlan(12).positions(3, 0)
     shared = [BatchPlan(12, 2, 3, rank).positions(3, part) for part in range(2) for rank in range(3)]
     assert sorted(position for positions in shared for position in positions) == whole == list(range(36, 48))
-    assert BatchPlan(12, 2, 3).part_size == 2
+    assert BatchPlan(12, 2, 3).largest_piece == 2
+
+
+def test_what_cannot_be_shared_evenly_ends_in_a_shorter_piece() -> None:
+    pieces = [BatchPlan(7, 3).positions(1, part) for part in range(3)]
+    assert pieces == [[7, 8, 9], [10, 11], [12, 13]]
+    for batch_size in range(6, 40):
+        plans = [BatchPlan(batch_size, 2, 3, rank) for rank in range(3)]
+        pieces = [plan.positions(0, part) for part in range(2) for plan in plans]
+        assert [position for piece in pieces for position in piece] == list(range(batch_size))
+        assert {len(piece) for piece in pieces} <= {plans[0].largest_piece, plans[0].largest_piece - 1}
 
 
 def test_workers_and_starting_points_change_nothing(tmp_path: Path) -> None:

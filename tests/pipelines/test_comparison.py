@@ -1,30 +1,37 @@
+import tempfile
+from pathlib import Path
+
 import numpy as np
-import torch
 from PIL import Image
 
-from dcae_core.pipelines.comparison import Column, compare, error_map
+from dcae_core.data.raster import Raster
+from dcae_core.pipelines.comparison import Column, compare, error_panel
 
 
-def flat(value: int, height: int = 64, width: int = 96) -> torch.Tensor:
-    return torch.full((3, height, width), value, dtype=torch.uint8)
+def raster(image: Image.Image) -> Raster:
+    return Raster.of_image(image, Path(tempfile.gettempdir()))
+
+
+def flat(value: int, height: int = 64, width: int = 96) -> Raster:
+    return raster(Image.new("RGB", (width, height), (value,) * 3))
 
 
 def brightness(picture: Image.Image) -> float:
     return float(np.asarray(picture.convert("L")).mean())
 
 
-def test_the_error_map_is_black_where_nothing_differs_and_grows_brighter_with_the_error() -> None:
-    assert brightness(error_map(flat(7), flat(7))) == 0
-    levels = [brightness(error_map(flat(100), flat(100 + step))) for step in (4, 16, 32, 64)]
+def test_the_error_panel_is_black_where_nothing_differs_and_grows_brighter_with_the_error() -> None:
+    assert brightness(error_panel(flat(7), flat(7))) == 0
+    levels = [brightness(error_panel(flat(100), flat(100 + step))) for step in (4, 16, 32, 64)]
     assert levels == sorted(levels)
     assert levels[-1] > 230
-    assert brightness(error_map(flat(0), flat(255))) == levels[-1]
+    assert brightness(error_panel(flat(0), flat(255))) == levels[-1]
 
 
-def test_the_error_map_shows_where() -> None:
-    changed = flat(50, 300, 300)
-    changed[:, 200:, :100] = 120
-    error = np.asarray(error_map(flat(50, 300, 300), changed).convert("L"))
+def test_the_error_panel_shows_where() -> None:
+    changed = Image.new("RGB", (300, 300), (50, 50, 50))
+    changed.paste((120, 120, 120), (0, 200, 100, 300))
+    error = np.asarray(error_panel(flat(50, 300, 300), raster(changed)).convert("L"))
     assert (error[:200] == 0).all()
     assert (error[200:, :100] > 200).all()
 

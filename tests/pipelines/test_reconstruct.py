@@ -6,7 +6,14 @@ from dcae_core.data.pictures import tensor_to_uint8, uint8_to_tensor
 from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.pipelines import memory
-from dcae_core.pipelines.reconstruct import decode_latent, encode_picture, padding_indices, reconstruct
+from dcae_core.pipelines.reconstruct import (
+    decode_latent,
+    decode_rows,
+    encode_picture,
+    encode_rows,
+    padding_indices,
+    reconstruct,
+)
 from dcae_core.pipelines.tiling import plan_tiles
 from tests.models.test_autoencoder_golden import load_golden
 from tests.small import small_autoencoder
@@ -95,6 +102,24 @@ def assert_seamless(network: Autoencoder, side: int, tile: int) -> None:
 
 def test_tiles_are_seamless(network: Autoencoder) -> None:
     assert_seamless(network, 384, 128)
+
+
+def test_no_more_rows_than_a_tile_are_held(network: Autoencoder) -> None:
+    pixels, size = smooth_picture(300, 90), (300, 90)
+    read = []
+
+    def rows(top: int, bottom: int) -> torch.Tensor:
+        read.append((top, bottom))
+        return pixels[:, top:bottom]
+
+    latent = encode_rows(network, rows, size, tile=64)
+    assert torch.equal(latent, encode_picture(network, pixels, tile=64))
+    assert max(bottom - top for top, bottom in read) <= 64
+    assert (read[0][0], read[-1][1]) == (0, 300)
+
+    bands = list(decode_rows(network, latent, size, tile=64))
+    assert max(band.shape[1] for band in bands) <= 64
+    assert torch.equal(torch.cat(bands, dim=1), decode_latent(network, latent, size, tile=64))
 
 
 @pytest.mark.slow

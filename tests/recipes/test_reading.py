@@ -73,7 +73,7 @@ def test_scalars_are_what_they_look_like() -> None:
         ("phases.full.name=ful", "phases.0.name: expected 'full', 'latent_adaptation' or"),
         ("phases.full.train=[encoder_hed]", "phases.0.train.0: expected 'all'"),
         ("phases.full.losses.l1=0", "phases.0.losses: nothing compares the reconstruction"),
-        ("phases.full.accumulation=3", "phases.0.accumulation: a batch of 2 does not split into 3 parts"),
+        ("phases.full.accumulation=3", "phases.0.accumulation: a batch of 2 cannot fill 3 parts"),
         ("phases.1.losses.adversarial.weight=0", "phases.1.losses.adversarial.weight: 0.0 means"),
         ("phases.1.losses.adversarial.weight=-1", "phases.1.losses.adversarial.weight: -1.0 means"),
         (

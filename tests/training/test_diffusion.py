@@ -80,9 +80,11 @@ def test_parts_processes_and_shards_of_a_batch_make_the_same_step(tmp_path):
 
     run("one")
     run("parts", accumulation=3)
+    run("uneven", accumulation=4)  # parts of 2, 1, 2 and 1
     run_in_group(2, lambda: run("copies"))
+    run_in_group(2, lambda: run("uneven-copies", accumulation=2))
     run_in_group(2, lambda: run("shards", **{"execution.sharding": "fsdp"}))
-    for name in ("parts", "copies", "shards"):
+    for name in ("parts", "uneven", "copies", "uneven-copies", "shards"):
         assert largest_difference(tmp_path / "one", tmp_path / name) < TOLERANCE
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
 
@@ -151,7 +153,7 @@ def test_all_faults_of_a_recipe_come_in_one_report(tmp_path):
                 "network.num_classes": 1000,
                 "resolution": 512,
                 "batch_size": 21,
-                "accumulation": 2,
+                "accumulation": 22,
                 "augmentation": {"channels": [9]},
                 "sampling": {"classes": [4], "every": 7, "fid": {"reference": "nowhere.npz", "every": 10}},
                 "network.hiden_size": 4,
@@ -161,7 +163,7 @@ def test_all_faults_of_a_recipe_come_in_one_report(tmp_path):
         "network.num_classes: 1000, but the latents have 4 classes",
         "resolution: 512, but the latents are of pictures of 16 px",
         "batch_size: 21 is more than the 20 latents there are",
-        "accumulation: a batch of 21 does not split into 2 parts",
+        "accumulation: a batch of 21 cannot fill 22 parts",
         "augmentation.channels: 9 is more than the 8 there are",
         "sampling.classes: class 4 does not exist",
         "sampling.fid.every: 10 is no multiple of sampling.every, 7",

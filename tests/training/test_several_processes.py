@@ -1,63 +1,29 @@
 """Parts of a batch, processes, shards: the same step."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from dcae_core.checkpoints import load_autoencoder
+from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
 from dcae_core.training.run_directory import RunDirectory
+from tests.processes import run_in_group
 from tests.training.small_runs import GAN, NETWORK, checkpoint_contents, losses_of, phase, recipe_for, train
 
 # Float32 sums in another order: about 1e-7 a step, and Adam's first steps divide by gradients of nearly 0.
 TOLERANCE = 2e-4
 WITHOUT_BATCH_NORM = {"model": "custom", "config": NETWORK | {"decoder_norms": ["rms_norm"] * 3}}
 
-WORKER = """
-import sys, json, torch
-torch.set_num_threads(1)
-from pathlib import Path
-from dcae_core.distributed import process_group
-from dcae_core.recipes.loading import read_recipe
-from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
-from dcae_core.training.autoencoder_recipe import check_autoencoder_recipe
-from dcae_core.training.autoencoder_run import RunOptions, train_autoencoder
-cpu = torch.device("cpu")
-with process_group(cpu):
-    for path in sys.argv[1:]:
-        recipe = read_recipe(Path(path).read_text(), path, TrainAutoencoderRecipe, None, check_autoencoder_recipe)
-        train_autoencoder(recipe, RunOptions(cpu))
-"""
 
-
-def train_in_two_processes(*recipes) -> None:
+def train_in_two_processes(*recipes: TrainAutoencoderRecipe) -> None:
     """One after the other in the same two processes, since starting those costs most."""
-    paths = []
-    for recipe in recipes:
-        path = Path(recipe.run_dir).with_suffix(".json")
-        path.write_text(json.dumps(recipe.model_dump(mode="json")))
-        paths.append(str(path))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, *paths],
-            env=os.environ
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], errors
+
+    def train_all() -> None:
+        for recipe in recipes:
+            train(recipe)
+
+    run_in_group(2, train_all)
 
 
 def assert_close(a: Path, b: Path) -> None:
@@ -67,10 +33,13 @@ def assert_close(a: Path, b: Path) -> None:
             assert (value - second[key]).abs().max() < TOLERANCE, key
 
 
-def test_accumulated_parts_equal_one_batch(tmp_path: Path) -> None:
+def test_accumulated_parts_equal_one_batch_also_with_a_short_last_part(tmp_path: Path) -> None:
     for name, accumulation in (("one", 1), ("three", 3)):
         gan = {"l1": 1.0, "adversarial": GAN}
-        steps = [phase(batch_size=6, accumulation=accumulation), phase("local_refinement", batch_size=6, losses=gan)]
+        steps = [
+            phase(batch_size=7, accumulation=accumulation),
+            phase("local_refinement", batch_size=7, accumulation=accumulation, losses=gan),
+        ]
         train(recipe_for(tmp_path, *steps, run_dir=str(tmp_path / name), network=WITHOUT_BATCH_NORM))
     assert_close(tmp_path / "one", tmp_path / "three")
 
