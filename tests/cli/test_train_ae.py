@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,18 @@ def test_json_for_a_program_and_a_number_type_beside_the_recipe(dcae, recipe_fil
 def test_one_line_before_any_training(arguments, code: int, words, dcae, recipe_file: Path, tmp_path: Path) -> None:
     dcae("train-ae", recipe_file, "--device", "cpu", *arguments).assert_fails(code, *words)
     assert not list(tmp_path.glob("run/checkpoints/step_*"))
+
+
+def test_pictures_that_are_all_damaged_end_the_program_with_its_workers(recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    for number in range(3):
+        (tmp_path / "bad" / f"{number}.png").write_bytes(b"no picture")
+    settings = ("data.num_workers=2", f"data.sources=[{{path: {tmp_path / 'bad'}}}]")
+    command = [sys.executable, "-m", "dcae_cli", "train-ae", str(recipe_file), "--device", "cpu"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert run.returncode == 3
+    assert run.stderr.splitlines()[-1].startswith("dcae: none of the 3 pictures can be decoded")
 
 
 def test_unknown_recipe(dcae) -> None:
