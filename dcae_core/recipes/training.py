@@ -7,8 +7,10 @@ from pydantic import Field
 from dcae_core.recipes.number_types import ComputingType
 from dcae_core.recipes.section import Section
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+_LARGEST = (1 << 63) - 1  # what PyTorch can take for a size or a seed
+Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
+NonNegative = Annotated[int, Field(ge=0, le=_LARGEST)]
+NumWorkers = Annotated[int, Field(ge=0, le=1024)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 NonNegativeNumber = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
