@@ -67,7 +67,7 @@ def encode_dataset(
         return
     options = {
         "images": images, "out": out, "model": model, "resolution": resolution, "flipped_copies": flip,
-        "latent_dtype": latent_dtype, "dtype": _full_dtype(dtype), "batch_size": batch_size, "shard_size": shard_size,
+        "latent_dtype": latent_dtype, "dtype": dtype, "batch_size": batch_size, "shard_size": shard_size,
         "damaged": damaged, "apply_exif": exif, "max_pixels": max_pixels, "num_workers": workers,
         "num_threads": threads,
     }  # fmt: skip
@@ -188,9 +188,3 @@ def _verify(directory: str, as_json: bool) -> None:
         raise DataError(faults[0] + more)
     if not as_json:
         print(f"{directory}: {manifest.count} latents in {len(manifest.shards)} shards, every checksum is right")
-
-
-def _full_dtype(name: str | None) -> str | None:
-    """The short name of a number type, as recipes have it."""
-    short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    return short.get(name, name) if name else None

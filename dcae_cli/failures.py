@@ -39,7 +39,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     torch = sys.modules.get("torch")  # whoever can run torch out of memory has imported it
     if torch is None or not isinstance(error, RuntimeError):
         return False
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _describe_usage(error: TyperException) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dcae_cli.options import Debug, Device, Json, NumProcesses, Work
+from dcae_cli.options import Debug, Device, Dtype, Json, NumProcesses, Work
 from dcae_cli.processes import start_processes
 
 
@@ -27,6 +27,7 @@ def fid_ref(
     work: Work = None,
     nproc: NumProcesses = 1,
     device: Device = "auto",
+    dtype: Dtype = "fp32",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -44,7 +45,7 @@ def fid_ref(
 
     from dcae_cli.output import print_json, print_table
     from dcae_cli.progress import progress
-    from dcae_core.devices import select_device
+    from dcae_core.devices import parse_dtype, select_device
     from dcae_core.distributed import process_group
     from dcae_core.errors import UsageError
     from dcae_core.files import make_directory, sha256_of_file
@@ -53,6 +54,8 @@ def fid_ref(
 
     if damaged not in ("skip", "fail"):
         raise UsageError(f"--damaged is skip or fail, not {damaged!r}")
+    if parse_dtype(dtype) is not parse_dtype("fp32"):
+        raise UsageError(f"--dtype {dtype}: the protocol measures features in float32; leave --dtype out")
     if out.suffix != ".npz":
         raise UsageError(f"--out {out}: a reference file ends in .npz, such as {out}.npz")
     make_directory(out.parent)

@@ -64,6 +64,7 @@ def list_zoo(pattern: _Pattern = "*", json: Json = False, debug: Debug = False) 
 def download(
     names: Annotated[list[str], typer.Argument(help="Zoo names or hub ids.", metavar="NAME...")],
     revision: Revision = None,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Download models into the cache, for a machine that will be offline.
@@ -75,13 +76,19 @@ def download(
       dcae models download dc-ae-f32c32-in-1.0
       dcae models download dc-ae-f64c128-in-1.0 dc-ae-f32c32-sana-1.1
     """
+    from dcae_cli.output import print_json
     from dcae_core.checkpoints.diffusion import locate_diffusion
     from dcae_core.checkpoints.locating import locate_autoencoder
     from dcae_core.zoo import find_denoiser
 
+    places = {}
     for name in names:
         locate = locate_diffusion if find_denoiser(name) else locate_autoencoder
-        typer.echo(f"{name}: {locate(name, revision).where}")
+        places[name] = str(locate(name, revision).where)
+        if not json:
+            typer.echo(f"{name}: {places[name]}")
+    if json:
+        print_json([{"name": name, "directory": place} for name, place in places.items()])
 
 
 def _describe_autoencoder(name: str) -> dict[str, Any]:

@@ -7,6 +7,10 @@ import typer
 
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.", metavar="NAME")]
 Dtype = Annotated[str, typer.Option(help="Number type of the networks: fp32, bf16 or fp16.", metavar="TYPE")]
+ComputingDtype = Annotated[
+    str | None,
+    typer.Option(help="Number type to compute in: fp32, bf16 or fp16; left out: the recipe's.", metavar="TYPE"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines instead of tables.")]
 Model = Annotated[
     str | None,

@@ -44,6 +44,7 @@ def list_recipes(as_json: Json = False, debug: Debug = False) -> None:
 @recipes.command()
 def show(
     name: Annotated[str, typer.Argument(help="A shipped recipe, such as train_ae/tiny.", metavar="NAME")],
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Print a shipped recipe as it is, comments and all: the start of your own.
@@ -51,7 +52,13 @@ def show(
     \b
     dcae recipes show train_ae/finetune-decoder > mine.yaml
     """
-    typer.echo(_find(name).read_text(encoding="utf-8"), nl=False)
+    from dcae_cli.output import print_json
+
+    text = _find(name).read_text(encoding="utf-8")
+    if as_json:
+        print_json({"name": name, "text": text})
+    else:
+        typer.echo(text, nl=False)
 
 
 @recipes.command()
@@ -59,6 +66,7 @@ def check(
     names: Annotated[
         list[str] | None, typer.Argument(help="Recipe files or names; left out: every shipped one.", metavar="RECIPE")
     ] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Check recipes against their schemas and networks, and say everything that is wrong with them.
@@ -69,6 +77,7 @@ def check(
     dcae recipes check
     dcae recipes check mine.yaml
     """
+    from dcae_cli.output import print_json
     from dcae_core.errors import RecipeError
     from dcae_core.recipes.catalogue import shipped_recipes
     from dcae_core.recipes.loading import load_any_recipe
@@ -81,9 +90,12 @@ def check(
             load_any_recipe(path, check_network)
         except RecipeError as error:
             faults.append(str(error))
+    if as_json:
+        print_json({"recipes": len(paths), "faults": faults})
     if faults:
         raise RecipeError("\n".join(faults))
-    typer.echo(f"{len(paths)} recipe{'s are' if len(paths) != 1 else ' is'} right")
+    if not as_json:
+        typer.echo(f"{len(paths)} recipe{'s are' if len(paths) != 1 else ' is'} right")
 
 
 @recipes.command()

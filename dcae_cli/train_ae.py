@@ -4,9 +4,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcae_cli.options import Debug, Device, DryRun, NumProcesses, Overrides, Recipe, Resume
+from dcae_cli.options import ComputingDtype, Debug, Device, DryRun, Json, NumProcesses, Overrides, Recipe, Resume
 from dcae_cli.processes import start_processes
-from dcae_cli.training import NEED_COLUMNS, need_cells, print_facts, train_or_forecast
+from dcae_cli.training import (
+    NEED_COLUMNS,
+    need_cells,
+    print_facts,
+    print_forecast_json,
+    print_result,
+    train_or_forecast,
+    with_dtype,
+)
 
 if TYPE_CHECKING:
     from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
@@ -21,6 +29,8 @@ def train_ae(
     dry_run: DryRun = False,
     nproc: NumProcesses = 1,
     device: Device = "auto",
+    dtype: ComputingDtype = None,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train an autoencoder, or fine-tune one, through the phases of a recipe.
@@ -40,24 +50,26 @@ def train_ae(
     from dcae_core.training.autoencoder_run import RunOptions, train_autoencoder
 
     options = RunOptions(select_device(device), resume, phase)
-    settings = load_recipe(recipe, TrainAutoencoderRecipe, overrides, check_autoencoder_recipe)
+    settings = load_recipe(recipe, TrainAutoencoderRecipe, with_dtype(overrides, dtype), check_autoencoder_recipe)
     directory = train_or_forecast(
         options.device,
         dry_run=dry_run,
-        forecast=lambda: _print_forecast(settings, options),
+        forecast=lambda: _print_forecast(settings, options, json),
         train=lambda watcher: train_autoencoder(settings, options, watcher),
     )
-    if directory is not None:
-        typer.echo(f"trained autoencoder: {directory}")
+    print_result(directory, json, f"trained autoencoder: {directory}")
 
 
-def _print_forecast(settings: "TrainAutoencoderRecipe", options: "RunOptions") -> None:
+def _print_forecast(settings: "TrainAutoencoderRecipe", options: "RunOptions", as_json: bool) -> None:
     from dcae_cli.output import print_table
     from dcae_core.distributed import is_main
     from dcae_core.training.autoencoder_dry_run import forecast
 
     found = forecast(settings, options)
     if not is_main():
+        return
+    if as_json:
+        print_forecast_json(options.device, found, settings.run_dir)
         return
     rows = []
     for phase in found.phases:

@@ -2,11 +2,17 @@
 
 from typing import TYPE_CHECKING
 
-import typer
-
-from dcae_cli.options import Debug, Device, DryRun, NumProcesses, Overrides, Recipe, Resume
+from dcae_cli.options import ComputingDtype, Debug, Device, DryRun, Json, NumProcesses, Overrides, Recipe, Resume
 from dcae_cli.processes import start_processes
-from dcae_cli.training import NEED_COLUMNS, need_cells, print_facts, train_or_forecast
+from dcae_cli.training import (
+    NEED_COLUMNS,
+    need_cells,
+    print_facts,
+    print_forecast_json,
+    print_result,
+    train_or_forecast,
+    with_dtype,
+)
 
 if TYPE_CHECKING:
     from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
@@ -20,6 +26,8 @@ def train_diffusion(
     dry_run: DryRun = False,
     nproc: NumProcesses = 1,
     device: Device = "auto",
+    dtype: ComputingDtype = None,
+    json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train a diffusion model on latents that `dcae encode-dataset` made.
@@ -40,24 +48,26 @@ def train_diffusion(
     from dcae_core.training.diffusion_recipe import check_diffusion_recipe
 
     options = diffusion_run.DiffusionRunOptions(select_device(device), resume)
-    settings = load_recipe(recipe, TrainDiffusionRecipe, overrides, check_diffusion_recipe)
+    settings = load_recipe(recipe, TrainDiffusionRecipe, with_dtype(overrides, dtype), check_diffusion_recipe)
     directory = train_or_forecast(
         options.device,
         dry_run=dry_run,
-        forecast=lambda: _print_forecast(settings, options),
+        forecast=lambda: _print_forecast(settings, options, json),
         train=lambda watcher: diffusion_run.train_diffusion(settings, options, watcher),
     )
-    if directory is not None:
-        typer.echo(f"trained diffusion model: {directory} (dcae sample --model {directory})")
+    print_result(directory, json, f"trained diffusion model: {directory} (dcae sample --model {directory})")
 
 
-def _print_forecast(settings: "TrainDiffusionRecipe", options: "DiffusionRunOptions") -> None:
+def _print_forecast(settings: "TrainDiffusionRecipe", options: "DiffusionRunOptions", as_json: bool) -> None:
     from dcae_cli.output import print_table
     from dcae_core.distributed import is_main
     from dcae_core.training.diffusion_dry_run import forecast_diffusion
 
     found = forecast_diffusion(settings, options)
     if not is_main():
+        return
+    if as_json:
+        print_forecast_json(options.device, found, settings.run_dir)
         return
     columns = ["objective", "parameters", *NEED_COLUMNS]
     needs = need_cells(found.memory, found.seconds_per_step)

@@ -1,6 +1,7 @@
 """What both trainings do on the command line: train or forecast, and say what a forecast found."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,20 @@ if TYPE_CHECKING:
     from dcae_core.training.watching import Watcher
 
 NEED_COLUMNS = ("weights GB", "optimiser GB", "activations GB", "total GB", "start and one step, s")
+
+
+def with_dtype(overrides: list[str] | None, dtype: str | None) -> list[str] | None:
+    """The recipe's overrides, and `--dtype` as one more where it is given.
+
+    Raises:
+        UsageError: there is no such type.
+    """
+    if dtype is None:
+        return overrides
+    from dcae_core.devices import parse_dtype
+
+    parse_dtype(dtype)
+    return [*(overrides or []), f"execution.precision={dtype}"]
 
 
 def train_or_forecast(
@@ -41,6 +56,23 @@ def train_or_forecast(
         with training_display() as watcher:
             directory = train(watcher)
     return directory if is_main() else None
+
+
+def print_result(directory: Path | None, as_json: bool, text: str) -> None:
+    """Say where what was trained lies; nothing if there is no directory."""
+    from dcae_cli.output import print_json
+
+    if directory is not None and as_json:
+        print_json({"directory": directory})
+    elif directory is not None:
+        typer.echo(text)
+
+
+def print_forecast_json(device: "torch.device", found: "Forecast | DiffusionForecast", run_dir: str) -> None:
+    """A forecast for a program: everything in it, and what it is about. Sizes are in bytes."""
+    from dcae_cli.output import print_json
+
+    print_json(asdict(found) | {"device": device, "run_dir": run_dir})
 
 
 def need_cells(memory: "MemoryEstimate", seconds: float | None) -> list[object]:

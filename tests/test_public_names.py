@@ -58,3 +58,16 @@ def test_importing_the_library_imports_no_torch_until_a_name_is_used() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.stdout == "False\nsample_heun True\n", run.stderr
+
+
+def test_a_device_that_is_not_there_is_told_like_on_the_command_line() -> None:
+    import torch
+
+    from dcae_core import load_autoencoder
+    from dcae_core.errors import ResourceError, UsageError
+
+    with pytest.raises(ResourceError, match="cuda"):
+        load_autoencoder(device=f"cuda:{torch.cuda.device_count()}")
+    with pytest.raises(UsageError, match="gpu"):
+        load_autoencoder(device="gpu")
+    assert load_autoencoder(device=torch.device("cpu")).scaling_factor

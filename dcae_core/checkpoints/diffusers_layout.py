@@ -111,12 +111,11 @@ def from_diffusers_config(values: dict[str, Any]) -> AutoencoderConfig:
         raise CheckpointError(f"attention_head_dim is {values['attention_head_dim']}; only {HEAD_CHANNELS} is known")
     if values["encoder_out_shortcut"] != values["decoder_in_shortcut"]:
         raise CheckpointError("encoder_out_shortcut and decoder_in_shortcut differ; only equal values are known")
-    num_stages = len(values["encoder_block_out_channels"])
     names = {theirs: ours for ours, theirs in _BLOCKS.items()}
 
     def per_stage(key: str) -> list[Any]:
         value = values[key]
-        return [value] * num_stages if isinstance(value, str) else value
+        return [value] * len(values["encoder_block_out_channels"]) if isinstance(value, str) else value
 
     try:
         return AutoencoderConfig.from_dict(

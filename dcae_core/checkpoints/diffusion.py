@@ -23,7 +23,7 @@ from dcae_core.checkpoints import hub
 from dcae_core.checkpoints.loading import load_autoencoder
 from dcae_core.checkpoints.locating import CONFIG_NAME, OWN_CONFIG_NAME
 from dcae_core.checkpoints.original_layout import WEIGHTS_STEM, from_original
-from dcae_core.checkpoints.reading import WEIGHT_SUFFIXES, read_json, read_weights
+from dcae_core.checkpoints.reading import WEIGHT_SUFFIXES, read_json, read_weights, require_scaling_factor
 from dcae_core.checkpoints.strict import load_strictly
 from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
@@ -238,13 +238,16 @@ def _own(directory: Path, description_file: Path, values: dict[str, Any], weight
         raise CheckpointError(f"{directory} holds no {raw.name}")
     try:
         description = values[DESCRIPTION_KEY]
+        config = denoiser_config(description["config"])
+        if not isinstance(description["autoencoder"], str | None):
+            raise UsageError(f"autoencoder is no name or place: {description['autoencoder']!r}")
         return DiffusionFiles(
             name=directory.resolve().name,
             where=directory,
-            config=denoiser_config(description["config"]),
+            config=config,
             prediction=description["prediction"],
             autoencoder=description["autoencoder"],
-            scaling_factor=float(description["scaling_factor"]),
+            scaling_factor=require_scaling_factor(description["scaling_factor"], description_file),
             weights=(raw, average) if weights == EMA and average.is_file() else (raw,),
             class_names=tuple(description.get("class_names") or ()) or None,
         )

@@ -12,6 +12,7 @@ from dcae_core.checkpoints.locating import DIFFUSERS, ORIGINAL, AutoencoderFiles
 from dcae_core.checkpoints.original_layout import from_original, to_original
 from dcae_core.checkpoints.reading import read_weights
 from dcae_core.checkpoints.strict import load_strictly
+from dcae_core.devices import select_device
 from dcae_core.errors import CheckpointError
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.models.autoencoder_config import AutoencoderConfig
@@ -46,7 +47,9 @@ def load_autoencoder(
         UsageError: nothing is called that.
         CheckpointError: the weights are damaged or do not fit.
         DownloadError: the files are not cached and cannot be downloaded.
+        ResourceError: this machine has no such device.
     """
+    device = select_device(str(device))
     network: Autoencoder
     if (baseline := find_kl_autoencoder(model, revision)) is not None:
         network = cast(Autoencoder, read_kl_autoencoder(baseline, dtype).to(device))  # it has the same methods

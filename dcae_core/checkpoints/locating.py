@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dcae_core.checkpoints import diffusers_layout, hub
 from dcae_core.checkpoints.original_layout import WEIGHTS_STEM
-from dcae_core.checkpoints.reading import WEIGHT_SUFFIXES, read_json
+from dcae_core.checkpoints.reading import WEIGHT_SUFFIXES, read_json, require_scaling_factor
 from dcae_core.errors import CheckpointError, DownloadError, UsageError
 from dcae_core.models.autoencoder_config import AutoencoderConfig
 from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER, AutoencoderEntry, find_autoencoder, unknown_model
@@ -52,7 +52,7 @@ def locate_autoencoder(model: str | Path | None = None, revision: str | None = N
         CheckpointError: the directory is no autoencoder.
         DownloadError: the files are not cached and cannot be downloaded.
     """
-    if model is None or str(model) == EMBEDDED_AUTOENCODER:
+    if model is None or find_autoencoder(str(model)) is AUTOENCODERS[EMBEDDED_AUTOENCODER]:
         return open_directory(embedded_directory())
     path = Path(model)
     if path.is_dir():
@@ -108,13 +108,17 @@ def open_directory(directory: Path) -> AutoencoderFiles:
 def _own(directory: Path) -> AutoencoderFiles:
     values = read_json(directory / OWN_CONFIG_NAME)
     try:
+        if values["layout"] not in (DIFFUSERS, OWN):
+            raise UsageError(f"unknown layout {values['layout']!r}")
+        if not isinstance(values.get("name"), str | None):
+            raise UsageError(f"no name: {values['name']!r}")
         checksums = {directory / Path(name).name: str(digest) for name, digest in values["weights"].items()}
         return AutoencoderFiles(
             where=directory,
             layout=values["layout"],
             config=AutoencoderConfig.from_dict(values["config"]),
             name=values.get("name"),
-            scaling_factor=values.get("scaling_factor"),
+            scaling_factor=require_scaling_factor(values.get("scaling_factor"), directory / OWN_CONFIG_NAME),
             weights=list(checksums),
             sha256=checksums,
         )
@@ -137,7 +141,7 @@ def _diffusers(directory: Path, values: dict) -> AutoencoderFiles:
     if not weights.is_file():
         raise CheckpointError(f"{directory} has a {CONFIG_NAME} but no {diffusers_layout.WEIGHTS_NAME}")
     config = diffusers_layout.from_diffusers_config(values)
-    scaling_factor = values.get("scaling_factor")
+    scaling_factor = require_scaling_factor(values.get("scaling_factor"), directory / CONFIG_NAME)
     return AutoencoderFiles(directory, DIFFUSERS, config, None, scaling_factor, [weights], _declared(weights))
 
 

@@ -1,6 +1,7 @@
 """Tensors out of files that may be damaged or hostile. Nothing here executes what it reads."""
 
 import json
+import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,6 +63,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object")
     return values
+
+
+def require_scaling_factor(value: object, path: Path) -> float | None:
+    """The scaling factor that a configuration file gives, None where it gives none.
+
+    Raises:
+        CheckpointError: it is no finite number above 0.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise CheckpointError(f"{path}: scaling_factor must be a finite number above 0, not {value!r}")
+    return float(value)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -168,10 +168,20 @@ def load_batches(stream: CropStream, plan: BatchPlan, steps: range, num_workers:
         generator=torch.Generator(),  # a loader draws a number when it starts: not from the run's own chance
         worker_init_fn=_leave_signals_to_main if num_workers else None,
     )
+    batches = iter(loader)
     try:
-        yield from loader
+        yield from batches
     except DataError as error:
         raise DataError(str(error).strip().splitlines()[-1].partition("DataError: ")[2] or str(error)) from error
+    finally:
+        _end_workers(batches)
+
+
+def _end_workers(batches: Iterator[Batch]) -> None:
+    """Tell workers to end. They do not heed the SIGTERM that Python would send at its own end, and then wait for."""
+    end = getattr(batches, "_shutdown_workers", None)  # there is none where the main process reads by itself
+    if end is not None:
+        end()
 
 
 def _leave_signals_to_main(_worker: int) -> None:

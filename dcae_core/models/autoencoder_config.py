@@ -6,17 +6,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcae_core.errors import UsageError
+from dcae_core.models.config_values import MAX_BLOCKS, MAX_CHANNELS, require_choice, require_count, require_counts
 from dcae_core.nn.activations import ACTIVATIONS
 from dcae_core.nn.attention import HEAD_CHANNELS
 
-_NAMES = {
+_CHOICES: dict[str, tuple[object, ...]] = {
     "downsample": ("pixel_unshuffle", "conv"),
     "upsample": ("pixel_shuffle", "interpolate"),
+    "head_norm": (True, False),
+    "head_act": (*ACTIVATIONS, None),
+    "latent_shortcuts": (True, False),
+    "residual_shortcuts": (True, False),
+}
+_CHOICES_PER_STAGE = {
     "encoder_blocks": ("res", "evit_glu"),
     "decoder_blocks": ("res", "evit_glu"),
     "decoder_norms": ("rms_norm", "batch_norm"),
     "decoder_acts": tuple(ACTIVATIONS),
 }
+_MAX_KERNEL_SIZE, _MAX_STAGES = 99, 16
 _PER_STAGE = ("widths", "depths", "blocks", "attention_scales")
 _DECODER_PER_STAGE = ("norms", "acts")
 
@@ -67,7 +75,7 @@ class AutoencoderConfig:
     in_channels: int = 3
 
     def __post_init__(self) -> None:
-        self._check_names()
+        self._check_values()
         self._check_stages()
         self._check_channels()
 
@@ -124,20 +132,38 @@ class AutoencoderConfig:
                 shared = overrides.pop(name)
                 overrides = {f"encoder_{name}": shared, f"decoder_{name}": shared} | overrides
         values |= {name: _as_tuples(value) for name, value in overrides.items()}
+        require_counts("autoencoder encoder_widths", values["encoder_widths"], 1, MAX_CHANNELS)
         num_stages = len(values["encoder_widths"])
         for name in _per_stage_fields():
             if name not in overrides:
                 values[name] = _resize(values[name], num_stages)
         return AutoencoderConfig(**values)
 
-    def _check_names(self) -> None:
-        for field, known in _NAMES.items():
-            value = getattr(self, field)
-            for name in (value,) if isinstance(value, str) else value:
-                if name not in known:
-                    raise UsageError(f"autoencoder {field}: {name!r} is not one of {', '.join(known)}")
-        if self.head_act is not None and self.head_act not in ACTIVATIONS:
-            raise UsageError(f"autoencoder head_act: {self.head_act!r} is not one of {', '.join(ACTIVATIONS)} or null")
+    def _check_values(self) -> None:
+        """Each field by itself: of the right kind, and of a size that can be built."""
+        for field, choices in _CHOICES.items():
+            require_choice(f"autoencoder {field}", getattr(self, field), choices)
+        for field in ("latent_channels", "in_channels"):
+            require_count(f"autoencoder {field}", getattr(self, field), 1, MAX_CHANNELS)
+        for side in ("encoder", "decoder"):
+            require_counts(f"autoencoder {side}_widths", getattr(self, f"{side}_widths"), 1, MAX_CHANNELS)
+            require_counts(f"autoencoder {side}_depths", getattr(self, f"{side}_depths"), 0, MAX_BLOCKS)
+        for field in _per_stage_fields():
+            if not isinstance(getattr(self, field), tuple):
+                raise UsageError(f"autoencoder {field} must be a list, one entry a stage, not {getattr(self, field)!r}")
+        for field, names in _CHOICES_PER_STAGE.items():
+            for name in getattr(self, field):
+                require_choice(f"autoencoder {field}", name, names)
+        for side in ("encoder", "decoder"):
+            for scales in getattr(self, f"{side}_attention_scales"):
+                self._check_scales(f"autoencoder {side}_attention_scales", scales)
+
+    @staticmethod
+    def _check_scales(what: str, scales: object) -> None:
+        require_counts(what, scales, 1, _MAX_KERNEL_SIZE)
+        assert isinstance(scales, tuple)
+        if any(scale % 2 == 0 for scale in scales):
+            raise UsageError(f"{what}: a kernel size must be odd, so that it has a middle, not {scales}")
 
     def _check_stages(self) -> None:
         for field in _per_stage_fields():
@@ -145,16 +171,12 @@ class AutoencoderConfig:
                 raise UsageError(
                     f"autoencoder {field} has {len(getattr(self, field))} entries, encoder_widths has {self.num_stages}"
                 )
-        if self.num_stages < 2:
-            raise UsageError("an autoencoder needs at least two stages")
+        if not 2 <= self.num_stages <= _MAX_STAGES:
+            raise UsageError(f"an autoencoder has 2 to {_MAX_STAGES} stages, not {self.num_stages}")
         for side in ("encoder", "decoder"):
-            if min(getattr(self, f"{side}_depths")) < 0:
-                raise UsageError(f"autoencoder {side}_depths: a stage cannot have fewer than no blocks")
             for stage, (width, block) in enumerate(
                 zip(getattr(self, f"{side}_widths"), getattr(self, f"{side}_blocks"), strict=True)
             ):
-                if width < 1:
-                    raise UsageError(f"autoencoder {side}_widths: stage {stage} has width {width}")
                 if block == "evit_glu" and width % HEAD_CHANNELS:
                     raise UsageError(
                         f"autoencoder {side}_widths: evit_glu stage {stage} needs a multiple of {HEAD_CHANNELS}, "
@@ -165,8 +187,6 @@ class AutoencoderConfig:
                 raise UsageError(f"autoencoder decoder_norms: evit_glu stage {stage} has rms_norm only")
 
     def _check_channels(self) -> None:
-        if self.latent_channels < 1 or self.in_channels < 1:
-            raise UsageError("autoencoder latent_channels and in_channels must be at least 1")
         encoder, decoder = self._resampled_widths("encoder"), self._resampled_widths("decoder")
         if self.downsample == "pixel_unshuffle" and any(out % 4 for _, out in encoder):
             raise UsageError("autoencoder encoder_widths: pixel_unshuffle needs multiples of 4")

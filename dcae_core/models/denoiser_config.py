@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from dcae_core.errors import UsageError
+from dcae_core.models.config_values import MAX_BLOCKS, MAX_CHANNELS, require_choice, require_count
+
+_MAX_CLASSES, _MAX_SIDE = 1 << 30, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,26 +40,36 @@ class DenoiserConfig:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "in_channels", "hidden_size", "depth", "num_heads"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{self.architecture} {name} must be at least 1, not {getattr(self, name)}")
-        if self.num_classes < 0:
-            raise UsageError(f"{self.architecture} num_classes must be 0 (unconditional) or more")
+        limits = {"patch_size": MAX_CHANNELS, "in_channels": MAX_CHANNELS, "hidden_size": MAX_CHANNELS}
+        for name, limit in (limits | {"depth": MAX_BLOCKS, "num_heads": MAX_CHANNELS}).items():
+            require_count(f"{self.architecture} {name}", getattr(self, name), 1, limit)
+        require_count(f"{self.architecture} num_classes (0: unconditional)", self.num_classes, 0, _MAX_CLASSES)
+        self._check_input_size()
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, bool):
+                require_choice(f"{self.architecture} {field.name}", getattr(self, field.name), (True, False))
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise UsageError(
                 f"{self.architecture} hidden_size {self.hidden_size} must be a multiple of 4 "
                 f"and of num_heads {self.num_heads}"
             )
-        if any(side < 1 or side % self.patch_size for side in self.latent_size):
+        if any(side % self.patch_size for side in self.latent_size):
             raise UsageError(
                 f"{self.architecture} input_size {self.input_size} must be a multiple of patch_size {self.patch_size}"
             )
+
+    def _check_input_size(self) -> None:
+        size = self.input_size
+        if isinstance(size, tuple) and len(size) != 2:
+            raise UsageError(f"{self.architecture} input_size is one number or (height, width), not {size}")
+        for side in size if isinstance(size, tuple) else (size,):
+            require_count(f"{self.architecture} input_size", side, 1, _MAX_SIDE)
 
     @property
     def latent_size(self) -> tuple[int, int]:
         """(height, width) of the latent."""
         size = self.input_size
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
+        return size if isinstance(size, tuple) else (size, size)
 
     @property
     def grid(self) -> tuple[int, int]:

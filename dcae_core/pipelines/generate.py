@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dcae_core.checkpoints.diffusion import EMA, DiffusionFiles, DiffusionParts, locate_diffusion, read_diffusion
 from dcae_core.data.pictures import tensor_to_uint8, uint8_to_picture
+from dcae_core.devices import select_device
 from dcae_core.diffusion.calls import Progress
 from dcae_core.diffusion.guidance import guide
 from dcae_core.diffusion.noise import sample_noise
@@ -134,9 +135,10 @@ def load_diffusion(
         UsageError: nothing is called that.
         CheckpointError: the weights are damaged or do not fit, or the autoencoder makes other latents.
         DownloadError: the files are not cached and cannot be downloaded.
+        ResourceError: this machine has no such device.
     """
     files = locate_diffusion(model, revision, weights)
-    return DiffusionPipeline.load(files, device=device, dtype=dtype, autoencoder=autoencoder)
+    return DiffusionPipeline.load(files, device=select_device(str(device)), dtype=dtype, autoencoder=autoencoder)
 
 
 class DiffusionPipeline:
@@ -233,12 +235,14 @@ class DiffusionPipeline:
             progress: called after each step of each batch.
 
         Raises:
-            UsageError: an unknown class, or no samples.
+            UsageError: an unknown class, no samples, or no batch size.
             ResourceError: even one sample does not fit into memory.
         """
         self._require_classes(classes)
         if batch_size is None:
             batch_size = self.find_batch_size(len(classes), settings)
+        if batch_size < 1:
+            raise UsageError(f"the batch size must be at least 1, not {batch_size}")
         batch_size = min(batch_size, len(classes))
         for number, start in enumerate(range(0, len(classes), batch_size)):
             if skip(number):
@@ -278,7 +282,7 @@ class DiffusionPipeline:
             raise UsageError("no classes were given, so there is nothing to sample")
         last = max(1, self.config.num_classes) - 1
         for number in classes:
-            if not 0 <= number <= last:
+            if int(number) != number or not 0 <= number <= last:
                 raise UsageError(f"class {number} does not exist: this network knows 0 to {last}")
 
     def _sample(

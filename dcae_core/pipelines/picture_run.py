@@ -23,6 +23,7 @@ from dcae_core.pipelines.comparison import Column, compare
 from dcae_core.pipelines.encoder import load_encoder
 from dcae_core.pipelines.memory import choose_tile
 from dcae_core.pipelines.reconstruct import Progress, check_tile, decode_rows, encode_rows
+from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
 _SMALLEST_FOR_SSIM = 6
 
@@ -264,7 +265,7 @@ def _reconstruct_one(
     files = {"reconstruction": save_raster(reconstruction, settings.output / f"{stem}.recon.png")}
     if settings.save_latents:
         path = settings.output / f"{stem}.latent.safetensors"
-        origin = Origin(*size, model.given, model.fingerprint, tile)
+        origin = Origin(*size, model.given or EMBEDDED_AUTOENCODER, model.fingerprint, tile)
         save_latent(path, latent, origin, model.network.spatial_compression_ratio)
         files["latent"] = str(path)
     psnr, ssim = _measure(original, reconstruction)

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from dcae_core.recipes.number_types import ComputingType, StoredType
 from dcae_core.recipes.section import Recipe
 from dcae_core.recipes.training import NonNegative, Positive
 
@@ -21,9 +22,9 @@ class EncodeDatasetRecipe(Recipe):
     """Side of ADM's centre crop, in pixels."""
     flipped_copies: bool = False
     """Also store the latent of every picture's mirror image."""
-    latent_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    latent_dtype: StoredType = "float16"
     """How latents are stored."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: ComputingType = "fp32"
     """Number type of the network."""
     batch_size: Positive = 16
     """Pictures at a time in each process; part of what the bytes depend on."""

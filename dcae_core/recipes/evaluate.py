@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dcae_core.recipes.number_types import ComputingType
 from dcae_core.recipes.section import Recipe, Section
 from dcae_core.recipes.training import NonNegative, NonNegativeNumber, Positive
 
@@ -12,7 +13,6 @@ RECONSTRUCTION_METRICS: tuple[MetricName, ...] = ("psnr", "ssim", "lpips")
 REFERENCE_METRICS: tuple[MetricName, ...] = ("fid", "precision_recall", "kid")
 MEASURED_NAMES = ("psnr", "ssim", "lpips", "fid", "is", "precision", "recall", "kid")
 SCORE_NAMES = (*MEASURED_NAMES, "latent_mean", "latent_rms", "latent_std")
-DtypeName = Literal["fp32", "bf16", "fp16"]
 
 
 class AutoencoderSubject(Section):
@@ -20,7 +20,7 @@ class AutoencoderSubject(Section):
 
     model: str | None = None
     """Zoo name, hub id or directory; null is the embedded model."""
-    dtype: DtypeName = "fp32"
+    dtype: ComputingType = "fp32"
     """Number type of the network."""
 
 
@@ -41,7 +41,7 @@ class DiffusionSubject(Section):
     """Null is the sampler's default."""
     seed: NonNegative = 0
     """Of the noise, and of the labels: torch.randint over the classes, as published."""
-    dtype: DtypeName = "fp32"
+    dtype: ComputingType = "fp32"
     """Number type of the networks."""
 
 

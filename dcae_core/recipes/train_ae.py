@@ -13,6 +13,7 @@ from dcae_core.recipes.training import (
     LoggingSettings,
     NonNegative,
     NonNegativeNumber,
+    NumWorkers,
     OptimiserSettings,
     Positive,
     PositiveNumber,
@@ -61,7 +62,7 @@ class DataSettings(Section):
     """Where pictures come from; with several, each picture is drawn from one of them by weight."""
     damaged: Literal["skip", "fail"] = "skip"
     """A picture that cannot be decoded is listed in `damaged.txt` and replaced by the next, or ends the run."""
-    num_workers: NonNegative = 4
+    num_workers: NumWorkers = 4
     """Processes that decode and crop; the result does not depend on it."""
     scale: Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)] = [0.25, 1.0]
     """A crop's share of the picture's area: smallest and largest."""

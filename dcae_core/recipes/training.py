@@ -4,10 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dcae_core.recipes.number_types import ComputingType
 from dcae_core.recipes.section import Section
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+_LARGEST = (1 << 63) - 1  # what PyTorch can take for a size or a seed
+Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
+NonNegative = Annotated[int, Field(ge=0, le=_LARGEST)]
+NumWorkers = Annotated[int, Field(ge=0, le=1024)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 NonNegativeNumber = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -46,7 +49,7 @@ class EmaSettings(Section):
 class ExecutionSettings(Section):
     """How the same mathematics is computed: speed and memory, not results beyond rounding."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: ComputingType = "fp32"
     """Number type of matrix products and convolutions (autocast); weights and averages stay float32."""
     compile: bool = False
     """Use torch.compile: minutes at the start, faster steps."""

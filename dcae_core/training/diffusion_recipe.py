@@ -68,7 +68,12 @@ def sample_settings(sampling: SamplingSettings, guidance_scale: float) -> Sample
 
 
 def check_diffusion_recipe(recipe: TrainDiffusionRecipe) -> list[str]:
-    """Faults that only show beside the latents and the number of processes, as "dotted.path: message"."""
+    """Faults that only show beside the latents and the number of processes, as "dotted.path: message".
+
+    Raises:
+        DataError: the latents are missing or damaged, and nothing is wrong with the recipe itself.
+        DownloadError: they cannot be reached, likewise.
+    """
     faults = []
     if recipe.batch_size < recipe.accumulation * world_size():
         faults.append(
@@ -83,7 +88,9 @@ def check_diffusion_recipe(recipe: TrainDiffusionRecipe) -> list[str]:
     try:
         dataset = open_latents(recipe)
     except DcaeError as error:
-        return [*faults, f"latents: {error}"]
+        if faults := [*faults, *check_diffusion_network(recipe)]:
+            return [*faults, f"latents: {error}"]
+        raise type(error)(f"latents: {error}") from error
     return [*faults, *_dataset_faults(recipe, dataset), *_network_faults(recipe, LatentKind.of(dataset))]
 
 

@@ -108,6 +108,10 @@ def test_what_is_wrong_with_a_model_is_said_in_one_line(tmp_path, monkeypatch) -
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-100])
     strange = write_diffusion(tmp_path / "strange")
     (strange / "dcae.json").write_text(json.dumps({"diffusion": {"config": {"architecture": "unet"}}}))
+    unnamed = write_diffusion(tmp_path / "unnamed")
+    described = json.loads((unnamed / "dcae.json").read_text())
+    described["diffusion"]["autoencoder"] = ["a", "b"]
+    (unnamed / "dcae.json").write_text(json.dumps(described))
     autoencoder_only = tmp_path / "autoencoder-only"
     autoencoder_only.mkdir()
     (autoencoder_only / "config.json").write_text(json.dumps({"model_name": "dc-ae-f32c32-in-1.0"}))
@@ -122,6 +126,7 @@ def test_what_is_wrong_with_a_model_is_said_in_one_line(tmp_path, monkeypatch) -
         (load(model), CheckpointError, "does not fit the network"),
         (load(broken), CheckpointError, "damaged"),
         (load(strange), CheckpointError, "unet"),
+        (load(unnamed), CheckpointError, "no name or place"),
         (load(autoencoder_only), CheckpointError, "no released diffusion model"),
         (load(tmp_path / "empty"), CheckpointError, "no checkpoint yet"),
         (load(eight), CheckpointError, "no diffusion model"),

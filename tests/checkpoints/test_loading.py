@@ -186,8 +186,36 @@ def test_an_empty_cache_without_a_network_says_how_to_place_the_file(network, hu
         load_autoencoder(NAME)
 
 
-def test_embedded_weights_are_the_default():
-    assert load_autoencoder().config == AUTOENCODERS["dc-ae-f32c32-tiny-1.0"].config
+@pytest.mark.parametrize("name", [None, "dc-ae-f32c32-tiny-1.0", "mit-han-lab/dc-ae-f32c32-tiny-1.0"])
+def test_embedded_weights_are_the_default_and_have_a_name(name):
+    assert load_autoencoder(name).config == AUTOENCODERS["dc-ae-f32c32-tiny-1.0"].config
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("dcae.json", {"scaling_factor": "large"}),
+        ("dcae.json", {"scaling_factor": -1}),
+        ("dcae.json", {"layout": "other"}),
+        ("dcae.json", {"name": 7}),
+        ("dcae.json", {"config": 7}),
+        ("dcae.json", {"weights": ["model.safetensors"]}),
+        ("config.json", {"scaling_factor": float("nan")}),
+        ("config.json", {"encoder_block_out_channels": 32}),
+        ("config.json", {"encoder_block_out_channels": [10**9] * 3}),
+        ("config.json", {"encoder_layers_per_block": [1, 10**9, 1]}),
+        ("config.json", {"encoder_qkv_multiscales": 5}),
+        ("config.json", {"latent_channels": True}),
+    ],
+)
+def test_a_configuration_with_values_of_another_kind_is_refused(network, tmp_path, file, changes):
+    save_autoencoder(network, tmp_path / "m", layout="dcae" if file == "dcae.json" else "diffusers")
+    if file != "dcae.json":
+        (tmp_path / "m" / "dcae.json").unlink()
+    values = json.loads((tmp_path / "m" / file).read_text())
+    (tmp_path / "m" / file).write_text(json.dumps(values | changes))
+    with pytest.raises(CheckpointError, match=file):
+        load_autoencoder(tmp_path / "m")
 
 
 def test_a_bit_flip_in_the_embedded_file_is_noticed(tmp_path):

@@ -66,6 +66,13 @@ def test_json_carries_everything(dcae) -> None:
     assert len(document["settings"]["network"]) == 64
 
 
+@pytest.mark.parametrize(("written", "meant"), [("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16")])
+def test_a_number_type_may_be_written_in_full(dcae, written: str, meant: str) -> None:
+    run = dcae("eval", *COMMON, "--psnr", "--json", "--dtype", written)
+    run.assert_succeeds()
+    assert json.loads(run.stdout)["settings"]["autoencoder"]["dtype"] == meant
+
+
 def test_three_processes_give_the_number_of_one(folder: Path) -> None:
     documents = []
     for count in (1, 3):
@@ -157,6 +164,7 @@ def test_bad_input_gets_one_line(dcae, folder: Path, tmp_path: Path) -> None:
     dcae("eval", *COMMON, "--set", "metricss=[psnr]").assert_fails(2, "metricss: unknown key")
     dcae("eval", *COMMON, "--fid", "--ref", "none.npz").assert_fails(3, "make one: dcae fid-ref")
     dcae("fid-ref", "--images", "pictures", "--out", "ref").assert_fails(2, "ends in .npz")
+    dcae("fid-ref", "--images", "pictures", "--out", "r.npz", "--dtype", "bf16").assert_fails(2, "float32")
     dcae("fid-ref", "--images", "pictures").assert_fails(2, "--out", "dcae fid-ref --images imagenet/val")
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"half a file")

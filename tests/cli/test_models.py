@@ -1,6 +1,7 @@
 """`dcae models`: the list, and filling a cache."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -100,6 +101,12 @@ def test_download_says_where_a_cached_model_lies(dcae, empty_cache) -> None:
     run = dcae("models", "download", name)
     run.assert_succeeds()
     assert run.stdout == f"{name}: {config.parent}\n"
+
+
+def test_download_for_a_program(dcae) -> None:
+    (found,) = json.loads(dcae("models", "download", "dc-ae-f32c32-tiny-1.0", "--json").stdout)
+    assert found["name"] == "dc-ae-f32c32-tiny-1.0"
+    assert (Path(found["directory"]) / "dcae.json").is_file()
 
 
 def test_download_lacking_a_name_shows_an_example(dcae) -> None:

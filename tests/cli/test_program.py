@@ -71,6 +71,26 @@ def test_every_option_has_a_help_line(command: str) -> None:
             assert parameter.param_type_name != "option" or parameter.help, f"{each.name} {parameter.opts}"
 
 
+def options_of(command: str) -> list[tuple[str, set[str]]]:
+    """The command, and each of its subcommands, with the options it takes."""
+    commands = [load_command(command)]
+    commands += getattr(commands[0], "commands", {}).values()
+    return [(each.name, {option for parameter in each.params for option in parameter.opts}) for each in commands]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_prints_json_and_tracebacks_when_asked(command: str) -> None:
+    for name, options in options_of(command):
+        assert {"--debug"} <= options, name
+        assert {"--json"} <= options or name == "schema", name  # a schema is JSON anyway
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"models", "recipes", "convert", "info"}))
+def test_every_command_that_computes_takes_a_device_and_a_number_type(command: str) -> None:
+    for name, options in options_of(command):
+        assert {"--device", "--dtype"} <= options, name
+
+
 def test_without_arguments_the_help_is_shown(dcae) -> None:
     run = dcae()
     run.assert_succeeds()

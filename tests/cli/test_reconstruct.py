@@ -109,6 +109,15 @@ def test_latents_are_kept_with_what_they_are_and_decode_to_the_same_bytes(dcae, 
     assert (tmp_path / "decoded" / "p.recon.png").read_bytes() == (tmp_path / "out" / "p.recon.png").read_bytes()
 
 
+def test_latents_of_the_embedded_model_name_it_too(dcae, tmp_path) -> None:
+    picture = write_picture(tmp_path / "p.png")
+    dcae("reconstruct", picture, "-o", tmp_path, "--save-latents", "--no-compare").assert_succeeds()
+    with safe_open(tmp_path / "p.latent.safetensors", framework="pt") as file:
+        assert file.metadata()["model"] == "dc-ae-f32c32-tiny-1.0"
+    dcae("decode", tmp_path / "p.latent.safetensors", "-o", tmp_path / "out").assert_succeeds()
+    assert (tmp_path / "out" / "p.recon.png").read_bytes() == (tmp_path / "p.recon.png").read_bytes()
+
+
 def test_a_latent_is_not_decoded_by_other_weights_of_the_same_shape(dcae, models, tmp_path) -> None:
     picture = write_picture(tmp_path / "p.png")
     dcae("reconstruct", picture, "--model", models / "a", "-o", tmp_path / "out", "--save-latents").assert_succeeds()

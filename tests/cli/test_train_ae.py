@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,17 @@ def test_dry_run_prints_what_will_happen(dcae, recipe_file: Path, tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+def test_json_for_a_program_and_a_number_type_beside_the_recipe(dcae, recipe_file: Path, tmp_path: Path) -> None:
+    forecast = json.loads(dcae("train-ae", recipe_file, "--device", "cpu", "--dry-run", "--json").stdout)
+    assert [phase["name"] for phase in forecast["phases"]] == ["full", "latent_adaptation"]
+    assert forecast["num_pictures"] == 10
+    run = dcae("train-ae", recipe_file, "--device", "cpu", "--phase", "full", "--dtype", "bfloat16", "--json")
+    assert json.loads(run.stdout) == {"directory": str(tmp_path / "run" / "autoencoder")}
+    assert (tmp_path / "run" / "autoencoder" / "dcae.json").is_file()
+    assert "precision: bf16" in (tmp_path / "run" / "recipe.yaml").read_text()
+    dcae("train-ae", recipe_file, "--dtype", "fp8").assert_fails(2, "--dtype 'fp8'", "bf16")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -71,6 +84,9 @@ def test_dry_run_prints_what_will_happen(dcae, recipe_file: Path, tmp_path: Path
         (("--set", "network.config.widths=[8]"), 2, ("network",)),
         (("--set", "data.sources.0.path=nowhere"), 3, ("nowhere", "no such file or folder")),
         (("--set", "validation={path: nowhere, resolution: 16}"), 3, ("nowhere",)),
+        (("--set", f"seed={10**30}"), 2, ("seed",)),
+        (("--set", "data.num_workers=100000"), 2, ("data.num_workers", "1024")),
+        (("--set", f"phases.full.resolution={10**9}", "--dry-run"), 4, ("out of memory",)),
         (("--set", "phases.full.latent_channels=[99]"), 2, ("latent_channels", "99")),
         (("--phase", "local_refinement"), 2, ("--phase local_refinement", "full, latent_adaptation")),
         (("--resume", "somewhere"), 2, ("--resume somewhere", "not a checkpoint")),
@@ -80,6 +96,18 @@ def test_dry_run_prints_what_will_happen(dcae, recipe_file: Path, tmp_path: Path
 def test_one_line_before_any_training(arguments, code: int, words, dcae, recipe_file: Path, tmp_path: Path) -> None:
     dcae("train-ae", recipe_file, "--device", "cpu", *arguments).assert_fails(code, *words)
     assert not list(tmp_path.glob("run/checkpoints/step_*"))
+
+
+def test_pictures_that_are_all_damaged_end_the_program_with_its_workers(recipe_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    for number in range(3):
+        (tmp_path / "bad" / f"{number}.png").write_bytes(b"no picture")
+    settings = ("data.num_workers=2", f"data.sources=[{{path: {tmp_path / 'bad'}}}]")
+    command = [sys.executable, "-m", "dcae_cli", "train-ae", str(recipe_file), "--device", "cpu"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert run.returncode == 3
+    assert run.stderr.splitlines()[-1].startswith("dcae: none of the 3 pictures can be decoded")
 
 
 def test_unknown_recipe(dcae) -> None:
@@ -98,6 +126,8 @@ def test_recipes_commands(dcae, recipe_file: Path) -> None:
     checked = dcae("recipes", "check")
     assert checked.stdout == f"{len(names)} recipes are right\n"
     assert dcae("recipes", "check", recipe_file).stdout == "1 recipe is right\n"
+    assert json.loads(dcae("recipes", "check", "--json").stdout) == {"recipes": len(names), "faults": []}
+    assert json.loads(dcae("recipes", "show", "train_ae/tiny", "--json").stdout)["text"] == shown.stdout
     recipe_file.write_text(recipe_file.read_text().replace('"seed"', '"sed"'))
     dcae("recipes", "check", recipe_file).assert_fails(2, "sed", "did you mean 'seed'")
     recipe_file.write_text(recipe_file.read_text().replace('"adjacent_stages": 0', '"adjacent_stages": 2'))

@@ -91,7 +91,11 @@ def test_bad_input_is_told_before_any_work(dcae, directory, latents):
     train("network.num_classes=1000").assert_fails(2, "the latents have 2 classes")
     train("batch_size=9").assert_fails(2, "9 is more than the 8 latents")
     train("resolution=512").assert_fails(2, "pictures of 16 px")
-    train(f"latents={directory}/none").assert_fails(2, "manifest.json is missing")
+    train(f"latents={directory}/none").assert_fails(3, "latents: ", "manifest.json is missing")
+    several = train(f"latents={directory}/none", "network.depth=3")
+    assert several.exit_code == 2
+    assert "depth must be even" in several.stderr
+    assert "manifest.json is missing" in several.stderr
     other = small_autoencoder(seed=1)
     other.scaling_factor = 0.5
     save_autoencoder(other, directory / "other", layout="dcae")

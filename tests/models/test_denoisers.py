@@ -113,6 +113,12 @@ def test_initial_weights() -> None:
         (lambda: create_denoiser("uvit", hidden_size=100, num_heads=8), "num_heads"),
         (lambda: create_denoiser("dit", input_size=9, patch_size=2), "patch_size"),
         (lambda: create_denoiser("dit", num_heads=0), "num_heads"),
+        (lambda: create_denoiser("uvit", depth=10**9), "depth must be a whole number"),
+        (lambda: create_denoiser("uvit", hidden_size=1.5), "hidden_size must be a whole number"),
+        (lambda: create_denoiser("uvit", input_size="16"), "input_size must be a whole number"),
+        (lambda: create_denoiser("uvit", input_size=(8, 8, 8)), "(height, width)"),
+        (lambda: create_denoiser("uvit", num_classes=-1), "num_classes"),
+        (lambda: create_denoiser("dit", learned_variance="no"), "learned_variance"),
         (lambda: denoiser_config({"architecture": "unet"}), "uvit"),
         (
             lambda: random_denoiser("uvit")(torch.zeros(1, 3, 8, 8), torch.tensor(1.0), torch.tensor([0])),

@@ -137,6 +137,8 @@ def test_a_network_without_classes(tmp_path) -> None:
         ({"sampler": "heun"}, "dpm-solver"),
         ({"guidance_scale": float("nan")}, "finite"),
         ({"seed": -1}, "seed"),
+        ({"classes": [1.5]}, "class 1.5"),
+        ({"batch_size": 0}, "batch size"),
     ],
 )
 def test_what_cannot_be_asked_for(pipelines, arguments, words) -> None:

@@ -1,0 +1,42 @@
+"""What every network's configuration asks of its values, which may come from anyone's file."""
+
+from collections.abc import Collection
+from numbers import Integral
+
+from dcae_core.errors import UsageError
+
+# Far beyond any network, and small enough for one to be laid out without memory before its weights are looked at.
+MAX_CHANNELS = 1 << 16
+MAX_BLOCKS = 1 << 10
+
+
+def require_count(what: str, value: object, low: int, high: int) -> None:
+    """Refuse what is no whole number in low..high; True and False are none.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
+        raise UsageError(f"{what} must be a whole number from {low} to {high}, not {value!r}")
+
+
+def require_counts(what: str, values: object, low: int, high: int) -> None:
+    """Refuse what is no tuple of whole numbers in low..high.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(values, tuple):
+        raise UsageError(f"{what} must be a list of whole numbers, not {values!r}")
+    for value in values:
+        require_count(what, value, low, high)
+
+
+def require_choice(what: str, value: object, choices: Collection[object]) -> None:
+    """Refuse what is none of `choices`.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        raise UsageError(f"{what}: {value!r} is not one of {', '.join(map(str, choices))}")
