@@ -28,6 +28,7 @@ SHARD_SIZE = 1000
 READS = {"cold": 2000, "warm": 10000}
 BATCH = 256
 TARGET_RATE = 20_000  # latents per second
+WARM_UP_STEPS = 20  # until reading is as far ahead as it may be
 
 
 def write(directory: Path, count: int) -> None:
@@ -90,22 +91,24 @@ def measure_reading(directory: Path, count: int) -> None:
 
 def measure_loader(directory: Path, num_steps: int = 400) -> None:
     """Feed a step that lasts as long as one at TARGET_RATE would, and add up how long it waits for its batches."""
-    dataset = LatentDataset(directory / "shards")
-    batches = load_latents(
-        dataset, GlobalShuffle(len(dataset), seed=0), BatchPlan(BATCH), range(num_steps + 1), lambda batch: batch
-    )
-    next(batches)
+    dataset, steps = LatentDataset(directory / "shards"), range(WARM_UP_STEPS + num_steps)
+    batches = load_latents(dataset, GlobalShuffle(len(dataset), seed=0), BatchPlan(BATCH), steps, lambda batch: batch)
     step_seconds = BATCH / TARGET_RATE
-    waited = 0.0
-    start = time.perf_counter()
-    for _ in range(num_steps):
+    waits = []
+    for _ in steps:
         before = time.perf_counter()
-        next(batches)
-        waited += time.perf_counter() - before
+        batch = next(batches)
+        waits.append(time.perf_counter() - before)
+        assert len(batch.items) == BATCH
+        held = batch  # freeing the batch before is part of the step
         time.sleep(max(0.0, before + step_seconds - time.perf_counter()))
-    elapsed = time.perf_counter() - start
-    rate = num_steps * BATCH / elapsed
-    print(f"loader: {rate:,.0f} latents/s beside a step of {step_seconds * 1e3:.1f} ms; waited {waited / elapsed:.2%}")
+    del held
+    waits = waits[WARM_UP_STEPS:]
+    print(
+        f"loader: beside a step of {step_seconds * 1e3:.1f} ms ({TARGET_RATE:,} latents/s) waited "
+        f"{np.mean(waits) / step_seconds:.2%} of it, {np.median(waits) * 1e3:.2f} ms a batch, at most "
+        f"{max(waits) * 1e3:.2f} ms"
+    )
 
     start = time.perf_counter()
     order = GlobalShuffle(len(dataset), seed=1)

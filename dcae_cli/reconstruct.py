@@ -12,7 +12,8 @@ from dcae_cli.reporting import report, silence
 
 if TYPE_CHECKING:
     from dcae_cli.progress import Advance
-    from dcae_core.pipelines.picture_run import PictureResult, RunModel
+    from dcae_core.pipelines.picture_result import PictureResult
+    from dcae_core.pipelines.picture_run import RunModel
     from dcae_core.pipelines.reconstruct import Progress
 
 COLUMNS = ("picture", "model", "size", "latent", "compression", "PSNR dB", "SSIM", "ms")
@@ -72,10 +73,10 @@ def reconstruct(
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.errors import CheckpointError, DataError
     from dcae_core.files import make_directory
-    from dcae_core.pipelines import picture_run
+    from dcae_core.pipelines import picture_inputs, picture_run
 
     number_type, chosen = parse_dtype(dtype), select_device(device)
-    references, problems = picture_run.find_inputs(images)
+    references, problems = picture_inputs.find_inputs(images)
     if not references and len(problems) == 1:
         raise problems[0]
     for problem in problems:
@@ -94,7 +95,7 @@ def reconstruct(
     )
     picture_run.check_settings(models, settings)
     make_directory(output)
-    names = picture_run.name_outputs(references)
+    names = picture_inputs.name_outputs(references)
     results: list[PictureResult] = []
     with progress("reconstruct", total=len(references)) if len(references) > 1 else silence() as advance:
         for reference, name in zip(references, names, strict=True):

@@ -296,7 +296,11 @@ def find_denoiser(name: str) -> DenoiserEntry | None:
 
 
 def unknown_model(name: str, known: list[str]) -> UsageError:
-    """The error for a name that is in no table, with the nearest names that are."""
+    """The error for a name that is not in the table where it is looked for, with the nearest names that are."""
     near = difflib.get_close_matches(name.split("/")[-1], known, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}?" if near else "`dcae models` lists the names"
+    if find_autoencoder(name) is not None:
+        return UsageError(f"{name} is an autoencoder, which is not what is asked for here; {hint}")
+    if find_denoiser(name) is not None:
+        return UsageError(f"{name} is a diffusion model, which is not what is asked for here; {hint}")
     return UsageError(f"unknown model {name!r}: no zoo name, no hub id and no directory here; {hint}")

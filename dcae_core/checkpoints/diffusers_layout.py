@@ -16,6 +16,7 @@ from dcae_core.nn.attention import HEAD_CHANNELS
 
 CLASS_NAME = "AutoencoderDC"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 
 _BLOCKS = {"res": "ResBlock", "evit_glu": "EfficientViTBlock"}
 _QKV = ("to_q", "to_k", "to_v")

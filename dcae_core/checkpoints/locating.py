@@ -137,12 +137,29 @@ def _original(directory: Path, name: str) -> AutoencoderFiles:
 
 
 def _diffusers(directory: Path, values: dict) -> AutoencoderFiles:
-    weights = directory / diffusers_layout.WEIGHTS_NAME
-    if not weights.is_file():
-        raise CheckpointError(f"{directory} has a {CONFIG_NAME} but no {diffusers_layout.WEIGHTS_NAME}")
+    weights = _diffusers_weights(directory)
     config = diffusers_layout.from_diffusers_config(values)
     scaling_factor = require_scaling_factor(values.get("scaling_factor"), directory / CONFIG_NAME)
-    return AutoencoderFiles(directory, DIFFUSERS, config, None, scaling_factor, [weights], _declared(weights))
+    checksums = {path: digest for part in weights for path, digest in _declared(part).items()}
+    return AutoencoderFiles(directory, DIFFUSERS, config, None, scaling_factor, weights, checksums)
+
+
+def _diffusers_weights(directory: Path) -> list[Path]:
+    """The one file, or the parts that `save_pretrained(max_shard_size=...)` names in an index."""
+    whole = directory / diffusers_layout.WEIGHTS_NAME
+    if whole.is_file():
+        return [whole]
+    index = directory / diffusers_layout.INDEX_NAME
+    if not index.is_file():
+        raise CheckpointError(f"{directory} has a {CONFIG_NAME} but no {diffusers_layout.WEIGHTS_NAME}")
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(f"{index} does not say which file holds which tensor")
+    parts = [directory / Path(name).name for name in sorted(set(names.values()))]
+    for part in parts:
+        if not part.is_file():
+            raise CheckpointError(f"{directory} has no {part.name}, which its index names")
+    return parts
 
 
 def _lone_file(path: Path) -> AutoencoderFiles:

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Protocol
@@ -152,9 +152,10 @@ class _Positions:
                 yield self._plan.positions(step, part)
 
 
-def load_batches(stream: CropStream, plan: BatchPlan, steps: range, num_workers: int) -> Iterator[Batch]:
+def load_batches(stream: CropStream, plan: BatchPlan, steps: range, num_workers: int) -> Generator[Batch]:
     """Batches of the given steps: `plan.accumulation` for each.
 
+    Close it where it may end early (`contextlib.closing`), so that no worker outlives what asked for its batches.
     Workers read ahead by two batches each: num_workers * 2 * largest_piece crops of memory.
 
     Raises:

@@ -1,12 +1,9 @@
 """Picture files through one or several autoencoders into an output directory: what `dcae reconstruct` does."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import isfinite
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
 
 import torch
 
@@ -14,14 +11,15 @@ from dcae_core.data.latent_file import Origin, save_latent
 from dcae_core.data.pictures import DEFAULT_MAX_PIXELS, center_crop_adm
 from dcae_core.data.png import write_png
 from dcae_core.data.raster import Raster
-from dcae_core.data.sources import PictureReference, find_pictures
-from dcae_core.errors import DataError, UsageError
+from dcae_core.data.sources import PictureReference
+from dcae_core.errors import UsageError
 from dcae_core.files import replace_file
 from dcae_core.metrics.reconstruction import psnr_by_rows, ssim_by_rows
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.pipelines.comparison import Column, compare
 from dcae_core.pipelines.encoder import load_encoder
 from dcae_core.pipelines.memory import choose_tile
+from dcae_core.pipelines.picture_result import PictureResult
 from dcae_core.pipelines.reconstruct import Progress, check_tile, decode_rows, encode_rows
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
@@ -68,57 +66,6 @@ class RunSettings:
     max_pixels: int = DEFAULT_MAX_PIXELS
 
 
-@dataclass(frozen=True)
-class PictureResult:
-    """One picture through one autoencoder.
-
-    Attributes:
-        picture: the input.
-        model: the autoencoder's label.
-        width: in pixels.
-        height: in pixels.
-        latent_shape: (C, h, w).
-        psnr: in dB; infinite for an equal picture.
-        ssim: None for a picture with a side shorter than 6 pixels.
-        milliseconds: for encoding and decoding, without files and metrics.
-        tile: side of the tiles; None for whole.
-        files: what was written: "reconstruction", "comparison", "latent".
-    """
-
-    picture: str
-    model: str
-    width: int
-    height: int
-    latent_shape: tuple[int, ...]
-    psnr: float
-    ssim: float | None
-    milliseconds: float
-    tile: int | None
-    files: dict[str, str]
-
-    @property
-    def compression(self) -> float:
-        """How many times fewer values the latent has than the picture."""
-        channels, height, width = self.latent_shape
-        return 3 * self.width * self.height / (channels * height * width)
-
-    def as_json(self) -> dict[str, Any]:
-        """As plain values; an infinite PSNR is None, as JSON has no infinity."""
-        return {
-            "picture": self.picture,
-            "model": self.model,
-            "width": self.width,
-            "height": self.height,
-            "latent": list(self.latent_shape),
-            "compression": self.compression,
-            "psnr": self.psnr if isfinite(self.psnr) else None,
-            "ssim": self.ssim,
-            "milliseconds": self.milliseconds,
-            "tile": self.tile,
-            "files": self.files,
-        }
-
-
 def load_models(
     names: Sequence[str | None],
     *,
@@ -158,32 +105,6 @@ def check_settings(models: Iterable[RunModel], settings: RunSettings) -> None:
             check_tile(settings.tile, ratio)
         if settings.resolution is not None and settings.resolution % ratio:
             raise UsageError(f"--resolution {settings.resolution} is not a multiple of {ratio}, as {model.label} needs")
-
-
-def find_inputs(inputs: Iterable[str]) -> tuple[list[PictureReference], list[DataError]]:
-    """The pictures that each input names, and what is wrong with the inputs that name none."""
-    found: list[PictureReference] = []
-    problems: list[DataError] = []
-    for given in inputs:
-        try:
-            found += find_pictures([given])
-        except DataError as error:
-            problems.append(error)
-    return found, problems
-
-
-def name_outputs(references: Sequence[PictureReference]) -> list[str]:
-    """What the outputs of each picture are called: its stem, with more of its path where several would be the same."""
-    stems = [PurePath(reference.key).stem for reference in references]
-    longer = [reference.key.replace("/", "_").replace("\\", "_") for reference in references]
-    shared = Counter(stems)
-    names = [whole if shared[stem] > 1 else stem for stem, whole in zip(stems, longer, strict=True)]
-    used: Counter[str] = Counter()
-    for index, name in enumerate(names):
-        used[name] += 1
-        if used[name] > 1:
-            names[index] = f"{name}-{used[name]}"
-    return names
 
 
 def save_raster(picture: Raster, path: Path) -> str:
@@ -228,7 +149,7 @@ def reconstruct_file(
         result, reconstruction = _reconstruct_one(reference, original, model, settings, stem, progress(model))
         results.append(result)
         if settings.compare:
-            columns.append(Column(reconstruction, _caption(result)))
+            columns.append(Column(reconstruction, result.caption()))
     if settings.compare:
         caption = (Path(name).name, f"{original.width} x {original.height}")
         path = settings.output / f"{name}.compare.png"
@@ -293,11 +214,3 @@ def _measure(original: Raster, reconstruction: Raster) -> tuple[float, float | N
     shape = torch.Size((1, 3, original.height, original.width))
     large_enough = min(original.height, original.width) >= _SMALLEST_FOR_SSIM
     return float(psnr_by_rows(read, shape)), float(ssim_by_rows(read, shape)) if large_enough else None
-
-
-def _caption(result: PictureResult) -> tuple[str, ...]:
-    latent = " x ".join(map(str, result.latent_shape))
-    quality = f"PSNR {result.psnr:.2f} dB"
-    if result.ssim is not None:
-        quality += f", SSIM {result.ssim:.3f}"
-    return (result.model, f"latent {latent}, {result.compression:.0f} times fewer values", quality)

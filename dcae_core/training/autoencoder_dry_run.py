@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,15 +103,16 @@ def forecast_phase(recipe: TrainAutoencoderRecipe, phase: PhaseSettings) -> Phas
 def _measure_loader(pictures: TrainingPictures, recipe: TrainAutoencoderRecipe) -> tuple[float, list[str]]:
     """Images per second of the first phase's loader, and the damaged pictures that it met."""
     phase = recipe.phases[0]
-    batches = pictures.batches(phase.resolution, (recipe.seed,), BatchPlan(phase.batch_size), range(phase.steps))
-    damaged = list(next(batches).damaged)  # starting the workers does not count
-    start, images = time.perf_counter(), 0
-    for batch in batches:
-        images += len(batch.names)
-        damaged += batch.damaged
-        if time.perf_counter() - start > _LOADER_SECONDS:
-            break
-    return images / (time.perf_counter() - start), list(dict.fromkeys(damaged))
+    plan, steps = BatchPlan(phase.batch_size), range(phase.steps)
+    with closing(pictures.batches(phase.resolution, (recipe.seed,), plan, steps)) as batches:
+        damaged = list(next(batches).damaged)  # starting the workers does not count
+        start, images = time.perf_counter(), 0
+        for batch in batches:
+            images += len(batch.names)
+            damaged += batch.damaged
+            if time.perf_counter() - start > _LOADER_SECONDS:
+                break
+        return images / (time.perf_counter() - start), list(dict.fromkeys(damaged))
 
 
 def _try_each_phase(recipe: TrainAutoencoderRecipe, options: RunOptions) -> Iterator[tuple[str, float]]:

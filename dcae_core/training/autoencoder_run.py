@@ -1,5 +1,6 @@
 """A whole training of an autoencoder: phase after phase, and the network that comes out of it."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,9 +142,10 @@ class _AutoencoderRun:
             log_every=recipe.logging.every,
         )
         plan = BatchPlan(phase.batch_size, phase.accumulation, world_size(), rank())
-        batches = self.pictures.batches(phase.resolution, seed, plan, range(progress.phase_step, phase.steps))
+        steps = range(progress.phase_step, phase.steps)
         loop = Loop(task, settings, self.run, progress, scaler, signals, self.watcher, recipe.data.num_workers)
-        loop.train(batches)
+        with closing(self.pictures.batches(phase.resolution, seed, plan, steps)) as batches:
+            loop.train(batches)
         if task.ema is not None:
             task.ema.apply()
         self._export(network, self.run.path / "phases" / phase.name, None)
@@ -194,8 +196,8 @@ class _AutoencoderRun:
         phase = self.recipe.phases[-1]
         steps = range(-(-self.recipe.latent_statistics_pictures // phase.batch_size))
         seed = (self.recipe.seed, _STATISTICS_STREAM)
-        batches = self.pictures.batches(phase.resolution, seed, BatchPlan(phase.batch_size), steps)
-        return measure_latents(network, (batch.pixels for batch in batches))
+        with closing(self.pictures.batches(phase.resolution, seed, BatchPlan(phase.batch_size), steps)) as batches:
+            return measure_latents(network, (batch.pixels for batch in batches))
 
     def _export(self, network: Autoencoder, directory: Path, statistics: LatentStatistics | None) -> None:
         metadata: dict[str, object] = {"recipe": self.recipe.model_dump(mode="json")}

@@ -1,6 +1,6 @@
 """The pictures of a train-ae recipe: opened once, then cut into batches for each phase."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ class TrainingPictures:
     def __len__(self) -> int:
         return sum(len(collection) for collection in self._collections)
 
-    def batches(self, resolution: int, seed: tuple[int, ...], plan: BatchPlan, steps: range) -> Iterator[Batch]:
+    def batches(self, resolution: int, seed: tuple[int, ...], plan: BatchPlan, steps: range) -> Generator[Batch]:
         """The parts of the given steps that this process computes, decoded by workers."""
         return load_batches(self._stream(resolution, seed), plan, steps, self._settings.num_workers)
 

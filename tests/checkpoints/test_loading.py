@@ -66,6 +66,20 @@ def test_saved_directory_opens_in_diffusers(network, tmp_path):
     assert peer.config.scaling_factor == 0.25
 
 
+def test_diffusers_weights_in_several_parts_are_put_together(network, tmp_path):
+    from diffusers import AutoencoderDC
+
+    save_autoencoder(network, tmp_path / "whole", layout="diffusers")
+    directory = tmp_path / "parts"
+    AutoencoderDC.from_pretrained(tmp_path / "whole").save_pretrained(directory, max_shard_size="20KB")
+    parts = sorted(directory.glob("*-of-*.safetensors"))
+    assert len(parts) > 1
+    assert fingerprint(load_autoencoder(directory, prepare=False)) == fingerprint(network)
+    parts[0].unlink()
+    with pytest.raises(CheckpointError, match=f"has no {parts[0].name}, which its index names"):
+        load_autoencoder(directory)
+
+
 def test_pipeline_repository_with_a_vae_folder_is_opened(network, tmp_path):
     save_autoencoder(network, tmp_path / "pipeline" / "vae", layout="diffusers")
     assert fingerprint(load_autoencoder(tmp_path / "pipeline", prepare=False)) == fingerprint(network)

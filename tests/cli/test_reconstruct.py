@@ -16,7 +16,7 @@ from dcae_core.metrics.reconstruction import psnr
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.preparation import prepare_for_inference
 from dcae_core.pipelines import encoder
-from dcae_core.pipelines.picture_run import name_outputs
+from dcae_core.pipelines.picture_inputs import name_outputs
 from dcae_core.pipelines.reconstruct import reconstruct
 from tests.small import small_autoencoder
 

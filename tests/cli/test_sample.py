@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -209,3 +210,12 @@ def test_no_memory_and_no_room(dcae, models, tmp_path, monkeypatch) -> None:
     dcae("sample", "--model", models / "epsilon", "--num", "1", "-o", blocked).assert_fails(
         ResourceError.exit_code, "file"
     )
+
+
+def test_the_other_kind_of_model_is_called_by_its_name(dcae, tmp_path) -> None:
+    dcae("sample", "--model", "dc-ae-f32c32-in-1.0", "-o", tmp_path).assert_fails(
+        2, "is an autoencoder", "did you mean"
+    )
+    denoiser = "dc-ae-f32c32-in-1.0-uvit-s-in-512px"
+    picture = Path(__file__).parents[2] / "examples" / "test_pictures" / "rocket.png"
+    dcae("reconstruct", picture, "--model", denoiser, "-o", tmp_path).assert_fails(2, "is a diffusion model")

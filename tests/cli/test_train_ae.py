@@ -98,16 +98,20 @@ def test_one_line_before_any_training(arguments, code: int, words, dcae, recipe_
     assert not list(tmp_path.glob("run/checkpoints/step_*"))
 
 
-def test_pictures_that_are_all_damaged_end_the_program_with_its_workers(recipe_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["damaged", "diverging"])
+def test_a_failure_ends_the_program_with_its_workers(fault: str, recipe_file: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     for number in range(3):
         (tmp_path / "bad" / f"{number}.png").write_bytes(b"no picture")
-    settings = ("data.num_workers=2", f"data.sources=[{{path: {tmp_path / 'bad'}}}]")
+    setting, line = {
+        "damaged": (f"data.sources=[{{path: {tmp_path / 'bad'}}}]", "dcae: none of the 3 pictures can be decoded"),
+        "diverging": ("phases.full.optimiser.learning_rate=1e30", "dcae: step 1 (phase full): the loss"),
+    }[fault]
     command = [sys.executable, "-m", "dcae_cli", "train-ae", str(recipe_file), "--device", "cpu"]
-    command += [word for setting in settings for word in ("--set", setting)]
+    command += ["--set", "data.num_workers=2", "--set", setting]
     run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert run.returncode == 3
-    assert run.stderr.splitlines()[-1].startswith("dcae: none of the 3 pictures can be decoded")
+    assert run.stderr.splitlines()[-1].startswith(line)
 
 
 def test_unknown_recipe(dcae) -> None:
