@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from dcae_core.errors import DcaeError, ResourceError
 
-_PARTIAL_SUFFIX = ".partial"
+_PARTIAL_SUFFIX, _REPLACED_SUFFIX = ".partial", ".replaced"
 _NOTHING_FREE = 1 << 20  # bytes: room for no file that matters
 
 
@@ -124,7 +124,7 @@ def replace_directory(path: Path) -> Iterator[Path]:
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
             flush_directory(partial)
-            replaced = path.with_name(f".{path.name}.{os.getpid()}.replaced")
+            replaced = path.with_name(f".{path.name}.{os.getpid()}{_REPLACED_SUFFIX}")
             if path.exists():
                 os.replace(path, replaced)
             os.replace(partial, path)
@@ -132,6 +132,23 @@ def replace_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory, first out of the way under another name, so that a kill cannot leave half of it."""
+    doomed = path.with_name(f".{path.name}{_REPLACED_SUFFIX}")
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed processes left half written or half removed; only where no process is writing now."""
+    for suffix in (_PARTIAL_SUFFIX, _REPLACED_SUFFIX):
+        for leftover in directory.glob(f".*{suffix}"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

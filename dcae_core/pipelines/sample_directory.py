@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 
 from dcae_core.data.pictures import uint8_to_picture
 from dcae_core.errors import UsageError
-from dcae_core.files import make_directory, replace_file, write_bytes, write_text
+from dcae_core.files import make_directory, remove_leftovers, replace_file, write_bytes, write_text
 from dcae_core.pipelines.generate import Batch
 
 RUN_NAME, GRID_NAME, LATENTS_NAME = "sample.json", "grid.png", "latents.safetensors"
@@ -72,8 +72,8 @@ class SampleDirectory:
             ResourceError: the directory cannot be written.
         """
         make_directory(self.path)
-        for leftover in (*self.path.glob(".*.partial"), *self.path.glob(f"{_PARTS_NAME}/.*.partial")):
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self.path)
+        remove_leftovers(self.path / _PARTS_NAME)
         record = self.run | {"batch_size": batch_size, "classes": self.classes}
         write_text(self.path / RUN_NAME, json.dumps(record, indent=1) + "\n")
 

@@ -7,14 +7,20 @@ Layout: `recipe.yaml`, `metrics.jsonl`, `damaged.txt`, `samples/`, `phases/NAME/
 import fcntl
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dcae_core.errors import CheckpointError, UsageError
-from dcae_core.files import explain_write_errors, make_directory, replace_directory, write_text
+from dcae_core.files import (
+    explain_write_errors,
+    make_directory,
+    remove_directory,
+    remove_leftovers,
+    replace_directory,
+    write_text,
+)
 
 STATE_NAME = "state.json"
 _LATEST = "latest"
@@ -49,8 +55,8 @@ class RunDirectory:
                 raise UsageError(
                     f"{self.path} is in use by another run; wait for it, stop it, or choose another run_dir"
                 ) from error
-            for leftover in (*self.checkpoints.glob(".*.partial"), *self.checkpoints.glob(".*.replaced")):
-                shutil.rmtree(leftover, ignore_errors=True)
+            remove_leftovers(self.path)
+            remove_leftovers(self.checkpoints)
             yield
 
     def complete_checkpoints(self) -> list[Path]:
@@ -90,12 +96,12 @@ class RunDirectory:
         """Remove those of later steps: the run goes back, and what it did after this step is to be done again."""
         for path in self.complete_checkpoints():
             if _step_of(path) > step:
-                _remove(path)
+                remove_directory(path)
 
     def _remove_old(self) -> None:
         for path in self.complete_checkpoints()[: -self._keep]:
             if self._keep_every is None or _step_of(path) % self._keep_every:
-                _remove(path)
+                remove_directory(path)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`."""
@@ -135,13 +141,6 @@ class RunDirectory:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
-
-
-def _remove(checkpoint: Path) -> None:
-    # Out of the way under a name that is no checkpoint's, so that a kill cannot leave half of one.
-    doomed = checkpoint.with_name(f".{checkpoint.name}.replaced")
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -176,7 +176,6 @@ def test_all_faults_of_a_recipe_come_in_one_report(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"latents": "nowhere"}, "nowhere/manifest.json is missing"),
         ({"network.num_heads": 3}, "must be a multiple"),
         ({"objective": "epsilon_variance", "augmentation": {"channels": [2]}}, "augmentation: works with"),
         ({"sampling": {"sampler": "ddpm"}}, "sampling: "),
@@ -188,6 +187,11 @@ def test_what_cannot_be_trained_is_refused(tmp_path, changes, words):
     write_latents(tmp_path / "latents")
     with pytest.raises(RecipeError, match=words.replace(".", r"\.")):
         recipe_for(tmp_path, **changes)
+
+
+def test_missing_latents_are_missing_data(tmp_path):
+    with pytest.raises(DataError, match=r"latents: nowhere/manifest\.json is missing"):
+        recipe_for(tmp_path, latents="nowhere")
 
 
 def test_latents_of_another_autoencoder_are_refused(tmp_path):

@@ -26,7 +26,7 @@ from dcae_core.data.latents.manifest import (
 )
 from dcae_core.data.latents.shard import build_shard
 from dcae_core.errors import DataError, UsageError
-from dcae_core.files import explain_write_errors, make_directory, write_bytes, write_text
+from dcae_core.files import explain_write_errors, make_directory, remove_leftovers, write_bytes, write_text
 
 PLAN_NAME = "unfinished.json"
 
@@ -142,8 +142,7 @@ class LatentDatasetWriter:
             write_text(manifest_path, self._gather().to_json())
         for leftover in self.directory.glob("shard-*.json"):
             leftover.unlink()
-        for leftover in self.directory.glob(".*.partial"):
-            leftover.unlink()
+        remove_leftovers(self.directory)
         (self.directory / PLAN_NAME).unlink(missing_ok=True)
         return parse_manifest(manifest_path.read_bytes(), str(manifest_path))
 
