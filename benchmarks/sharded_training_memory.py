@@ -11,67 +11,52 @@ import argparse
 
 import numpy as np
 import torch
-from torch import nn
 
 from dcae_core.benchmarking.memory import peak_bytes
 from dcae_core.data.latents.loader import LatentBatch
 from dcae_core.diffusion.objectives import OBJECTIVES
 from dcae_core.distributed import gather_objects, is_main, process_group, world_size
+from dcae_core.models.denoiser_config import DenoiserConfig
 from dcae_core.models.denoisers import build_denoiser
-from dcae_core.models.uvit import UViTConfig
 from dcae_core.recipes.train_diffusion import DenoiserSettings, TrainDiffusionRecipe
 from dcae_core.recipes.training import ExecutionSettings, OptimiserSettings
 from dcae_core.training.diffusion import MODEL, DiffusionTask
 from dcae_core.training.diffusion_batches import Chance, DiffusionBatch
-from dcae_core.training.memory import saved_bytes
+from dcae_core.training.diffusion_dry_run import count_memory
+from dcae_core.training.diffusion_recipe import LatentKind, configuration_of
 from dcae_core.training.parallel import shard_by_block
 
-HIDDEN_SIZE, NUM_HEADS = 2048, 32
-LATENT_CHANNELS, LATENT_SIZE = 32, 16  # f32c32, 512 px: 258 tokens
-BYTES_PER_PARAMETER = 20
-OPTIMISER = OptimiserSettings(learning_rate=1e-4, betas=[0.99, 0.99], weight_decay=0.03)
+LATENTS = LatentKind((32, 16, 16), num_classes=1000)  # f32c32, 512 px: 258 tokens
 
 
-def configuration(depth: int, checkpointing: bool) -> UViTConfig:
-    return UViTConfig(
-        input_size=LATENT_SIZE,
-        patch_size=1,
-        in_channels=LATENT_CHANNELS,
-        hidden_size=HIDDEN_SIZE,
-        depth=depth,
-        num_heads=NUM_HEADS,
-        activation_checkpointing=checkpointing,
+def make_recipe(depth: int, batch: int, checkpointing: bool) -> TrainDiffusionRecipe:
+    return TrainDiffusionRecipe(
+        run_dir="",
+        latents="",
+        network=DenoiserSettings(architecture="uvit", patch_size=1, hidden_size=2048, depth=depth, num_heads=32),
+        objective="epsilon",
+        steps=2,
+        batch_size=batch * world_size(),
+        optimiser=OptimiserSettings(learning_rate=1e-4, betas=[0.99, 0.99], weight_decay=0.03),
+        execution=ExecutionSettings(sharding="fsdp", activation_checkpointing=checkpointing),
     )
 
 
-def make_batch(config: UViTConfig, size: int) -> DiffusionBatch:
-    latents, numbers = torch.randn(size, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE), np.arange(size)
+def make_batch(config: DenoiserConfig, size: int) -> DiffusionBatch:
+    latents, numbers = torch.randn(size, *LATENTS.shape), np.arange(size)
     read = LatentBatch(latents, torch.zeros(size, dtype=torch.long), numbers, numbers, 0.0)
     return Chance(0, OBJECTIVES["epsilon"], 0.1, config.num_classes).complete(read)
 
 
-def measure(config: UViTConfig, batch: int) -> int:
+def measure(recipe: TrainDiffusionRecipe, config: DenoiserConfig) -> int:
     """The most that any process has beyond what it had before the network was built."""
 
     def train() -> None:
         network = build_denoiser(config)
         shard_by_block(network)
-        settings = DenoiserSettings(
-            architecture="uvit", patch_size=1, hidden_size=HIDDEN_SIZE, depth=config.depth, num_heads=NUM_HEADS
-        )
-        recipe = TrainDiffusionRecipe(
-            run_dir="",
-            latents="",
-            network=settings,
-            objective="epsilon",
-            steps=2,
-            batch_size=batch * world_size(),
-            optimiser=OPTIMISER,
-            execution=ExecutionSettings(sharding="fsdp", activation_checkpointing=config.activation_checkpointing),
-        )
         task = DiffusionTask(network, recipe, 1.0, None)
         for step in range(recipe.steps):
-            (loss,) = task.losses(make_batch(config, batch), step)
+            (loss,) = task.losses(make_batch(config, recipe.batch_size // world_size()), step)
             loss.value.backward()
             task.players[MODEL].optimiser.step()
             task.players[MODEL].optimiser.zero_grad(set_to_none=True)
@@ -80,25 +65,12 @@ def measure(config: UViTConfig, batch: int) -> int:
     return max(gather_objects(peak_bytes(train, torch.device("cpu"))))
 
 
-class _AtNoTime(nn.Module):
-    """The network as a function of latents alone."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        zeros = torch.zeros(len(x), device=x.device)
-        return self.network(x, zeros, zeros.long())
-
-
-def count(config: UViTConfig, batch: int) -> tuple[float, float]:
+def count(recipe: TrainDiffusionRecipe, config: DenoiserConfig) -> tuple[float, float]:
     """Bytes of one process's share of the state, and of what its forward pass keeps."""
     with torch.device("meta"):
         network = build_denoiser(config)
-        x = torch.empty(batch, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return BYTES_PER_PARAMETER * parameters / world_size(), saved_bytes(_AtNoTime(network), x)
+    memory = count_memory(network, config, recipe)
+    return (memory.weights + memory.training) / world_size(), memory.activations
 
 
 def main() -> None:
@@ -109,9 +81,10 @@ def main() -> None:
     with process_group(torch.device("cpu")):
         for depth in arguments.depths:
             for checkpointing in (False, True):
-                config = configuration(depth, checkpointing)
-                peak = measure(config, arguments.batch)
-                state, kept = count(config, arguments.batch)
+                recipe = make_recipe(depth, arguments.batch, checkpointing)
+                config = configuration_of(recipe, LATENTS)
+                peak = measure(recipe, config)
+                state, kept = count(recipe, config)
                 if is_main():
                     print(
                         f"{world_size()} process(es), depth {depth}, batch {arguments.batch} each, "

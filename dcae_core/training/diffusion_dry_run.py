@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dcae_core.data.batches import BatchPlan
 from dcae_core.distributed import world_size
+from dcae_core.models.denoiser_config import DenoiserConfig
 from dcae_core.models.denoisers import build_denoiser
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
 from dcae_core.training.diffusion_recipe import LatentKind, configuration_of, open_latents
@@ -55,9 +56,7 @@ def forecast_diffusion(recipe: TrainDiffusionRecipe, options: DiffusionRunOption
     config = configuration_of(recipe, LatentKind.of(dataset))
     with torch.device("meta"):
         network = build_denoiser(config)
-    part = BatchPlan(recipe.batch_size, recipe.accumulation, world_size()).largest_piece
-    x = torch.empty(part, config.in_channels, *config.latent_size, device="meta")
-    memory = estimate_memory(_WithTimes(network), x, ema=recipe.ema is not None)
+    memory = count_memory(network, config, recipe)
     checkpoint = None
     if Path(recipe.run_dir).is_dir():
         checkpoint = find_checkpoint(RunDirectory(Path(recipe.run_dir)), options.resume)
@@ -68,6 +67,13 @@ def forecast_diffusion(recipe: TrainDiffusionRecipe, options: DiffusionRunOption
     seconds = _try_a_step(recipe, options) if memory.total < available else None
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     return DiffusionForecast(trained, memory, available, len(dataset), rate, checkpoint, seconds)
+
+
+def count_memory(network: nn.Module, config: DenoiserConfig, recipe: TrainDiffusionRecipe) -> MemoryEstimate:
+    """What a step of a recipe needs, without allocating it; `network` is that of `config`, on the meta device."""
+    part = BatchPlan(recipe.batch_size, recipe.accumulation, world_size()).largest_piece
+    x = torch.empty(part, config.in_channels, *config.latent_size, device="meta")
+    return estimate_memory(_WithTimes(network), x, ema=recipe.ema is not None)
 
 
 class _WithTimes(nn.Module):
