@@ -28,8 +28,8 @@ embedded: $(VENV)/installed
 	$(BIN)/dcae train-ae tiny --phase full --set data.sources.0.path=runs/photographs/640 \
 	  --set data.sources.1.path=runs/photographs/1200
 	$(BIN)/dcae convert runs/tiny/autoencoder --to dcae --dtype fp16 --name $(EMBEDDED) -o runs/$(EMBEDDED)
-	rm -rf dcae_core/weights/$(EMBEDDED)
-	mv runs/$(EMBEDDED) dcae_core/weights/
+	rm -rf dcae_core/embedded/$(EMBEDDED)
+	mv runs/$(EMBEDDED) dcae_core/embedded/
 
 # pip installs torch, so that pip's own settings choose the build (CPU, CUDA, ...); uv the rest, because it is fast.
 $(VENV)/installed: pyproject.toml constraints.txt

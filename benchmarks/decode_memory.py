@@ -11,9 +11,9 @@ from functools import partial
 
 import torch
 
-from dcae_core.benchmarking.memory import held_bytes, peak_bytes
+from dcae_core.benchmarking.measuring import held_bytes, peak_bytes
 from dcae_core.benchmarking.networks import open_autoencoder
-from dcae_core.models.preparation import prepare_for_inference
+from dcae_core.models.inference import prepare_for_inference
 from dcae_core.pipelines.reconstruct import decode_latent
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from dcae_core.diffusion import guide, run_sampler, sample_ddpm, sample_dopri5, sample_euler_maruyama
-from dcae_core.diffusion.paths import LINEAR
+from dcae_core.diffusion.schedules import LINEAR
 from tests.denoisers import CLASSES, NULL_CLASS, golden_denoiser
 from tests.diffusion import gaussian
 from tests.diffusion.test_convergence import ANSWERS, NOISE, SAMPLES, SMOOTH_LINEAR

@@ -12,19 +12,18 @@ import argparse
 import numpy as np
 import torch
 
-from dcae_core.benchmarking.memory import peak_bytes
+from dcae_core.benchmarking.measuring import peak_bytes
 from dcae_core.data.latents.loader import LatentBatch
 from dcae_core.diffusion.objectives import OBJECTIVES
 from dcae_core.distributed import gather_objects, is_main, process_group, world_size
-from dcae_core.models.denoiser_config import DenoiserConfig
-from dcae_core.models.denoisers import build_denoiser
+from dcae_core.models import build_denoiser
+from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.recipes.settings import ExecutionSettings, OptimiserSettings
 from dcae_core.recipes.train_diffusion import DenoiserSettings, TrainDiffusionRecipe
-from dcae_core.recipes.training import ExecutionSettings, OptimiserSettings
-from dcae_core.training.diffusion import MODEL, DiffusionTask
-from dcae_core.training.diffusion_batches import Chance, DiffusionBatch
-from dcae_core.training.diffusion_dry_run import count_memory
-from dcae_core.training.diffusion_recipe import LatentKind, configuration_of
+from dcae_core.training.checks import LatentKind, denoiser_config_of
+from dcae_core.training.dry_run import count_memory
 from dcae_core.training.parallel import shard_by_block
+from dcae_core.training.train_diffusion import MODEL, Chance, DiffusionBatch, DiffusionTask
 
 LATENTS = LatentKind((32, 16, 16), num_classes=1000)  # f32c32, 512 px: 258 tokens
 
@@ -82,7 +81,7 @@ def main() -> None:
         for depth in arguments.depths:
             for checkpointing in (False, True):
                 recipe = make_recipe(depth, arguments.batch, checkpointing)
-                config = configuration_of(recipe, LATENTS)
+                config = denoiser_config_of(recipe, LATENTS)
                 peak = measure(recipe, config)
                 state, kept = count(recipe, config)
                 if is_main():

@@ -1,4 +1,4 @@
-"""Time the 3x3 convolution of `dcae_core.nn.winograd` beside nn.Conv2d's, shape by shape, in alternation.
+"""Time the 3x3 convolution of `dcae_core.models.winograd` beside nn.Conv2d's, shape by shape, in alternation.
 
     python benchmarks/winograd.py [--repeats 5]
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from dcae_core.benchmarking.measuring import Contestant, Subject, advantage, measure
-from dcae_core.nn.winograd import pays, transform_weight, winograd_conv2d
+from dcae_core.models.winograd import pays, transform_weight, winograd_conv2d
 
 SHAPES = ((32, 64), (64, 64), (128, 64), (128, 256), (256, 128), (512, 64), (512, 32), (512, 16), (1024, 32), (1024, 8))
 

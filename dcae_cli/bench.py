@@ -9,9 +9,8 @@ from dcae_cli.options import Debug, Device, Dtype, Json
 
 if TYPE_CHECKING:
     from dcae_core.benchmarking.headline import Headline
-    from dcae_core.benchmarking.machine import Machine
-    from dcae_core.benchmarking.measuring import Measurement, Progress
-    from dcae_core.benchmarking.settings import BenchSettings
+    from dcae_core.benchmarking.measuring import Machine, Measurement, Progress
+    from dcae_core.benchmarking.subjects import BenchSettings
 
 _DEFAULT = ["encode", "decode", "reconstruct"]
 _HEADLINE = "headline"
@@ -88,10 +87,9 @@ def bench(
     """
     from dcae_cli.output import print_json
     from dcae_cli.progress import progress
-    from dcae_core.benchmarking.machine import measure_machine
-    from dcae_core.benchmarking.measuring import UNTIMED_ROUNDS
-    from dcae_core.benchmarking.run import run_benchmarks
-    from dcae_core.benchmarking.settings import BenchSettings
+    from dcae_core.benchmarking.bench import run_benchmarks
+    from dcae_core.benchmarking.measuring import UNTIMED_ROUNDS, measure_machine
+    from dcae_core.benchmarking.subjects import BenchSettings
     from dcae_core.devices import parse_dtype, select_device
 
     number_type, chosen = parse_dtype(dtype), select_device(device)
@@ -131,8 +129,8 @@ def bench(
 
 
 def _require_known(whats: list[str], peers: list[str]) -> list[str]:
-    from dcae_core.benchmarking.run import SUBJECTS
-    from dcae_core.benchmarking.settings import PEERS
+    from dcae_core.benchmarking.bench import SUBJECTS
+    from dcae_core.benchmarking.subjects import PEERS
     from dcae_core.errors import UsageError
 
     for name in whats:

@@ -33,9 +33,7 @@ def convert(
       dcae convert model.pt --to dcae --dtype fp16 -o f32-half
     """
     from dcae_cli.output import print_json
-    from dcae_core.checkpoints.loading import read_autoencoder
-    from dcae_core.checkpoints.locating import locate_autoencoder
-    from dcae_core.checkpoints.saving import LAYOUTS, save_autoencoder
+    from dcae_core.checkpoints.autoencoders import LAYOUTS, locate_autoencoder, read_autoencoder, save_autoencoder
     from dcae_core.devices import parse_dtype
     from dcae_core.errors import UsageError
     from dcae_core.zoo import AUTOENCODERS, unknown_model

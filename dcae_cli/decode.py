@@ -39,8 +39,7 @@ def decode(
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.errors import DataError
     from dcae_core.files import make_directory
-    from dcae_core.pipelines.latent_run import DecodedLatent, decode_file
-    from dcae_core.pipelines.picture_run import RunModel, load_models
+    from dcae_core.pipelines.image_files import DecodedLatent, RunModel, decode_file, load_models
 
     number_type, chosen = parse_dtype(dtype), select_device(device)
 

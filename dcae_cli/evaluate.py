@@ -9,7 +9,7 @@ from dcae_cli.options import Debug, Device, Json, Model, NumProcesses, Overrides
 from dcae_cli.processes import start_processes
 
 if TYPE_CHECKING:
-    from dcae_core.pipelines.evaluate import Evaluation
+    from dcae_core.pipelines.evaluation.evaluate import Evaluation
     from dcae_core.recipes.evaluate import EvaluateRecipe
 
 _NUM_SHOWN = 3  # in the report: of the best, the middle and the worst each
@@ -94,7 +94,7 @@ def evaluate(
     from dcae_core.devices import select_device
     from dcae_core.distributed import process_group
     from dcae_core.files import make_directory
-    from dcae_core.pipelines import evaluate as pipeline
+    from dcae_core.pipelines.evaluation import evaluate as pipeline
     from dcae_core.pipelines.evaluation.report import write_report
 
     wanted = {"psnr": psnr, "ssim": ssim, "lpips": lpips, "fid": fid, "is": is_}
@@ -136,8 +136,7 @@ def _settings(
     from dcae_core.errors import UsageError
     from dcae_core.recipes.evaluate import EvaluateRecipe
     from dcae_core.recipes.faults import validate
-    from dcae_core.recipes.loading import load_recipe
-    from dcae_core.recipes.overrides import apply_overrides
+    from dcae_core.recipes.loading import apply_overrides, load_recipe
 
     document: dict[str, Any] = {"command": "eval"}
     if recipe is not None:
@@ -196,7 +195,7 @@ def _choose_subject(
 
 
 def _is_diffusion(model: str | None) -> bool:
-    from dcae_core.checkpoints.diffusion import locate_diffusion
+    from dcae_core.checkpoints.denoisers import locate_diffusion
     from dcae_core.errors import DcaeError
     from dcae_core.zoo import find_denoiser
 
@@ -230,7 +229,7 @@ def _show(evaluation: "Evaluation", settings: "EvaluateRecipe", json: bool) -> N
     import sys
 
     from dcae_cli.output import print_json, print_table
-    from dcae_core.pipelines.evaluation.expectations import compare
+    from dcae_core.pipelines.evaluation.evaluate import compare
 
     comparisons = compare(evaluation, settings.expected)
     for line in (*evaluation.damaged[:5], *evaluation.warnings):

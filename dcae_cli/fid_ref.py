@@ -50,7 +50,7 @@ def fid_ref(
     from dcae_core.errors import UsageError
     from dcae_core.files import make_directory, sha256_of_file
     from dcae_core.metrics.reference import write_reference
-    from dcae_core.pipelines.fid_reference import measure_reference
+    from dcae_core.pipelines.evaluation.fid_reference import measure_reference
 
     if damaged not in ("skip", "fail"):
         raise UsageError(f"--damaged is skip or fail, not {damaged!r}")

@@ -39,7 +39,7 @@ def gather_facts() -> dict[str, Any]:
     import torch
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from dcae_core.checkpoints.locating import embedded_directory
+    from dcae_core.checkpoints.autoencoders import embedded_directory
     from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
     return {

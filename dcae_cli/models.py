@@ -77,8 +77,8 @@ def download(
       dcae models download dc-ae-f64c128-in-1.0 dc-ae-f32c32-sana-1.1
     """
     from dcae_cli.output import print_json
-    from dcae_core.checkpoints.diffusion import locate_diffusion
-    from dcae_core.checkpoints.locating import locate_autoencoder
+    from dcae_core.checkpoints.autoencoders import locate_autoencoder
+    from dcae_core.checkpoints.denoisers import locate_diffusion
     from dcae_core.zoo import find_denoiser
 
     places = {}
@@ -92,7 +92,7 @@ def download(
 
 
 def _describe_autoencoder(name: str) -> dict[str, Any]:
-    from dcae_core.checkpoints.locating import embedded_directory, is_cached, open_directory
+    from dcae_core.checkpoints.autoencoders import embedded_directory, is_cached, open_directory
     from dcae_core.models.complexity import autoencoder_complexity
     from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER
 
@@ -130,7 +130,7 @@ def _autoencoder_row(facts: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _describe_denoiser(name: str) -> dict[str, Any]:
-    from dcae_core.checkpoints.diffusion import is_cached
+    from dcae_core.checkpoints.denoisers import is_cached
     from dcae_core.models.complexity import denoiser_complexity
     from dcae_core.zoo import DENOISERS
 

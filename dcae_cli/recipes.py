@@ -32,7 +32,7 @@ def list_recipes(as_json: Json = False, debug: Debug = False) -> None:
     dcae recipes list
     """
     from dcae_cli.output import print_json, print_table
-    from dcae_core.recipes.catalogue import describe_recipe, shipped_recipes
+    from dcae_core.recipes.loading import describe_recipe, shipped_recipes
 
     rows = [(name, _first_sentence(describe_recipe(path))) for name, path in shipped_recipes().items()]
     if as_json:
@@ -79,9 +79,8 @@ def check(
     """
     from dcae_cli.output import print_json
     from dcae_core.errors import RecipeError
-    from dcae_core.recipes.catalogue import shipped_recipes
-    from dcae_core.recipes.loading import load_any_recipe
-    from dcae_core.training.recipe_check import check_network
+    from dcae_core.recipes.loading import load_any_recipe, shipped_recipes
+    from dcae_core.training.checks import check_network
 
     paths = [_find(name) for name in names] if names else list(shipped_recipes().values())
     faults = []
@@ -109,13 +108,13 @@ def schema(
     dcae recipes schema train-ae > train-ae.schema.json
     """
     from dcae_cli.output import print_json
-    from dcae_core.recipes.registry import schema_of
+    from dcae_core.recipes.loading import schema_of
 
     print_json(schema_of(command).model_json_schema())
 
 
 def _find(name: str) -> "Path":
-    from dcae_core.recipes.catalogue import find_any_recipe
+    from dcae_core.recipes.loading import find_any_recipe
 
     return find_any_recipe(name)
 

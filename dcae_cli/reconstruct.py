@@ -12,8 +12,7 @@ from dcae_cli.reporting import report, silence
 
 if TYPE_CHECKING:
     from dcae_cli.progress import Advance
-    from dcae_core.pipelines.picture_result import PictureResult
-    from dcae_core.pipelines.picture_run import RunModel
+    from dcae_core.pipelines.image_files import PictureResult, RunModel
     from dcae_core.pipelines.reconstruct import Progress
 
 COLUMNS = ("picture", "model", "size", "latent", "compression", "PSNR dB", "SSIM", "ms")
@@ -69,11 +68,12 @@ def reconstruct(
     """
     from dcae_cli.output import print_json, print_table
     from dcae_cli.progress import progress
-    from dcae_core.data.pictures import DEFAULT_MAX_PIXELS
+    from dcae_core.data.images import DEFAULT_MAX_PIXELS
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.errors import CheckpointError, DataError
     from dcae_core.files import make_directory
-    from dcae_core.pipelines import picture_inputs, picture_run
+    from dcae_core.pipelines import image_files as picture_inputs
+    from dcae_core.pipelines import image_files as picture_run
 
     number_type, chosen = parse_dtype(dtype), select_device(device)
     references, problems = picture_inputs.find_inputs(images)

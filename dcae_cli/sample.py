@@ -84,7 +84,7 @@ def sample(
     """
     start_processes(nproc)
 
-    from dcae_core.checkpoints.diffusion import locate_diffusion
+    from dcae_core.checkpoints.denoisers import locate_diffusion
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.distributed import is_main, process_group
     from dcae_core.errors import UsageError

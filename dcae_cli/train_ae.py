@@ -18,7 +18,7 @@ from dcae_cli.training import (
 
 if TYPE_CHECKING:
     from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
-    from dcae_core.training.autoencoder_run import RunOptions
+    from dcae_core.training.train_ae import RunOptions
 
 
 def train_ae(
@@ -46,8 +46,8 @@ def train_ae(
     from dcae_core.devices import select_device
     from dcae_core.recipes.loading import load_recipe
     from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
-    from dcae_core.training.autoencoder_recipe import check_autoencoder_recipe
-    from dcae_core.training.autoencoder_run import RunOptions, train_autoencoder
+    from dcae_core.training.checks import check_autoencoder_recipe
+    from dcae_core.training.train_ae import RunOptions, train_autoencoder
 
     options = RunOptions(select_device(device), resume, phase)
     settings = load_recipe(recipe, TrainAutoencoderRecipe, with_dtype(overrides, dtype), check_autoencoder_recipe)
@@ -63,7 +63,7 @@ def train_ae(
 def _print_forecast(settings: "TrainAutoencoderRecipe", options: "RunOptions", as_json: bool) -> None:
     from dcae_cli.output import print_table
     from dcae_core.distributed import is_main
-    from dcae_core.training.autoencoder_dry_run import forecast
+    from dcae_core.training.dry_run import forecast
 
     found = forecast(settings, options)
     if not is_main():

@@ -16,7 +16,7 @@ from dcae_cli.training import (
 
 if TYPE_CHECKING:
     from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
-    from dcae_core.training.diffusion_run import DiffusionRunOptions
+    from dcae_core.training.train_diffusion import DiffusionRunOptions
 
 
 def train_diffusion(
@@ -44,8 +44,8 @@ def train_diffusion(
     from dcae_core.devices import select_device
     from dcae_core.recipes.loading import load_recipe
     from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
-    from dcae_core.training import diffusion_run
-    from dcae_core.training.diffusion_recipe import check_diffusion_recipe
+    from dcae_core.training import train_diffusion as diffusion_run
+    from dcae_core.training.checks import check_diffusion_recipe
 
     options = diffusion_run.DiffusionRunOptions(select_device(device), resume)
     settings = load_recipe(recipe, TrainDiffusionRecipe, with_dtype(overrides, dtype), check_diffusion_recipe)
@@ -61,7 +61,7 @@ def train_diffusion(
 def _print_forecast(settings: "TrainDiffusionRecipe", options: "DiffusionRunOptions", as_json: bool) -> None:
     from dcae_cli.output import print_table
     from dcae_core.distributed import is_main
-    from dcae_core.training.diffusion_dry_run import forecast_diffusion
+    from dcae_core.training.dry_run import forecast_diffusion
 
     found = forecast_diffusion(settings, options)
     if not is_main():

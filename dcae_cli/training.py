@@ -10,10 +10,8 @@ import typer
 if TYPE_CHECKING:
     import torch
 
-    from dcae_core.training.autoencoder_dry_run import Forecast
-    from dcae_core.training.diffusion_dry_run import DiffusionForecast
-    from dcae_core.training.memory import MemoryEstimate
-    from dcae_core.training.watching import Watcher
+    from dcae_core.training.dry_run import DiffusionForecast, Forecast, MemoryEstimate
+    from dcae_core.training.task import Watcher
 
 NEED_COLUMNS = ("weights GB", "optimiser GB", "activations GB", "total GB", "start and one step, s")
 

@@ -15,7 +15,7 @@ _SHOWN_IN_BAR = 4
 def training_display() -> Iterator[Any]:
     """A `Watcher` for the main process, and a silent one for the others."""
     from dcae_core.distributed import is_main
-    from dcae_core.training.watching import Silent
+    from dcae_core.training.task import Silent
 
     if not is_main():
         yield Silent()

@@ -11,10 +11,9 @@ from typing import Any
 from torch import nn
 
 from dcae_core.errors import UsageError
-from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.models.autoencoder_config import AutoencoderConfig
-from dcae_core.models.denoiser_config import DenoiserConfig
-from dcae_core.models.denoisers import ARCHITECTURES, build_denoiser
+from dcae_core.models import ARCHITECTURES, build_denoiser
+from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig
+from dcae_core.models.denoiser import DenoiserConfig
 from dcae_core.models.dit import DiTConfig
 from dcae_core.models.uvit import UViTConfig
 

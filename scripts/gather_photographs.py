@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from dcae_core.data.pictures import open_picture
+from dcae_core.data.images import open_picture
 from dcae_core.errors import DataError
 
 LIST = Path(__file__).with_name("photographs.tsv")

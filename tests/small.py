@@ -2,8 +2,7 @@
 
 import torch
 
-from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.models.autoencoder_config import AutoencoderConfig
+from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig
 
 
 def small_config(**overrides) -> AutoencoderConfig:

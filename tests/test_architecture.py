@@ -12,18 +12,18 @@ CORE_FILES = sorted((ROOT / "dcae_core").rglob("*.py"))
 CLI_FILES = sorted((ROOT / "dcae_cli").rglob("*.py"))
 
 COMMON = {"errors", "files", "devices", "distributed"}
-GROUND_FLOOR = COMMON | {"nn", "diffusion", "metrics"}
+GROUND_FLOOR = COMMON | {"weights", "diffusion", "metrics"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "devices": {"errors"},
     "distributed": COMMON,
-    "nn": COMMON,
+    "weights": COMMON,
     "diffusion": COMMON,
-    "metrics": COMMON,
-    "models": COMMON | {"nn"},
+    "metrics": COMMON | {"weights"},
+    "models": COMMON,
     "zoo": COMMON | {"models"},
-    "checkpoints": COMMON | {"nn", "models", "zoo"},
+    "checkpoints": COMMON | {"weights", "models", "zoo"},
     "data": GROUND_FLOOR,
     "recipes": {"errors"},
     "pipelines": GROUND_FLOOR | {"models", "zoo", "checkpoints", "data", "recipes"},

@@ -26,7 +26,7 @@ def test_the_wheel_holds_every_module_recipe_and_weight(wheel) -> None:
     recipes = {path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*.yaml")}
     assert recipes
     assert {f"dcae_core/shipped_recipes/{recipe}" for recipe in recipes} <= files
-    weights = {str(path.relative_to(ROOT)) for path in (ROOT / "dcae_core" / "weights").rglob("*.safetensors")}
+    weights = {str(path.relative_to(ROOT)) for path in (ROOT / "dcae_core" / "embedded").rglob("*.safetensors")}
     assert weights
     assert weights <= files
 

@@ -8,7 +8,7 @@ Here: one small f32 network, trained without GAN, then continued in three ways f
 
 from study import Study, judge, parse_arguments, phase, report, stages, train, validation_curve
 
-from dcae_core.training.line_chart import Panel
+from dcae_core.training.trackers import Panel
 
 RESOLUTION = 128
 WIDTHS = [16, 16, 32, 64, 128, 128]

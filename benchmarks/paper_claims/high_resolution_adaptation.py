@@ -9,7 +9,7 @@ f32 network with linear attention, trained at 64 px, judged at 64, 128 and 256 p
 
 from study import Study, judge, parse_arguments, phase, report, stages, train
 
-from dcae_core.training.line_chart import Panel
+from dcae_core.training.trackers import Panel
 
 RESOLUTIONS = (64, 128, 256)
 WIDTHS = [8, 16, 32, 64, 128, 128]

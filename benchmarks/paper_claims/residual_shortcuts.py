@@ -8,7 +8,7 @@ ways: with and without shortcuts, from random weights and from the best linear c
 
 from study import Study, judge, parse_arguments, phase, report, stages, train, validation_curve
 
-from dcae_core.training.line_chart import Panel
+from dcae_core.training.trackers import Panel
 
 RESOLUTION = 128
 WIDTHS = [8, 8, 16, 64, 128, 128, 128]

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from dcae_core.checkpoints import load_autoencoder
-from dcae_core.data.pictures import center_crop_adm, picture_to_tensor, tensor_to_uint8
+from dcae_core.data.images import center_crop_adm, picture_to_tensor, tensor_to_uint8
 from dcae_core.data.sources import find_pictures
 from dcae_core.devices import select_device
 from dcae_core.metrics.frechet import Gaussian, GaussianStatistics, frechet_distance
 from dcae_core.metrics.reconstruction import psnr
 from dcae_core.recipes.loading import read_recipe
 from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
-from dcae_core.training.autoencoder_recipe import check_autoencoder_recipe
-from dcae_core.training.autoencoder_run import RunOptions, train_autoencoder
-from dcae_core.training.line_chart import Panel, draw_panels
-from dcae_core.training.losses.efficientnet import load_efficientnet_features
+from dcae_core.training.checks import check_autoencoder_recipe
+from dcae_core.training.losses import load_efficientnet_features
+from dcae_core.training.trackers import Panel, draw_panels
+from dcae_core.training.train_ae import RunOptions, train_autoencoder
 
 HELD_OUT = 8  # one picture in so many is for judging
 NUM_FEATURES = 80

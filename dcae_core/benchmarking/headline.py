@@ -13,16 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcae_core.benchmarking.machine import Machine
-from dcae_core.benchmarking.measuring import Contestant, Measurement, Progress, Subject, measure
-from dcae_core.benchmarking.memory import held_bytes
+from dcae_core.benchmarking.measuring import Contestant, Machine, Measurement, Progress, Subject, held_bytes, measure
 from dcae_core.benchmarking.networks import NamedDenoiser, random_denoiser
-from dcae_core.benchmarking.settings import BenchSettings
-from dcae_core.benchmarking.training_steps import denoiser_step
+from dcae_core.benchmarking.subjects import BenchSettings, denoiser_step
 from dcae_core.diffusion.samplers import EPSILON, run_sampler
-from dcae_core.models.compilation import CompiledDenoiser
 from dcae_core.models.complexity import denoiser_complexity
-from dcae_core.models.denoiser_config import DenoiserConfig
+from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.models.inference import CompiledDenoiser
 from dcae_core.models.uvit import UViTConfig
 
 EVALUATIONS = 30

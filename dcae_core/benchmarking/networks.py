@@ -11,15 +11,15 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from dcae_core.checkpoints.diffusers_layout import to_diffusers, to_diffusers_config
-from dcae_core.checkpoints.diffusion import is_cached as denoiser_is_cached
-from dcae_core.checkpoints.diffusion import locate_diffusion, read_diffusion
-from dcae_core.checkpoints.loading import load_autoencoder
-from dcae_core.checkpoints.locating import is_cached as autoencoder_is_cached
+from dcae_core.checkpoints.autoencoders import is_cached as autoencoder_is_cached
+from dcae_core.checkpoints.autoencoders import load_autoencoder
+from dcae_core.checkpoints.denoisers import is_cached as denoiser_is_cached
+from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
+from dcae_core.checkpoints.layouts import to_diffusers, to_diffusers_config
 from dcae_core.errors import UsageError
+from dcae_core.models import build_denoiser
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
-from dcae_core.models.denoiser_config import DenoiserConfig
-from dcae_core.models.denoisers import build_denoiser
+from dcae_core.models.denoiser import DenoiserConfig
 from dcae_core.zoo import (
     AUTOENCODERS,
     DENOISERS,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dcae_core.checkpoints import hub
-from dcae_core.checkpoints.reading import read_json
 from dcae_core.errors import CheckpointError, DownloadError, UsageError
+from dcae_core.weights import read_json
 from dcae_core.zoo import find_autoencoder
 
 _CLASS_NAME = "AutoencoderKL"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dcae_core.data.collections import DecodedOnDemand
+from dcae_core.data.sources import DecodedOnDemand
 from dcae_core.errors import DataError
 from dcae_core.files import make_directory, replace_directory
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcae_core.data.pictures import DEFAULT_MAX_PIXELS, center_crop_adm
+from dcae_core.data.images import DEFAULT_MAX_PIXELS, center_crop_adm
 from dcae_core.data.sources import PictureReference
 from dcae_core.errors import DataError
 

@@ -1,19 +1,4 @@
-"""Where pictures are: files, folders, globs, file lists and tar shards, found once and read one at a time.
-
-The rules, the same for every command:
-
-- **Folders** are searched to any depth. Names are sorted, so the order depends on the names alone. Hidden files and
-  folders (a leading dot) are left out. Links are followed, but never into a folder that is already being searched.
-  Files count as pictures by their suffix; a picture named directly may have any.
-- **Classes** are the names of the folders directly below a searched folder, sorted; a picture that lies directly in the
-  searched folder has none.
-- **File lists** (`.txt`, `.lst`) hold one path a line, relative to the list, and after a tab its class if it has one.
-  Empty lines and lines starting with `#` are left out.
-- **URLs** of any fsspec file system (`s3://bucket/folder`, `https://host/a.tar`, ...) name a picture, a tar shard or a
-  folder; pictures are then read over the network, each when it is wanted.
-- **Tar shards** (`.tar`, not compressed) are laid out as WebDataset writes them: `KEY.jpg` with its class number, if
-  any, in `KEY.cls`. Finding reads the headers only; a picture is then read at its offset, nothing is unpacked to disk.
-"""
+"""Where images come from: files, folders, globs, lists and tars, found in one order and opened one at a time."""
 
 import glob
 import os
@@ -25,7 +10,7 @@ from typing import NamedTuple, overload
 import numpy as np
 from PIL import Image
 
-from dcae_core.data.pictures import DEFAULT_MAX_PIXELS, PICTURE_SUFFIXES, open_picture
+from dcae_core.data.images import DEFAULT_MAX_PIXELS, PICTURE_SUFFIXES, open_picture
 from dcae_core.data.remote import is_url, list_files, open_remote, read_remote
 from dcae_core.errors import DataError
 
@@ -308,3 +293,38 @@ def _read_class(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) ->
     if not (text.isascii() and text.isdecimal()):
         raise DataError(f"{path}/{member.name}: a class must be a number, not {text!r}")
     return str(int(text))
+
+
+class DecodedOnDemand:
+    """A `PictureCollection` that opens a picture each time it is asked for."""
+
+    def __init__(self, pictures: PictureList) -> None:
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def name(self, index: int) -> str:
+        """What messages call the picture."""
+        return self._pictures[index].name
+
+    def identity(self, index: int) -> str:
+        """Its name with the size and age of its file: another picture of the same name has another identity.
+
+        Raises:
+            DataError: it is missing.
+        """
+        reference = self._pictures[index]
+        try:
+            status = os.stat(reference.path)
+        except OSError as error:
+            raise DataError(f"{reference.name} cannot be read: {error.strerror or error}") from error
+        return f"{reference.name} {status.st_size} {status.st_mtime_ns}"
+
+    def pixels(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8, upright.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        return np.asarray(self._pictures[index].open())

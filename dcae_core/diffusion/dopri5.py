@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dcae_core.diffusion.calls import Model, Progress
+from dcae_core.diffusion.solvers import Model, Progress
 from dcae_core.errors import UsageError
 
 # Dormand and Prince (1980), with Shampine's error weights and midpoint; row i gives the state of stage i + 1.

@@ -12,9 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcae_core.diffusion.ddpm import Posterior
-from dcae_core.diffusion.paths import LINEAR, Path, over_samples
-from dcae_core.diffusion.schedules import DiscreteSchedule, linear_schedule, scaled_linear_schedule
+from dcae_core.diffusion.schedules import (
+    LINEAR,
+    DiscreteSchedule,
+    Path,
+    linear_schedule,
+    over_samples,
+    scaled_linear_schedule,
+)
+from dcae_core.diffusion.solvers import Posterior
 
 Losses = dict[str, Tensor]
 _Model = Callable[[Tensor, Tensor], Tensor]

@@ -11,13 +11,20 @@ from typing import Any
 
 from torch import Tensor
 
-from dcae_core.diffusion.calls import Model, Progress, StepNoise
-from dcae_core.diffusion.ddpm import sample_ddim, sample_ddpm
 from dcae_core.diffusion.dopri5 import sample_dopri5
-from dcae_core.diffusion.dpm_solver import sample_dpm_solver, sample_dpm_solver_multistep
-from dcae_core.diffusion.ode import sample_euler, sample_heun
 from dcae_core.diffusion.schedules import DiscreteSchedule, linear_schedule, scaled_linear_schedule
-from dcae_core.diffusion.sde import sample_euler_maruyama
+from dcae_core.diffusion.solvers import (
+    Model,
+    Progress,
+    StepNoise,
+    sample_ddim,
+    sample_ddpm,
+    sample_dpm_solver,
+    sample_dpm_solver_multistep,
+    sample_euler,
+    sample_euler_maruyama,
+    sample_heun,
+)
 from dcae_core.errors import UsageError
 
 EPSILON, EPSILON_VARIANCE, VELOCITY = "epsilon", "epsilon_variance", "velocity"

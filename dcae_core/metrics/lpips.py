@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dcae_core.errors import CheckpointError, UsageError
-from dcae_core.metrics.weights import (
+from dcae_core.weights import (
     ALEXNET,
     LPIPS_ALEXNET_HEADS,
     LPIPS_VGG16_HEADS,

@@ -1,15 +1,247 @@
-"""The deep-compression autoencoder (arXiv 2410.10733): architecture only."""
+"""The autoencoder: its configuration, and the network (paper, section 3)."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcae_core.errors import DataError
-from dcae_core.models.autoencoder_config import AutoencoderConfig
-from dcae_core.nn.activations import ACTIVATIONS
-from dcae_core.nn.blocks import build_block
-from dcae_core.nn.norms import RMSNorm2d
-from dcae_core.nn.resampling import Downsample, Upsample, average_channels, repeat_channels
+from dcae_core.errors import DataError, UsageError
+from dcae_core.models.config_values import MAX_BLOCKS, MAX_CHANNELS, require_choice, require_count, require_counts
+from dcae_core.models.layers import (
+    ACTIVATIONS,
+    HEAD_CHANNELS,
+    Downsample,
+    RMSNorm2d,
+    Upsample,
+    average_channels,
+    build_block,
+    repeat_channels,
+)
+
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "downsample": ("pixel_unshuffle", "conv"),
+    "upsample": ("pixel_shuffle", "interpolate"),
+    "head_norm": (True, False),
+    "head_act": (*ACTIVATIONS, None),
+    "latent_shortcuts": (True, False),
+    "residual_shortcuts": (True, False),
+}
+_CHOICES_PER_STAGE = {
+    "encoder_blocks": ("res", "evit_glu"),
+    "decoder_blocks": ("res", "evit_glu"),
+    "decoder_norms": ("rms_norm", "batch_norm"),
+    "decoder_acts": tuple(ACTIVATIONS),
+}
+_MAX_KERNEL_SIZE, _MAX_STAGES = 99, 16
+_PER_STAGE = ("widths", "depths", "blocks", "attention_scales")
+_DECODER_PER_STAGE = ("norms", "acts")
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """A deep-compression autoencoder (arXiv 2410.10733, section 4.1). Stage 0 has the highest resolution.
+
+    Attributes:
+        latent_channels: C of the latent (B, C, H/f, W/f), with f = 2 ** (number of stages - 1).
+        encoder_widths: channels of each stage.
+        encoder_depths: residual blocks of each stage. Stage 0 without blocks is folded into the stem; a later stage
+            without blocks is its change of resolution alone.
+        encoder_blocks: "res" or "evit_glu" for each stage.
+        encoder_attention_scales: for each stage, the kernel sizes of further attention scales.
+        decoder_widths: as for the encoder.
+        decoder_depths: as for the encoder.
+        decoder_blocks: as for the encoder.
+        decoder_attention_scales: as for the encoder.
+        decoder_norms: "rms_norm" or "batch_norm" for each stage (the encoder has "rms_norm" throughout).
+        decoder_acts: "relu" or "silu" for each stage (the encoder has "silu" throughout).
+        downsample: "pixel_unshuffle" or "conv".
+        upsample: "pixel_shuffle" or "interpolate".
+        head_norm: a norm before the decoder's last convolution.
+        head_act: an activation before the decoder's last convolution: "relu", "silu" or None.
+        latent_shortcuts: channel-averaging and channel-repeating shortcuts around the convolutions next to the latent.
+        residual_shortcuts: the shortcuts around every change of resolution; False only to show what they bring.
+        in_channels: channels of the picture.
+    """
+
+    latent_channels: int
+    encoder_widths: tuple[int, ...]
+    encoder_depths: tuple[int, ...]
+    encoder_blocks: tuple[str, ...]
+    encoder_attention_scales: tuple[tuple[int, ...], ...]
+    decoder_widths: tuple[int, ...]
+    decoder_depths: tuple[int, ...]
+    decoder_blocks: tuple[str, ...]
+    decoder_attention_scales: tuple[tuple[int, ...], ...]
+    decoder_norms: tuple[str, ...]
+    decoder_acts: tuple[str, ...]
+    downsample: str = "pixel_unshuffle"
+    upsample: str = "pixel_shuffle"
+    head_norm: bool = True
+    head_act: str | None = "relu"
+    latent_shortcuts: bool = True
+    residual_shortcuts: bool = True
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        self._check_values()
+        self._check_stages()
+        self._check_channels()
+
+    @property
+    def num_stages(self) -> int:
+        """How many resolutions there are."""
+        return len(self.encoder_widths)
+
+    @property
+    def spatial_compression_ratio(self) -> int:
+        """f: pixels per latent position along each axis."""
+        return 2 ** (self.num_stages - 1)
+
+    def resamples(self, side: str, stage: int) -> bool:
+        """Whether a stage of the "encoder" or "decoder" has a change of resolution to the next one inside it."""
+        is_folded_into_stem = stage == 0 and getattr(self, f"{side}_depths")[0] == 0
+        return stage + 1 < self.num_stages and not is_folded_into_stem
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `AutoencoderConfig.from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "AutoencoderConfig":
+        """The configuration with these field values, lists taken as tuples.
+
+        Raises:
+            UsageError: an unknown or missing field, or values that no network can be built from.
+        """
+        missing = [
+            field.name
+            for field in dataclasses.fields(cls)
+            if field.default is dataclasses.MISSING and field.name not in values
+        ]
+        if missing:
+            raise UsageError(f"autoencoder configuration lacks {', '.join(missing)}")
+        _refuse_unknown(values, {field.name for field in dataclasses.fields(cls)})
+        return cls(**{name: _as_tuples(value) for name, value in values.items()})
+
+    def replace(self, **overrides: Any) -> "AutoencoderConfig":
+        """The same configuration with some fields changed.
+
+        `widths`, `depths`, `blocks` and `attention_scales` set encoder and decoder alike. Where the number of stages
+        changes, each per-stage field that is not given keeps its first stages and repeats its last.
+
+        Raises:
+            UsageError: an unknown field, or values that no network can be built from.
+        """
+        fields = {field.name for field in dataclasses.fields(self)}
+        _refuse_unknown(overrides, fields | set(_PER_STAGE))
+        values = self.to_dict()
+        for name in _PER_STAGE:
+            if name in overrides:
+                shared = overrides.pop(name)
+                overrides = {f"encoder_{name}": shared, f"decoder_{name}": shared} | overrides
+        values |= {name: _as_tuples(value) for name, value in overrides.items()}
+        require_counts("autoencoder encoder_widths", values["encoder_widths"], 1, MAX_CHANNELS)
+        num_stages = len(values["encoder_widths"])
+        for name in _per_stage_fields():
+            if name not in overrides:
+                values[name] = _resize(values[name], num_stages)
+        return AutoencoderConfig(**values)
+
+    def _check_values(self) -> None:
+        """Each field by itself: of the right kind, and of a size that can be built."""
+        for field, choices in _CHOICES.items():
+            require_choice(f"autoencoder {field}", getattr(self, field), choices)
+        for field in ("latent_channels", "in_channels"):
+            require_count(f"autoencoder {field}", getattr(self, field), 1, MAX_CHANNELS)
+        for side in ("encoder", "decoder"):
+            require_counts(f"autoencoder {side}_widths", getattr(self, f"{side}_widths"), 1, MAX_CHANNELS)
+            require_counts(f"autoencoder {side}_depths", getattr(self, f"{side}_depths"), 0, MAX_BLOCKS)
+        for field in _per_stage_fields():
+            if not isinstance(getattr(self, field), tuple):
+                raise UsageError(f"autoencoder {field} must be a list, one entry a stage, not {getattr(self, field)!r}")
+        for field, names in _CHOICES_PER_STAGE.items():
+            for name in getattr(self, field):
+                require_choice(f"autoencoder {field}", name, names)
+        for side in ("encoder", "decoder"):
+            for scales in getattr(self, f"{side}_attention_scales"):
+                self._check_scales(f"autoencoder {side}_attention_scales", scales)
+
+    @staticmethod
+    def _check_scales(what: str, scales: object) -> None:
+        require_counts(what, scales, 1, _MAX_KERNEL_SIZE)
+        assert isinstance(scales, tuple)
+        if any(scale % 2 == 0 for scale in scales):
+            raise UsageError(f"{what}: a kernel size must be odd, so that it has a middle, not {scales}")
+
+    def _check_stages(self) -> None:
+        for field in _per_stage_fields():
+            if len(getattr(self, field)) != self.num_stages:
+                raise UsageError(
+                    f"autoencoder {field} has {len(getattr(self, field))} entries, encoder_widths has {self.num_stages}"
+                )
+        if not 2 <= self.num_stages <= _MAX_STAGES:
+            raise UsageError(f"an autoencoder has 2 to {_MAX_STAGES} stages, not {self.num_stages}")
+        for side in ("encoder", "decoder"):
+            for stage, (width, block) in enumerate(
+                zip(getattr(self, f"{side}_widths"), getattr(self, f"{side}_blocks"), strict=True)
+            ):
+                if block == "evit_glu" and width % HEAD_CHANNELS:
+                    raise UsageError(
+                        f"autoencoder {side}_widths: evit_glu stage {stage} needs a multiple of {HEAD_CHANNELS}, "
+                        f"not {width}"
+                    )
+        for stage, block in enumerate(self.decoder_blocks):
+            if block == "evit_glu" and self.decoder_norms[stage] != "rms_norm":
+                raise UsageError(f"autoencoder decoder_norms: evit_glu stage {stage} has rms_norm only")
+
+    def _check_channels(self) -> None:
+        encoder, decoder = self._resampled_widths("encoder"), self._resampled_widths("decoder")
+        if self.downsample == "pixel_unshuffle" and any(out % 4 for _, out in encoder):
+            raise UsageError("autoencoder encoder_widths: pixel_unshuffle needs multiples of 4")
+        shortcuts_fit = all(4 * high % low == 0 for high, low in encoder + decoder)
+        if self.residual_shortcuts and not shortcuts_fit:
+            raise UsageError(
+                "autoencoder widths: with residual_shortcuts, 4 times a stage's width must be a multiple of "
+                "the next width"
+            )
+        if self.latent_shortcuts and (
+            self.encoder_widths[-1] % self.latent_channels or self.decoder_widths[-1] % self.latent_channels
+        ):
+            raise UsageError(
+                f"autoencoder latent_channels: with latent_shortcuts, {self.latent_channels} must divide the last "
+                "stage's widths"
+            )
+
+    def _resampled_widths(self, side: str) -> list[tuple[int, int]]:
+        """(high-resolution width, low-resolution width) of every change of resolution that has a shortcut."""
+        widths, depths = getattr(self, f"{side}_widths"), getattr(self, f"{side}_depths")
+        first = 0 if depths[0] > 0 else 1
+        return list(zip(widths[first:-1], widths[first + 1 :], strict=True))
+
+
+def _per_stage_fields() -> list[str]:
+    both = [f"{side}_{name}" for side in ("encoder", "decoder") for name in _PER_STAGE]
+    return both + [f"decoder_{name}" for name in _DECODER_PER_STAGE]
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _resize(values: tuple[Any, ...], length: int) -> tuple[Any, ...]:
+    return values[:length] + values[-1:] * (length - len(values))
+
+
+def _refuse_unknown(values: dict[str, Any], known: set[str]) -> None:
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UsageError(f"autoencoder configuration has no field {name!r}{hint}")
 
 
 class EncoderHead(nn.Module):

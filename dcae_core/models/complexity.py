@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcae_core.models.autoencoder import build_on_meta
-from dcae_core.models.autoencoder_config import AutoencoderConfig
-from dcae_core.models.denoiser_config import DenoiserConfig
-from dcae_core.models.denoisers import build_denoiser
+from dcae_core.models import build_denoiser
+from dcae_core.models.autoencoder import AutoencoderConfig, build_on_meta
+from dcae_core.models.denoiser import DenoiserConfig
 
 _FLOPS_PER_MAC = 2
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dcae_core.models.denoiser_config import DenoiserConfig
-from dcae_core.nn.transformer import (
+from dcae_core.models.denoiser import (
     Attention,
+    DenoiserConfig,
     LabelEmbedder,
     Mlp,
     PatchEmbed,

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dcae_core.errors import UsageError
-from dcae_core.models.denoiser_config import DenoiserConfig
-from dcae_core.nn.transformer import (
+from dcae_core.models.denoiser import (
     Attention,
+    DenoiserConfig,
     LabelEmbedder,
     Mlp,
     PatchEmbed,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dcae_core import distributed
 from dcae_core.data.decoding import DecodedCrop, decode_crops
+from dcae_core.data.images import DEFAULT_MAX_PIXELS, uint8_to_tensor
 from dcae_core.data.latents import DatasetPlan, LatentDatasetWriter, Manifest
 from dcae_core.data.latents.manifest import (
     ITEM_BYTES,
@@ -29,10 +30,9 @@ from dcae_core.data.latents.manifest import (
     LatentDtype,
     TransformRecord,
 )
-from dcae_core.data.latents.shard import TORCH_DTYPES
-from dcae_core.data.pictures import DEFAULT_MAX_PIXELS, uint8_to_tensor
+from dcae_core.data.latents.reader import TORCH_DTYPES
 from dcae_core.data.sources import PictureList, PictureReference
-from dcae_core.diffusion.noise import sample_noise
+from dcae_core.diffusion.guidance import sample_noise
 from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError
 
 SCALING_FACTOR_TOLERANCE = 0.05

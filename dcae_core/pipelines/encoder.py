@@ -4,10 +4,11 @@ from pathlib import Path
 
 import torch
 
-from dcae_core.checkpoints import fingerprint, load_autoencoder
+from dcae_core.checkpoints import load_autoencoder
 from dcae_core.data.latents.manifest import EncoderRecord
 from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.models.preparation import prepare_for_inference
+from dcae_core.models.inference import prepare_for_inference
+from dcae_core.weights import fingerprint
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
 

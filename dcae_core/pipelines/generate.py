@@ -11,17 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dcae_core.checkpoints.diffusion import EMA, DiffusionFiles, DiffusionParts, locate_diffusion, read_diffusion
-from dcae_core.data.pictures import tensor_to_uint8, uint8_to_picture
+from dcae_core.checkpoints.denoisers import EMA, DiffusionFiles, DiffusionParts, locate_diffusion, read_diffusion
+from dcae_core.data.images import tensor_to_uint8, uint8_to_picture
 from dcae_core.devices import select_device
-from dcae_core.diffusion.calls import Progress
-from dcae_core.diffusion.guidance import guide
-from dcae_core.diffusion.noise import sample_noise
+from dcae_core.diffusion.guidance import guide, sample_noise
 from dcae_core.diffusion.samplers import find_sampler, run_sampler
+from dcae_core.diffusion.solvers import Progress
 from dcae_core.errors import CheckpointError, ResourceError, UsageError
-from dcae_core.models.denoiser_config import DenoiserConfig
-from dcae_core.pipelines.reconstruct import decode_latent
-from dcae_core.pipelines.tiling import MIN_TILE
+from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.pipelines.reconstruct import MIN_TILE, decode_latent
 
 CPU_BATCH_SIZE, ACCELERATOR_BATCH_SIZE = 8, 64
 _DECODE_BATCH_SIZE = {"cpu": 1}

@@ -1,16 +1,113 @@
-"""A picture of any size through an autoencoder and back, whole or in tiles, in bounded memory."""
+"""Encoding and decoding images of any size: padding, tiles, and how much fits into memory."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
 import torch
 from torch import Tensor
 
-from dcae_core.data.pictures import tensor_to_uint8, uint8_to_tensor
+from dcae_core.checkpoints.kl_autoencoder import KLAutoencoder
+from dcae_core.data.images import tensor_to_uint8, uint8_to_tensor
+from dcae_core.devices import memory_of
 from dcae_core.errors import CheckpointError, UsageError
-from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.pipelines.tiling import MIN_TILE, Tile, plan_tiles
+from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig
+
+DEFAULT_TILE = 1024  # smaller tiles leave visible artefacts in flat regions
+_DEFAULT_TILE_POSITIONS = 16  # at least this many latent positions a side, for high compression ratios
+
+# Feature maps that are alive at once at the worst moment of a block, in multiples of the block's width: measured.
+_MAPS = {"res": 6, "evit_glu": 32}
+_CPU_SHARE = 0.25  # of the machine's memory: others work on it too
+_GPU_SHARE = 0.6
+
+
+def activation_bytes(config: AutoencoderConfig, num_pixels: int, bytes_per_value: int) -> int:
+    """About how much memory the feature maps of one picture need at most while it is encoded or decoded."""
+    stages = [
+        *enumerate(zip(config.encoder_widths, config.encoder_blocks, config.encoder_depths, strict=True)),
+        *enumerate(zip(config.decoder_widths, config.decoder_blocks, config.decoder_depths, strict=True)),
+    ]
+    values_per_pixel = max(_MAPS[block] * width / 4**stage for stage, (width, block, depth) in stages if depth)
+    return int(values_per_pixel * num_pixels * bytes_per_value)
+
+
+def choose_tile(network: Autoencoder | KLAutoencoder, height: int, width: int) -> int | None:
+    """The tile side with which a picture of this size fits into memory; None where it fits whole.
+
+    Depends on the network, the picture and how much memory the machine has, not on how much is free at the moment, so
+    the same command gives the same picture.
+    """
+    weight = next(network.parameters())
+    share = _CPU_SHARE if weight.device.type == "cpu" else _GPU_SHARE
+    if isinstance(network, KLAutoencoder):  # residual blocks, widest in memory at full resolution
+        needed = _MAPS["res"] * network.widths[0] * height * width * weight.element_size()
+    else:
+        needed = activation_bytes(network.config, height * width, weight.element_size())
+    if needed <= share * memory_of(weight.device):
+        return None
+    return max(DEFAULT_TILE, _DEFAULT_TILE_POSITIONS * network.spatial_compression_ratio)
+
+
+MIN_TILE = 4  # latent positions; fewer leave nothing between the margins
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile along one axis, in latent positions.
+
+    Attributes:
+        start: its first position.
+        stop: one past its last position.
+        fade_in: where (as a real coordinate) its weight is 1/2 on the way up; None at the start of the axis.
+        fade_out: where its weight is 1/2 on the way down; None at the end of the axis.
+        fade: length of each fade.
+    """
+
+    start: int
+    stop: int
+    fade_in: float | None
+    fade_out: float | None
+    fade: float
+
+    def weights(self, resolution: int) -> Tensor:
+        """What its results count for: (resolution * (stop - start),) in [0, 1], `resolution` values per position.
+
+        The weights of all tiles of an axis add up to 1 everywhere.
+        """
+        centres = self.start + (torch.arange((self.stop - self.start) * resolution) + 0.5) / resolution
+        weights = torch.ones_like(centres)
+        if self.fade_in is not None:
+            weights = weights * _raised_cosine((centres - self.fade_in) / self.fade + 0.5)
+        if self.fade_out is not None:
+            weights = weights * (1 - _raised_cosine((centres - self.fade_out) / self.fade + 0.5))
+        return weights
+
+
+def _raised_cosine(x: Tensor) -> Tensor:
+    """0 for x <= 0, 1 for x >= 1, and half a cosine period between."""
+    return 0.5 - 0.5 * torch.cos(torch.pi * x.clamp(0, 1))
+
+
+def plan_tiles(length: int, tile: int) -> list[Tile]:
+    """Cut an axis of `length` latent positions into evenly spaced tiles of `tile` positions.
+
+    Neighbours share at least a quarter of a tile; the middle half of that is the fade. One tile if it holds the axis.
+    """
+    assert tile >= MIN_TILE
+    if length <= tile:
+        return [Tile(0, length, None, None, 1.0)]
+    overlap = max(tile // 4, 2)
+    fade = overlap / 2
+    count = ceil((length - overlap) / (tile - overlap))
+    starts = [round(i * (length - tile) / (count - 1)) for i in range(count)]
+    middles = [(next_start + start + tile) / 2 for start, next_start in pairwise(starts)]
+    return [
+        Tile(start, start + tile, before, after, fade)
+        for start, before, after in zip(starts, [None, *middles], [*middles, None], strict=True)
+    ]
+
 
 Progress = Callable[[int, int], None]
 """`progress(done, total)` after each tile."""

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from dcae_core.data.pictures import uint8_to_picture
+from dcae_core.data.images import uint8_to_picture
 from dcae_core.errors import UsageError
 from dcae_core.files import make_directory, remove_leftovers, replace_file, write_bytes, write_text
 from dcae_core.pipelines.generate import Batch

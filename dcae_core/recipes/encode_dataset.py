@@ -2,9 +2,7 @@
 
 from typing import Literal
 
-from dcae_core.recipes.number_types import ComputingType, StoredType
-from dcae_core.recipes.section import Recipe
-from dcae_core.recipes.training import NonNegative, Positive
+from dcae_core.recipes.settings import ComputingType, NonNegative, Positive, Recipe, StoredType
 
 
 class EncodeDatasetRecipe(Recipe):

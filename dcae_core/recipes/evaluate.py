@@ -4,9 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dcae_core.recipes.number_types import ComputingType
-from dcae_core.recipes.section import Recipe, Section
-from dcae_core.recipes.training import NonNegative, NonNegativeNumber, Positive
+from dcae_core.recipes.settings import ComputingType, NonNegative, NonNegativeNumber, Positive, Recipe, Section
 
 MetricName = Literal["psnr", "ssim", "lpips", "fid", "is", "precision_recall", "kid"]
 RECONSTRUCTION_METRICS: tuple[MetricName, ...] = ("psnr", "ssim", "lpips")

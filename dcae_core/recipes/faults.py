@@ -9,7 +9,7 @@ from typing import Any, TypeVar, Union
 
 from pydantic import BaseModel, ValidationError
 
-from dcae_core.recipes.section import Recipe, Section
+from dcae_core.recipes.settings import Recipe, Section
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 

@@ -1,19 +1,157 @@
-"""From a recipe's name to its checked settings, with everything that is wrong said at once."""
+"""From a recipe's name or file to checked settings: the shipped ones, overrides, reading, writing."""
 
 import difflib
 from collections.abc import Callable
+from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dcae_core.errors import RecipeError
-from dcae_core.recipes.catalogue import find_recipe
 from dcae_core.recipes.faults import AnyRecipe, validate
-from dcae_core.recipes.overrides import apply_overrides
-from dcae_core.recipes.registry import SCHEMAS, schema_of
-from dcae_core.recipes.section import Recipe
+from dcae_core.recipes.settings import Recipe
 from dcae_core.recipes.yaml_reader import read_yaml
+
+SCHEMAS = {
+    "encode-dataset": "dcae_core.recipes.encode_dataset:EncodeDatasetRecipe",
+    "eval": "dcae_core.recipes.evaluate:EvaluateRecipe",
+    "train-ae": "dcae_core.recipes.train_ae:TrainAutoencoderRecipe",
+    "train-diffusion": "dcae_core.recipes.train_diffusion:TrainDiffusionRecipe",
+}
+
+
+def schema_of(command: str) -> type[Recipe]:
+    """The schema of a command's recipes.
+
+    Raises:
+        RecipeError: no command of this name takes recipes.
+    """
+    if command not in SCHEMAS:
+        raise RecipeError(f"no command {command!r} takes recipes; choose from {', '.join(SCHEMAS)}")
+    module, name = SCHEMAS[command].split(":")
+    schema: type[Recipe] = getattr(import_module(module), name)
+    return schema
+
+
+def recipes_directory() -> Path:
+    """The shipped YAML: inside the installed package, or at the top of a source checkout."""
+    installed = Path(str(files("dcae_core"))) / "shipped_recipes"
+    return installed if installed.is_dir() else installed.parent.parent / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Every shipped recipe's file, by name ("train_ae/tiny"), in alphabetical order."""
+    directory = recipes_directory()
+    return {path.relative_to(directory).with_suffix("").as_posix(): path for path in sorted(directory.glob("*/*.yaml"))}
+
+
+def find_recipe(name_or_path: str | Path, command: str) -> Path:
+    """The file of a recipe: a path, or the name of a shipped one, with or without its folder.
+
+    Args:
+        name_or_path: "my/recipe.yaml", "tiny" or "train_ae/tiny".
+        command: whose recipes a name without a folder is looked up among, such as "train-ae".
+
+    Raises:
+        RecipeError: there is no such file and no such name.
+    """
+    return _find(str(name_or_path), command.replace("-", "_"))
+
+
+def find_any_recipe(name_or_path: str | Path) -> Path:
+    """As `find_recipe`, among the recipes of every command.
+
+    Raises:
+        RecipeError: there is no such file and no such name, or several commands have a recipe of that name.
+    """
+    folders = sorted({name.split("/")[0] for name in shipped_recipes()})
+    having = [folder for folder in folders if f"{folder}/{name_or_path}" in shipped_recipes()]
+    if len(having) > 1:
+        raise RecipeError(f"{name_or_path}: which one? {', '.join(f'{folder}/{name_or_path}' for folder in having)}")
+    return _find(str(name_or_path), having[0] if having else "")
+
+
+def _find(given: str, folder: str) -> Path:
+    path = Path(given)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise RecipeError(f"{given} is a directory, not a recipe")
+    name = given.removesuffix(".yaml")
+    shipped = shipped_recipes()
+    for candidate in (f"{folder}/{name}", name):
+        if candidate in shipped:
+            return shipped[candidate]
+    known = {entry: entry for entry in shipped} | {entry.split("/")[1]: entry for entry in shipped}
+    near = list(dict.fromkeys(known[match] for match in difflib.get_close_matches(name, known, n=3)))
+    hint = f"did you mean {' or '.join(near)}?" if near else "`dcae recipes list` names the shipped ones"
+    raise RecipeError(f"{given}: no such recipe file or shipped recipe; {hint}")
+
+
+def describe_recipe(path: Path) -> str:
+    """What a recipe says about itself: its first block of comment lines, without the marks."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return "\n".join(lines)
+
+
+def apply_overrides(document: dict[str, Any], overrides: list[str]) -> list[str]:
+    """Set `dotted.path=value` in the document, in place; values are read as YAML.
+
+    A list is entered by position or, where its elements have a `name`, by that: `phases.full.steps=100`.
+    A path that does not exist is made, and then refused as unknown with the rest of the recipe's faults.
+
+    Returns:
+        Faults: overrides that are no assignment or lead through something that has no keys.
+    """
+    faults = []
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not all(path.split(".")):
+            faults.append(f"--set {override}: expected key=value, such as seed=1")
+            continue
+        try:
+            value, doubled = read_yaml(text, f"--set {override}")
+        except RecipeError as error:
+            faults.append(str(error))
+            continue
+        faults += doubled
+        if not _assign(document, path.split("."), value):
+            faults.append(f"--set {override}: '{path}' leads to nothing that could be set")
+    return faults
+
+
+def _assign(place: Any, path: list[str], value: Any) -> bool:
+    for name in path[:-1]:
+        if isinstance(place, dict):
+            if not isinstance(place.get(name), dict | list):
+                place[name] = {}
+            place = place[name]
+        elif (index := _index_in(place, name)) is not None:
+            place = place[index]
+        else:
+            return False
+    if isinstance(place, dict):
+        place[path[-1]] = value
+        return True
+    if (index := _index_in(place, path[-1])) is not None:
+        place[index] = value
+        return True
+    return False
+
+
+def _index_in(place: Any, name: str) -> int | None:
+    if not isinstance(place, list):
+        return None
+    if name.isdecimal() and int(name) < len(place):
+        return int(name)
+    named = [index for index, item in enumerate(place) if isinstance(item, dict) and item.get("name") == name]
+    return named[0] if len(named) == 1 else None
 
 
 def load_recipe(

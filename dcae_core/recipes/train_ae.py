@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dcae_core.recipes.section import Recipe, Section
-from dcae_core.recipes.training import (
+from dcae_core.recipes.settings import (
     CheckpointSettings,
     EmaSettings,
     ExecutionSettings,
@@ -17,6 +16,8 @@ from dcae_core.recipes.training import (
     OptimiserSettings,
     Positive,
     PositiveNumber,
+    Recipe,
+    Section,
 )
 
 PhaseName = Literal["full", "latent_adaptation", "local_refinement"]

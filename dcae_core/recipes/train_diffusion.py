@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dcae_core.recipes.section import Recipe, Section
-from dcae_core.recipes.training import (
+from dcae_core.recipes.settings import (
     CheckpointSettings,
     EmaSettings,
     ExecutionSettings,
@@ -15,6 +14,8 @@ from dcae_core.recipes.training import (
     OptimiserSettings,
     Positive,
     PositiveNumber,
+    Recipe,
+    Section,
 )
 
 ObjectiveName = Literal["epsilon", "velocity", "epsilon_variance"]

@@ -1,30 +1,61 @@
-"""The training loop: the same for autoencoders and diffusion models.
-
-A step goes through its parts (gradient accumulation), and through the players of each part (a network and perhaps its
-opponent); then every optimiser moves once. Everything that a step depends on is either in the checkpoint or follows
-from the seed and the step's number, so that a run can be stopped and continued anywhere without a trace.
-"""
+"""The training loop: steps, signals, checkpoints, validation."""
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcae_core.distributed import all_reduce_sum, is_main, world_size
-from dcae_core.errors import DataError
+from dcae_core.errors import DataError, DcaeError
 from dcae_core.training.checkpointing import collect_checkpoint
 from dcae_core.training.parallel import whole
 from dcae_core.training.run_directory import RunDirectory
-from dcae_core.training.signals import StoppedError, StopSignals
-from dcae_core.training.task import Batch, Progress, Task
+from dcae_core.training.task import Batch, Progress, Task, Watcher
 from dcae_core.training.trackers import plot_metrics
-from dcae_core.training.watching import Watcher
+
+
+class StoppedError(DcaeError):
+    """The run was asked to stop, has saved, and can be continued. Its exit code is 128 + the signal's number."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """While entered, the first SIGTERM or SIGINT is only remembered; a second one acts at once, as it would without.
+
+    Attributes:
+        received: the signal's number, or None so far.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopSignals":
+        # Python hands signals to the main thread alone; a training in another thread is not stopped by them.
+        mine = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._remember) for number in mine}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self.received = number
+        for known, handler in self._before.items():
+            signal.signal(known, handler)
 
 
 class DivergedError(DataError):

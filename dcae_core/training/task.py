@@ -1,14 +1,33 @@
-"""What the training loop asks of the thing it trains: networks with their optimisers, and losses of a batch."""
+"""Both sides of the training loop: what it asks of the thing it trains, and who it tells how it goes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dcae_core.training.ema import Ema
+from dcae_core.training.optimisers import Ema, Player
+
+
+class Watcher(Protocol):
+    """Told what happens; must not raise and must not change anything. Only the main process has one that speaks."""
+
+    def note(self, text: str) -> None:
+        """A line for people: what is trained, what was found, where something was written."""
+
+    def record(self, record: dict[str, Any], total_steps: int) -> None:
+        """A line of `metrics.jsonl`, and how many steps the whole run has."""
+
+
+class Silent:
+    """Nobody watches."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+    def record(self, record: dict[str, Any], total_steps: int) -> None:
+        """Say nothing."""
 
 
 @dataclass
@@ -26,23 +45,6 @@ class Progress:
     phase_step: int = 0
     step: int = 0
     validation_due: bool = False
-
-
-@dataclass
-class Player:
-    """A network with its optimiser.
-
-    Attributes:
-        network: the plain network, whose weights are saved.
-        optimiser: of its trained parameters.
-        learning_rate: phase step from 0 -> rate.
-        clip_gradient_norm: largest norm of its gradients, or None.
-    """
-
-    network: nn.Module
-    optimiser: torch.optim.Optimizer
-    learning_rate: Callable[[int], float]
-    clip_gradient_norm: float | None = None
 
 
 @dataclass

@@ -1,14 +1,115 @@
-"""A run's figures, where people look for them: a plot in its directory, TensorBoard, Weights & Biases."""
+"""Who is told how a run goes: a chart, TensorBoard, Weights & Biases."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageDraw, ImageFont
+
 from dcae_core.errors import UsageError
-from dcae_core.recipes.training import LoggingSettings
-from dcae_core.training.line_chart import Panel, draw_panels
-from dcae_core.training.watching import Watcher
+from dcae_core.files import replace_file
+from dcae_core.recipes.settings import LoggingSettings
+from dcae_core.training.task import Watcher
+
+_WIDTH, _HEIGHT, _MARGIN = 900, 320, 64
+_COLOURS = ("#1f6fb4", "#d95f0e", "#2a9d5c", "#8e44ad", "#7f7f7f", "#b8860b")
+_INK, _GRID = "#333333", "#dddddd"
+_MAX_POINTS = 1000
+
+Curve = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes.
+
+    Attributes:
+        title: above it.
+        curves: (x, y) points in the order of x, by name; values that are not finite are left out.
+        logarithmic: the y axis counts powers of ten.
+    """
+
+    title: str
+    curves: Mapping[str, Curve]
+    logarithmic: bool = False
+
+
+def draw_panels(panels: Sequence[Panel], path: Path) -> None:
+    """Draw panels one below the other into a PNG file; nothing where no panel has a point."""
+    panels = [panel for panel in panels if any(_points(panel, name) for name in panel.curves)]
+    if not panels:
+        return
+    image = Image.new("RGB", (_WIDTH, _HEIGHT * len(panels)), "white")
+    for index, panel in enumerate(panels):
+        _draw_panel(ImageDraw.Draw(image), panel, index * _HEIGHT)
+    with replace_file(path) as file:
+        image.save(file, "PNG")
+
+
+def _points(panel: Panel, name: str) -> list[tuple[float, float]]:
+    """Finite points, thinned out evenly where there are more than pixels; y as it is drawn."""
+    points = [(x, y) for x, y in panel.curves[name] if math.isfinite(y) and (y > 0 or not panel.logarithmic)]
+    stride = max(1, len(points) // _MAX_POINTS)
+    return [(x, math.log10(y) if panel.logarithmic else y) for x, y in points[::stride]]
+
+
+def _draw_panel(draw: ImageDraw.ImageDraw, panel: Panel, top: int) -> None:
+    font = ImageFont.load_default(14)
+    curves = {name: _points(panel, name) for name in panel.curves}
+    xs = [x for points in curves.values() for x, _ in points]
+    ys = [y for points in curves.values() for _, y in points]
+    left, right, upper, lower = _MARGIN, _WIDTH - 16, top + 54, top + _HEIGHT - 28
+    x_low, x_high, y_low, y_high = *_range(xs), *_range(ys)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = left + (x - x_low) / (x_high - x_low) * (right - left)
+        return across, lower - (y - y_low) / (y_high - y_low) * (lower - upper)
+
+    for tick in _logarithmic_ticks(y_low, y_high) if panel.logarithmic else _ticks(y_low, y_high):
+        _, y = place(x_low, tick)
+        draw.line([(left, y), (right, y)], fill=_GRID)
+        label = f"{10**tick:.3g}" if panel.logarithmic else f"{tick:.4g}"
+        draw.text((left - 6, y), label, fill=_INK, font=font, anchor="rm")
+    for tick in _ticks(x_low, x_high):
+        draw.text((place(tick, y_low)[0], lower + 6), f"{tick:g}", fill=_INK, font=font, anchor="ma")
+    draw.text((left, top + 8), panel.title, fill=_INK, font=font)
+    across = float(left)
+    for (name, points), colour in zip(curves.items(), _COLOURS * len(curves), strict=False):
+        places = [place(x, y) for x, y in points]
+        if len(places) > 1:
+            draw.line(places, fill=colour, width=2, joint="curve")
+        for x, y in places if len(places) < 40 else []:
+            draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill=colour)
+        draw.text((across, top + 28), name, fill=colour, font=font)
+        across += draw.textlength(name, font) + 16
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = 0.04 * (high - low) or 0.5
+    return low - room, high + room
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About five round numbers between two bounds."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(multiple * power for multiple in (1, 2, 5, 10) if multiple * power >= rough)
+    first = math.ceil(low / step)
+    return [step * index for index in range(first, math.floor(high / step) + 1)]
+
+
+def _logarithmic_ticks(low: float, high: float) -> list[float]:
+    """The powers of ten between two exponents, with their multiples by 2 and 5 where that leaves few."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    ticks = [power + math.log10(multiple) for power in powers for multiple in (1, 2, 5)]
+    if high - low > 3:
+        ticks = [float(power) for power in powers]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    return ticks if len(ticks) > 1 else _ticks(low, high)
+
 
 _NOT_FIGURES = ("step", "phase", "seconds_left")
 

@@ -5,9 +5,17 @@ import time
 import pytest
 import torch
 
-from dcae_core.benchmarking.machine import Machine, measure_machine
-from dcae_core.benchmarking.measuring import Contestant, Measurement, Subject, advantage, measure
-from dcae_core.benchmarking.memory import held_bytes, peak_bytes
+from dcae_core.benchmarking.measuring import (
+    Contestant,
+    Machine,
+    Measurement,
+    Subject,
+    advantage,
+    held_bytes,
+    measure,
+    measure_machine,
+    peak_bytes,
+)
 
 CPU = torch.device("cpu")
 MACHINE = Machine("a processor", 2, "Linux", {}, "float32", matmul_flops=1e9, copy_bytes=1e8)

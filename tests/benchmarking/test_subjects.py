@@ -5,13 +5,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcae_core.benchmarking.autoencoders import autoencoder_subjects
-from dcae_core.benchmarking.denoisers import denoiser_subjects
+from dcae_core.benchmarking.bench import run_benchmarks
 from dcae_core.benchmarking.headline import HeadlineSettings, headline_config, measure_headline
 from dcae_core.benchmarking.networks import NamedDenoiser, open_autoencoder, random_denoiser
-from dcae_core.benchmarking.run import run_benchmarks
-from dcae_core.benchmarking.settings import BenchSettings
-from dcae_core.benchmarking.training_steps import denoiser_step
+from dcae_core.benchmarking.subjects import BenchSettings, autoencoder_subjects, denoiser_step, denoiser_subjects
 from dcae_core.errors import UsageError
 from dcae_core.models.complexity import denoiser_complexity
 from dcae_core.models.uvit import UViTConfig

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from dcae_core import load_diffusion
-from dcae_core.checkpoints.diffusion import locate_diffusion, read_diffusion
+from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
 from dcae_core.errors import CheckpointError, DownloadError, UsageError
 from dcae_core.zoo import AUTOENCODERS, DENOISERS
 from tests.denoisers import CLASSES, random_denoiser

@@ -9,14 +9,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dcae_core.checkpoints import load_autoencoder
+from dcae_core.data.images import uint8_to_tensor
 from dcae_core.data.latents import LatentDataset
-from dcae_core.data.pictures import uint8_to_tensor
 from dcae_core.data.sources import find_pictures
-from dcae_core.diffusion.noise import sample_noise
+from dcae_core.diffusion.guidance import sample_noise
 from dcae_core.errors import CheckpointError
 from dcae_core.pipelines.encode import EncodeSettings, encode_dataset
 from dcae_core.pipelines.encoder import load_encoder
-from dcae_core.pipelines.memory import choose_tile
+from dcae_core.pipelines.reconstruct import choose_tile
 
 from ..processes import one_thread
 

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from dcae_core.checkpoints.diffusers_layout import (
+from dcae_core.checkpoints.layouts import (
     from_diffusers,
     from_diffusers_config,
+    from_original,
     to_diffusers,
     to_diffusers_config,
+    to_original,
 )
-from dcae_core.checkpoints.original_layout import from_original, to_original
 from dcae_core.errors import UsageError
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dcae_core import load_autoencoder
-from dcae_core.checkpoints import fingerprint, read_weights, save_autoencoder
-from dcae_core.checkpoints.original_layout import to_original
+from dcae_core.checkpoints import save_autoencoder
+from dcae_core.checkpoints.layouts import to_original
 from dcae_core.errors import CheckpointError, DownloadError, UsageError
 from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.weights import fingerprint, read_weights
 from dcae_core.zoo import AUTOENCODERS, AutoencoderEntry
 from tests.small import SMALL_CONFIGS, randomise, small_autoencoder
 
@@ -233,7 +234,7 @@ def test_a_configuration_with_values_of_another_kind_is_refused(network, tmp_pat
 
 
 def test_a_bit_flip_in_the_embedded_file_is_noticed(tmp_path):
-    from dcae_core.checkpoints.locating import embedded_directory
+    from dcae_core.checkpoints.autoencoders import embedded_directory
 
     shutil.copytree(embedded_directory(), tmp_path / "m")
     weights = tmp_path / "m" / "weights-1.safetensors"
@@ -251,7 +252,7 @@ def test_writing_replaces_a_directory_whole_or_not_at_all(network, tmp_path, mon
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dcae_core.checkpoints.saving.save_file", fail)
+    monkeypatch.setattr("dcae_core.checkpoints.autoencoders.save_file", fail)
     with pytest.raises(Exception, match="disk is full"):
         save_autoencoder(small_autoencoder(seed=5), tmp_path / "m")
     assert fingerprint(load_autoencoder(tmp_path / "m", prepare=False)) == before
@@ -259,7 +260,7 @@ def test_writing_replaces_a_directory_whole_or_not_at_all(network, tmp_path, mon
 
 
 def test_our_own_layout_keeps_files_small_and_readable_by_others(network, tmp_path, monkeypatch):
-    monkeypatch.setattr("dcae_core.checkpoints.saving._MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr("dcae_core.checkpoints.autoencoders._MAX_FILE_BYTES", 10_000)
     previous = os.umask(0o022)
     try:
         save_autoencoder(network, tmp_path / "m", layout="dcae")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dcae_core.benchmarking import machine
+from dcae_core.benchmarking import measuring as machine
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from dcae_core.checkpoints import fingerprint, load_autoencoder, save_autoencoder
+from dcae_core.checkpoints import load_autoencoder, save_autoencoder
+from dcae_core.weights import fingerprint
 from tests.small import small_autoencoder
 
 

@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from dcae_core.checkpoints import save_autoencoder
-from dcae_core.recipes.catalogue import shipped_recipes
 from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
-from dcae_core.recipes.loading import load_recipe
+from dcae_core.recipes.loading import load_recipe, shipped_recipes
 
 from ..small import small_autoencoder
 

@@ -40,8 +40,8 @@ def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 @pytest.fixture
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     extractor = CheapExtractor()
-    monkeypatch.setattr("dcae_core.pipelines.evaluate.load_inception", lambda *_, **__: extractor)
-    monkeypatch.setattr("dcae_core.pipelines.fid_reference.load_inception", lambda *_, **__: extractor)
+    monkeypatch.setattr("dcae_core.pipelines.evaluation.evaluate.load_inception", lambda *_, **__: extractor)
+    monkeypatch.setattr("dcae_core.pipelines.evaluation.fid_reference.load_inception", lambda *_, **__: extractor)
 
 
 COMMON = ("--model", "model", "--images", "pictures", "--resolution", 32, "--batch-size", 2, "--device", "cpu")

@@ -10,13 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dcae_core.checkpoints import load_autoencoder, save_autoencoder
-from dcae_core.data.pictures import center_crop_adm, open_picture, picture_to_uint8
+from dcae_core.data.images import center_crop_adm, open_picture, picture_to_uint8
 from dcae_core.data.sources import PictureReference
 from dcae_core.metrics.reconstruction import psnr
 from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.models.preparation import prepare_for_inference
+from dcae_core.models.inference import prepare_for_inference
 from dcae_core.pipelines import encoder
-from dcae_core.pipelines.picture_inputs import name_outputs
+from dcae_core.pipelines.image_files import name_outputs
 from dcae_core.pipelines.reconstruct import reconstruct
 from tests.small import small_autoencoder
 

@@ -9,8 +9,7 @@ from PIL import Image
 
 from dcae_core.checkpoints import load_autoencoder, save_autoencoder
 from dcae_core.pipelines.generate import load_diffusion
-from dcae_core.recipes.catalogue import shipped_recipes
-from dcae_core.recipes.loading import load_recipe
+from dcae_core.recipes.loading import load_recipe, shipped_recipes
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
 
 from ..small import small_autoencoder

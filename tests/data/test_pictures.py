@@ -9,13 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dcae_core.data.pictures import (
-    center_crop_adm,
-    open_picture,
-    picture_to_tensor,
-    tensor_to_uint8,
-    uint8_to_picture,
-)
+from dcae_core.data.images import center_crop_adm, open_picture, picture_to_tensor, tensor_to_uint8, uint8_to_picture
 from dcae_core.errors import DataError
 from tests.golden import golden_tensors
 

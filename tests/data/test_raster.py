@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from dcae_core.data import raster as raster_module
-from dcae_core.data.png import write_png
-from dcae_core.data.raster import Raster
+from dcae_core.data.raster import Raster, write_png
 from dcae_core.errors import ResourceError
 
 

@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcae_core.data.batches import BatchPlan, CropStream, load_batches
-from dcae_core.data.collections import DecodedOnDemand
-from dcae_core.data.crops import CropSettings, choose_box, random_crop
+from dcae_core.data.batches import (
+    BatchPlan,
+    CropSettings,
+    CropStream,
+    PictureOrder,
+    choose_box,
+    load_batches,
+    random_crop,
+)
 from dcae_core.data.decoded_cache import open_decoded_cache
-from dcae_core.data.order import PictureOrder
-from dcae_core.data.sources import find_pictures
+from dcae_core.data.sources import DecodedOnDemand, find_pictures
 from dcae_core.errors import DataError
 from tests.training.small_runs import write_pictures
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dcae_core.diffusion.paths import Path
-from dcae_core.diffusion.schedules import DiscreteSchedule
+from dcae_core.diffusion.schedules import DiscreteSchedule, Path
 
 MEAN, DEVIATION = 0.7, 0.3
 

@@ -16,8 +16,7 @@ from dcae_core.diffusion import (
     sample_euler_maruyama,
     sample_heun,
 )
-from dcae_core.diffusion.paths import GVP, LINEAR, VP
-from dcae_core.diffusion.schedules import linear_schedule, scaled_linear_schedule
+from dcae_core.diffusion.schedules import GVP, LINEAR, VP, linear_schedule, scaled_linear_schedule
 from tests.diffusion import gaussian
 from tests.golden import relative_error
 

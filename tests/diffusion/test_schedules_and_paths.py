@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dcae_core.diffusion.ddpm import respace
-from dcae_core.diffusion.paths import PATHS
-from dcae_core.diffusion.schedules import linear_schedule, scaled_linear_schedule
+from dcae_core.diffusion.schedules import PATHS, linear_schedule, scaled_linear_schedule
+from dcae_core.diffusion.solvers import respace
 from dcae_core.errors import UsageError
 from tests.golden import GOLDEN, golden_noise
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from dcae_core.metrics.inception_features import InceptionOutput
+from dcae_core.metrics.inception import InceptionOutput
 
 
 class CheapExtractor:

@@ -5,10 +5,13 @@ import pytest
 import torch
 
 from dcae_core.errors import DataError
-from dcae_core.metrics import precision_recall as precision_recall_module
-from dcae_core.metrics.inception_score import inception_score
-from dcae_core.metrics.kernel_distance import gaussian_kernel_distance, kernel_inception_distance
-from dcae_core.metrics.precision_recall import precision_recall
+from dcae_core.metrics import feature_scores as precision_recall_module
+from dcae_core.metrics.feature_scores import (
+    gaussian_kernel_distance,
+    inception_score,
+    kernel_inception_distance,
+    precision_recall,
+)
 
 
 def normal(rng: np.random.Generator, *shape: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from dcae_core.errors import CheckpointError, DataError, DownloadError
 from dcae_core.files import sha256_of_file
 from dcae_core.metrics import inception
-from dcae_core.metrics.inception_features import InceptionExtractor, load_inception, resize_for_fid
+from dcae_core.metrics.inception import InceptionExtractor, load_inception, resize_for_fid
 from tests.metrics.inception_weights import random_inception_state
 
 # torch-fidelity 0.4.0, FeatureExtractorInceptionV3 ("2048" and "logits_unbiased"), two pictures per size.

@@ -8,8 +8,8 @@ import torch
 import torchmetrics.functional.image.lpips as peer
 from torch import nn
 
+from dcae_core import weights
 from dcae_core.errors import CheckpointError, DownloadError, UsageError
-from dcae_core.metrics import weights
 from dcae_core.metrics.lpips import LPIPS, load_lpips
 
 PUBLISHED_HEADS = Path(peer.__file__).parent / "lpips_models"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dcae_core.checkpoints.original_layout import from_original
+from dcae_core.checkpoints.layouts import from_original
 from dcae_core.models.autoencoder import build_on_meta
 from dcae_core.zoo import AUTOENCODERS
 from tests.golden import golden_state, golden_tensors, relative_error, state_dict_keys

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from dcae_core.models.compilation import CompiledDenoiser, compile_autoencoder
-from dcae_core.models.preparation import prepare_for_inference
+from dcae_core.models.inference import CompiledDenoiser, compile_autoencoder, prepare_for_inference
 from tests.denoisers import random_denoiser
 from tests.golden import relative_error
 from tests.small import small_autoencoder

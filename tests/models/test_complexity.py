@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from dcae_core.models import denoiser_config
 from dcae_core.models.complexity import autoencoder_complexity, count_macs, count_parameters, denoiser_complexity
-from dcae_core.models.denoisers import denoiser_config
 from dcae_core.zoo import AUTOENCODERS
 
 MILLION, BILLION = 1e6, 1e9

@@ -5,7 +5,7 @@ import torch
 
 from dcae_core import create_denoiser
 from dcae_core.errors import UsageError
-from dcae_core.models.denoisers import denoiser_config
+from dcae_core.models import denoiser_config
 from dcae_core.zoo import DENOISERS
 from tests.denoisers import CLASSES, golden_denoiser, random_denoiser
 from tests.golden import golden_noise, golden_tensors, relative_error, state_dict_keys

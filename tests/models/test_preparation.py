@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.models.preparation import prepare_for_inference
-from dcae_core.nn.winograd import WinogradConv2d
+from dcae_core.models.inference import prepare_for_inference
+from dcae_core.models.winograd import WinogradConv2d
 from tests.golden import relative_error
 from tests.small import SMALL_CONFIGS, randomise
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dcae_core.checkpoints import fingerprint
+from dcae_core.data.images import center_crop_adm, open_picture, picture_to_tensor
 from dcae_core.data.latents import LatentDataset, verify_dataset
 from dcae_core.data.latents.manifest import EncoderRecord
-from dcae_core.data.pictures import center_crop_adm, open_picture, picture_to_tensor
 from dcae_core.data.sources import find_pictures
 from dcae_core.errors import DataError, ResourceError, UsageError
 from dcae_core.pipelines.encode import EncodeSettings, encode_dataset
+from dcae_core.weights import fingerprint
 
 from ..processes import run_in_group, start
 from ..small import small_autoencoder

@@ -1,7 +1,7 @@
 import torch
 from PIL import Image
 
-from dcae_core.pipelines.error_map import ERROR_AT_WHITE, ERROR_COLOURS, colour_errors, error_levels
+from dcae_core.pipelines.comparison import ERROR_AT_WHITE, ERROR_COLOURS, colour_errors, error_levels
 
 
 def test_levels_are_the_mean_difference_of_the_channels() -> None:

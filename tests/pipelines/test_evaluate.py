@@ -12,16 +12,17 @@ from safetensors.torch import save_file
 
 from dcae_core import distributed
 from dcae_core.checkpoints import save_autoencoder
-from dcae_core.data.pictures import center_crop_adm, open_picture
+from dcae_core.data.images import center_crop_adm, open_picture
 from dcae_core.errors import CheckpointError, DataError, UsageError
 from dcae_core.metrics.frechet import Gaussian, frechet_distance
-from dcae_core.metrics.inception_features import load_inception
+from dcae_core.metrics.inception import load_inception
 from dcae_core.metrics.reconstruction import psnr
-from dcae_core.pipelines.evaluate import Evaluation, evaluate
-from dcae_core.pipelines.evaluation import measuring, parts
+from dcae_core.pipelines.evaluation import parts
+from dcae_core.pipelines.evaluation import scores as measuring
+from dcae_core.pipelines.evaluation.evaluate import Evaluation, evaluate
+from dcae_core.pipelines.evaluation.fid_reference import measure_reference
 from dcae_core.pipelines.evaluation.parts import PartStore, divide
 from dcae_core.pipelines.evaluation.report import write_report
-from dcae_core.pipelines.fid_reference import measure_reference
 from dcae_core.recipes.evaluate import EvaluateRecipe
 from tests.metrics.cheap_inception import CheapExtractor
 from tests.metrics.inception_weights import random_inception_state
@@ -60,8 +61,8 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cheap(monkeypatch: pytest.MonkeyPatch) -> CheapExtractor:
     extractor = CheapExtractor()
-    monkeypatch.setattr("dcae_core.pipelines.evaluate.load_inception", lambda *_, **__: extractor)
-    monkeypatch.setattr("dcae_core.pipelines.fid_reference.load_inception", lambda *_, **__: extractor)
+    monkeypatch.setattr("dcae_core.pipelines.evaluation.evaluate.load_inception", lambda *_, **__: extractor)
+    monkeypatch.setattr("dcae_core.pipelines.evaluation.fid_reference.load_inception", lambda *_, **__: extractor)
     return extractor
 
 
@@ -160,7 +161,7 @@ def test_any_number_of_processes_gives_the_same_numbers(
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setattr(parts, "barrier", lambda: None)
     monkeypatch.setattr(parts, "broadcast_object", lambda value: [0, 1, 2])
-    monkeypatch.setattr("dcae_core.pipelines.evaluate.broadcast_object", lambda value: value)
+    monkeypatch.setattr("dcae_core.pipelines.evaluation.evaluate.broadcast_object", lambda value: value)
     for rank in (1, 2, 0):  # the main process adds up at the end
         monkeypatch.setenv("RANK", str(rank))
         assert distributed.rank() == rank

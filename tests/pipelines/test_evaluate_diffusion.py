@@ -9,8 +9,8 @@ import torch
 
 from dcae_core import load_diffusion
 from dcae_core.metrics.frechet import Gaussian, frechet_distance
-from dcae_core.pipelines.evaluate import evaluate
-from dcae_core.pipelines.evaluation.sources import GeneratedSamples
+from dcae_core.pipelines.evaluation.evaluate import evaluate
+from dcae_core.pipelines.evaluation.inputs import GeneratedSamples
 from dcae_core.pipelines.generate import SampleSettings
 from dcae_core.recipes.evaluate import EvaluateRecipe
 from tests.diffusion_models import write_diffusion
@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def recipe(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvaluateRecipe:
     extractor = CheapExtractor()
-    monkeypatch.setattr("dcae_core.pipelines.evaluate.load_inception", lambda *_, **__: extractor)
+    monkeypatch.setattr("dcae_core.pipelines.evaluation.evaluate.load_inception", lambda *_, **__: extractor)
     rows = np.random.default_rng(0).standard_normal((30, 2048))
     np.savez(tmp_path / "ref.npz", mu=rows.mean(axis=0), sigma=np.cov(rows, rowvar=False))
     diffusion = {"model": str(model), "num": NUM, "guidance_scale": 1.5, "num_steps": 2}

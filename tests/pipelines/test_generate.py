@@ -7,7 +7,7 @@ import torch
 
 from dcae_core import load_diffusion
 from dcae_core.data.class_names import imagenet_class_names, parse_classes
-from dcae_core.data.pictures import tensor_to_uint8
+from dcae_core.data.images import tensor_to_uint8
 from dcae_core.diffusion import guide, sample_dpm_solver, sample_noise
 from dcae_core.diffusion.samplers import SAMPLERS
 from dcae_core.errors import CheckpointError, ResourceError, UsageError

@@ -2,19 +2,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcae_core.data.pictures import tensor_to_uint8, uint8_to_tensor
+from dcae_core.data.images import tensor_to_uint8, uint8_to_tensor
 from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.pipelines import memory
+from dcae_core.pipelines import reconstruct as memory
 from dcae_core.pipelines.reconstruct import (
     decode_latent,
     decode_rows,
     encode_picture,
     encode_rows,
     padding_indices,
+    plan_tiles,
     reconstruct,
 )
-from dcae_core.pipelines.tiling import plan_tiles
 from tests.models.test_autoencoder_golden import load_golden
 from tests.small import small_autoencoder
 

@@ -1,7 +1,7 @@
 """The photographs that `dcae eval` measures when nothing is named."""
 
 from dcae_core.data.sources import find_pictures
-from dcae_core.pipelines.evaluation.sample_pack import sample_pack_directory
+from dcae_core.pipelines.evaluation.inputs import sample_pack_directory
 
 
 def test_the_sample_pack_is_found_and_has_classes() -> None:

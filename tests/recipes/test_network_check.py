@@ -3,10 +3,8 @@
 import pytest
 
 from dcae_core.errors import RecipeError
-from dcae_core.recipes.catalogue import find_any_recipe
-from dcae_core.recipes.loading import load_recipe
-from dcae_core.recipes.registry import schema_of
-from dcae_core.training.recipe_check import check_network
+from dcae_core.recipes.loading import find_any_recipe, load_recipe, schema_of
+from dcae_core.training.checks import check_network
 
 
 def check(name: str, *overrides: str) -> str:

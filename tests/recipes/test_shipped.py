@@ -3,11 +3,16 @@
 import pytest
 
 from dcae_core.errors import RecipeError
-from dcae_core.recipes.catalogue import describe_recipe, find_any_recipe, find_recipe, shipped_recipes
-from dcae_core.recipes.loading import load_any_recipe
-from dcae_core.recipes.registry import SCHEMAS
+from dcae_core.recipes.loading import (
+    SCHEMAS,
+    describe_recipe,
+    find_any_recipe,
+    find_recipe,
+    load_any_recipe,
+    shipped_recipes,
+)
 from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
-from dcae_core.training.recipe_check import check_network
+from dcae_core.training.checks import check_network
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

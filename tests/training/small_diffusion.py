@@ -9,8 +9,8 @@ from dcae_core.data.latents import DatasetPlan, LatentDatasetWriter
 from dcae_core.data.latents.manifest import EncoderRecord, TransformRecord
 from dcae_core.recipes.loading import read_recipe
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
-from dcae_core.training.diffusion_recipe import check_diffusion_recipe
-from dcae_core.training.diffusion_run import DiffusionRunOptions, train_diffusion
+from dcae_core.training.checks import check_diffusion_recipe
+from dcae_core.training.train_diffusion import DiffusionRunOptions, train_diffusion
 
 SHAPE = (8, 4, 4)
 CPU = torch.device("cpu")

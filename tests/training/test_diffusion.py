@@ -11,12 +11,15 @@ from safetensors.torch import load_file
 from dcae_core.data.latents.loader import LatentBatch
 from dcae_core.diffusion.objectives import OBJECTIVES
 from dcae_core.errors import DataError, RecipeError, UsageError
-from dcae_core.training.diffusion import DiffusionTask
-from dcae_core.training.diffusion_batches import Chance, DiffusionBatch
-from dcae_core.training.diffusion_run import DiffusionRunOptions, train_diffusion
-from dcae_core.training.ema import ema_decay
+from dcae_core.training.optimisers import ema_decay, learning_rate_at
 from dcae_core.training.run_directory import RunDirectory
-from dcae_core.training.schedules import learning_rate_at
+from dcae_core.training.train_diffusion import (
+    Chance,
+    DiffusionBatch,
+    DiffusionRunOptions,
+    DiffusionTask,
+    train_diffusion,
+)
 
 from ..golden import GOLDEN
 from ..processes import one_thread, run_in_group

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dcae_core.checkpoints.diffusion import DiffusionParts
+from dcae_core.checkpoints.denoisers import DiffusionParts
 from dcae_core.metrics.frechet import Gaussian, GaussianStatistics
 from dcae_core.metrics.reference import write_reference
 from dcae_core.models.uvit import UViT, UViTConfig
 from dcae_core.pipelines.generate import DiffusionPipeline, draw_classes
 from dcae_core.recipes.train_diffusion import SamplingSettings
-from dcae_core.training import diffusion_validation
-from dcae_core.training.diffusion_validation import SamplingValidation
+from dcae_core.training import validation as diffusion_validation
+from dcae_core.training.validation import SamplingValidation
 
 from ..processes import one_thread, run_in_group
 from ..small import small_autoencoder

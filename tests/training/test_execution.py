@@ -9,15 +9,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dcae_core.checkpoints import load_autoencoder
-from dcae_core.data.pictures import picture_to_tensor
+from dcae_core.data.images import picture_to_tensor
 from dcae_core.errors import CheckpointError, DownloadError, UsageError
 from dcae_core.metrics.lpips import LPIPS
 from dcae_core.metrics.reconstruction import psnr
-from dcae_core.training.autoencoder_dry_run import forecast, forecast_phase
-from dcae_core.training.autoencoder_run import RunOptions
-from dcae_core.training.line_chart import Panel, draw_panels
-from dcae_core.training.parts import count_trained
+from dcae_core.training.dry_run import forecast, forecast_phase
 from dcae_core.training.run_directory import RunDirectory
+from dcae_core.training.trackers import Panel, draw_panels
+from dcae_core.training.train_ae import RunOptions
+from dcae_core.training.trained_parts import count_trained
 from tests.small import small_config
 from tests.training.small_runs import (
     GAN,
@@ -121,7 +121,7 @@ def test_validation_measures_the_averages_on_8_bit_crops(tmp_path: Path) -> None
     validation = {"path": str(folder), "resolution": 16, "num_pictures": 3, "every": 1000, "batch_size": 2}
     directory = train(recipe_for(tmp_path, validation=validation))
     network = load_autoencoder(directory, prepare=False)
-    from dcae_core.data.pictures import center_crop_adm, tensor_to_uint8
+    from dcae_core.data.images import center_crop_adm, tensor_to_uint8
 
     crops = [center_crop_adm(Image.open(path), 16) for path in sorted(folder.glob("*.png"))[:3]]
     x = torch.stack([picture_to_tensor(crop) for crop in crops])

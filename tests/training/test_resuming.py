@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dcae_core.training.autoencoder import AutoencoderTask
-from dcae_core.training.loop import Loop
+from dcae_core.training.loop import Loop, StoppedError
 from dcae_core.training.run_directory import RunDirectory
-from dcae_core.training.signals import StoppedError
+from dcae_core.training.train_ae import AutoencoderTask
 from tests.training.small_runs import GAN, assert_same, checkpoint_contents, losses_of, phase, recipe_for, train
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcae_core.training.ema import Ema, averaged
-from dcae_core.training.schedules import learning_rate_at
+from dcae_core.training.optimisers import Ema, averaged, learning_rate_at
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "fixtures" / "golden" / "misc.json").read_text())
 

@@ -1,12 +1,10 @@
 """Latent datasets: fixed-size safetensors shards beside a manifest that says what made them."""
 
-from dcae_core.data.latents.exporting import export_npy, export_webdataset
-from dcae_core.data.latents.importing import import_npy
+from dcae_core.data.latents.exchange import export_npy, export_webdataset, import_npy
 from dcae_core.data.latents.loader import load_latents
 from dcae_core.data.latents.manifest import Manifest, check_encoder
 from dcae_core.data.latents.order import GlobalShuffle, Order, WindowShuffle
-from dcae_core.data.latents.reader import LatentDataset
-from dcae_core.data.latents.verify import verify_dataset
+from dcae_core.data.latents.reader import LatentDataset, verify_dataset
 from dcae_core.data.latents.writer import DatasetPlan, LatentDatasetWriter
 
 __all__ = [

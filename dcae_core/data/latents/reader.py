@@ -1,21 +1,142 @@
-"""Read a latent dataset: any item at any time, by position, without holding more than what was asked for."""
+"""Reading a latent dataset: shards by position, items by number, and the proof that all of it is whole."""
 
+import json
+import math
 import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
-from dcae_core.data.latents.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from dcae_core.data.latents.shard import TORCH_DTYPES, ShardLayout, parse_header, parse_header_length
-from dcae_core.data.latents.store import DEFAULT_CACHE_BYTES, ShardStore, open_store
+from dcae_core.data.latents.manifest import (
+    ITEM_BYTES,
+    MANIFEST_NAME,
+    Manifest,
+    ShardRecord,
+    StatisticsRecord,
+    parse_manifest,
+    sha256,
+)
+from dcae_core.data.latents.store import DEFAULT_CACHE_BYTES, LocalStore, ShardStore, open_store
 from dcae_core.errors import DataError
+
+TORCH_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_STORED_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+_MAX_HEADER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """Where the items of one shard lie in its file, in bytes from the file's start."""
+
+    count: int
+    item_bytes: int
+    latents: int
+    labels: int
+    names: int
+    end: int
+
+
+def shard_file_name(number: int) -> str:
+    """File name of shard `number`."""
+    return f"shard-{number:06d}.safetensors"
+
+
+def build_shard(number: int, latents: Tensor, labels: Tensor, names: Sequence[str]) -> tuple[bytes, ShardRecord]:
+    """Serialise one shard; equal arguments give equal bytes. Holds two copies of the shard in memory.
+
+    Args:
+        number: position among the dataset's shards; part of the bytes, so that no two shards are ever equal.
+        latents: (n, C, h, w), unscaled, on the CPU, in the dtype to store.
+        labels: (n,) integers.
+        names: one per picture; no newlines in them.
+
+    Returns:
+        The file's content and its record for the manifest.
+    """
+    assert not any("\n" in name for name in names)
+    encoded_names = "\n".join(names).encode("utf-8", "surrogateescape")
+    tensors = {
+        "latents": latents.contiguous(),
+        "labels": labels.to(torch.int64),
+        "names": torch.frombuffer(bytearray(encoded_names or b"\n"), dtype=torch.uint8),
+    }
+    # One metadata key: safetensors writes several in no fixed order.
+    content = save(tensors, metadata={"shard": str(number)})
+    record = ShardRecord(
+        file=shard_file_name(number),
+        count=len(latents),
+        bytes=len(content),
+        sha256=sha256(content),
+        statistics=measure_statistics(latents) if len(latents) else None,
+    )
+    return content, record
+
+
+def measure_statistics(latents: Tensor) -> StatisticsRecord:
+    """Moments per channel of `latents` (n, C, h, w), accumulated in float64, one channel at a time."""
+    channels = [latents[:, channel].double() for channel in range(latents.shape[1])]
+    return StatisticsRecord(
+        channel_mean=[channel.mean().item() for channel in channels],
+        channel_mean_square=[channel.square().mean().item() for channel in channels],
+    )
+
+
+def parse_header_length(first_bytes: bytes, where: str) -> int:
+    """Length of the JSON header that follows a safetensors file's first eight bytes.
+
+    Raises:
+        DataError: these are not the first eight bytes of a shard.
+    """
+    length = int.from_bytes(first_bytes, "little")
+    if len(first_bytes) != 8 or not 2 <= length <= _MAX_HEADER_BYTES:
+        raise _not_a_shard(where)
+    return length
+
+
+def parse_header(header: bytes, where: str, *, dtype: str, latent_shape: tuple[int, ...]) -> ShardLayout:
+    """Find the items from a safetensors header (the JSON after the first eight bytes).
+
+    Raises:
+        DataError: this is no shard of latents of `dtype` and `latent_shape`.
+    """
+    try:
+        entries = json.loads(header)
+        latents, labels, names = entries["latents"], entries["labels"], entries["names"]
+        starts = [int(entry["data_offsets"][0]) for entry in (latents, labels, names)]
+        ends = [int(entry["data_offsets"][1]) for entry in (latents, labels, names)]
+        count, *shape = (int(side) for side in latents["shape"])
+        stored = _STORED_NAMES.get(latents["dtype"])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise _not_a_shard(where) from error
+    if stored != dtype or tuple(shape) != tuple(latent_shape):
+        raise DataError(f"{where} holds {stored} latents of shape {shape}, the manifest says {dtype} {latent_shape}")
+    item_bytes = math.prod(latent_shape) * ITEM_BYTES[dtype]
+    sizes_fit = ends[0] - starts[0] == count * item_bytes and ends[1] - starts[1] == count * 8
+    if not sizes_fit or labels["dtype"] != "I64" or names["dtype"] != "U8" or min(starts) != 0:
+        raise _not_a_shard(where)
+    base = 8 + len(header)
+    return ShardLayout(count, item_bytes, base + starts[0], base + starts[1], base + starts[2], base + max(ends))
+
+
+def shard_number(header: bytes) -> str:
+    """The number a shard was written under, from its header; empty where it is not told."""
+    metadata: Any = json.loads(header).get("__metadata__")
+    return str(metadata.get("shard", "")) if isinstance(metadata, dict) else ""
+
+
+def _not_a_shard(where: str) -> DataError:
+    return DataError(f"{where} is not a latent shard, or is damaged; encode it again or restore it")
+
 
 _MAX_OPEN_SHARDS = 256
 
@@ -146,3 +267,52 @@ class LatentDataset:
             if len(self._open) > _MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)
         return shard
+
+
+def verify_dataset(url: str | Path, advance: Callable[[int], object] | None = None) -> tuple[Manifest, list[str]]:
+    """Read every byte of the dataset once and compare checksums.
+
+    Args:
+        url: directory of the dataset, local or any fsspec URL.
+        advance: called with 1 after each shard.
+
+    Returns:
+        The manifest, and one line for each fault: a missing shard, one whose bytes changed, one that is a copy of
+        another, a file that looks like a shard but is not in the manifest. No line: the dataset is whole.
+
+    Raises:
+        DataError: the manifest itself is missing, damaged or contradicts itself (it lists a shard twice, say).
+        DownloadError: a remote dataset cannot be reached.
+    """
+    store = open_store(url)
+    manifest = parse_manifest(store.read(MANIFEST_NAME), f"{store.where}/{MANIFEST_NAME}")
+    by_checksum = {shard.sha256: shard.file for shard in manifest.shards}
+    faults = []
+    for shard in manifest.shards:
+        fault = _fault_of(store, shard, by_checksum)
+        if fault:
+            faults.append(fault)
+        if advance:
+            advance(1)
+    if isinstance(store, LocalStore):
+        faults += _unlisted_shards(store.directory, manifest)
+    return manifest, faults
+
+
+def _fault_of(store: ShardStore, shard: ShardRecord, by_checksum: dict[str, str]) -> str | None:
+    try:
+        found = store.checksum(shard)
+    except DataError as error:
+        return str(error)
+    if found == shard.sha256:
+        return None
+    where = f"{store.where}/{shard.file}"
+    if found in by_checksum:
+        return f"{where} is a duplicate of shard {by_checksum[found]}; restore it or encode the dataset again"
+    return f"{where} is damaged: its checksum is not the manifest's; restore it or encode the dataset again"
+
+
+def _unlisted_shards(directory: Path, manifest: Manifest) -> list[str]:
+    listed = {shard.file for shard in manifest.shards}
+    extra = sorted(path.name for path in directory.glob("*.safetensors") if path.name not in listed)
+    return [f"{directory}/{name} is not in the manifest; remove it (a duplicate shard?)" for name in extra]

@@ -24,7 +24,7 @@ from dcae_core.data.latents.manifest import (
     merge_statistics,
     parse_manifest,
 )
-from dcae_core.data.latents.shard import build_shard
+from dcae_core.data.latents.reader import build_shard
 from dcae_core.errors import DataError, UsageError
 from dcae_core.files import explain_write_errors, make_directory, remove_leftovers, write_bytes, write_text
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from dcae_core.distributed import barrier, broadcast_object, is_main, rank, world_size
 from dcae_core.errors import DataError
 from dcae_core.files import make_directory, write_bytes
-from dcae_core.pipelines.evaluation.sources import PictureSource
+from dcae_core.pipelines.evaluation.inputs import PictureSource
 
 _NUM_PARTS = 64  # wanted at least, so that processes share evenly ...
 _LARGEST_PART = 1024  # ... and at most this many pictures are measured again after a stop

@@ -1,0 +1,90 @@
+"""A whole benchmark: settings, subjects, rounds, results."""
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from dcae_core.benchmarking.measuring import Measurement, Progress, Subject, measure
+from dcae_core.benchmarking.networks import open_denoiser
+from dcae_core.benchmarking.subjects import (
+    BenchSettings,
+    autoencoder_step,
+    autoencoder_subjects,
+    denoiser_step,
+    denoiser_subjects,
+    reading_subject,
+)
+from dcae_core.checkpoints.autoencoders import open_directory
+from dcae_core.errors import CheckpointError
+from dcae_core.zoo import find_autoencoder
+
+AUTOENCODER_SUBJECTS = ("encode", "decode", "reconstruct")
+DENOISER_SUBJECTS = ("denoise", "sample")
+TRAIN_STEP, LATENT_READING = "train-step", "latent-reading"
+SUBJECTS = (*AUTOENCODER_SUBJECTS, *DENOISER_SUBJECTS, TRAIN_STEP, LATENT_READING)
+
+
+def run_benchmarks(
+    whats: list[str], settings: BenchSettings, progress: Progress = lambda done, total, what: None
+) -> tuple[list[Measurement], list[str]]:
+    """Measure subjects of `SUBJECTS`.
+
+    Args:
+        whats: which.
+        settings: how.
+        progress: called after each round.
+
+    Returns:
+        One measurement for each subject and implementation, and notes for the reader.
+
+    Raises:
+        UsageError: no such model, a resolution that does not fit, or a peer that is not there or cannot do it.
+        CheckpointError: a directory's weights are damaged.
+    """
+    measurements: list[Measurement] = []
+    notes: list[str] = []
+    with TemporaryDirectory() as scratch:
+        for subjects, own_notes in _groups(whats, settings, Path(scratch)):
+            notes += own_notes
+            for subject in subjects:
+                measurements += measure(subject, settings.repeats, settings.device, progress)
+            for subject in subjects:
+                subject.contestants.clear()  # and with them the networks, before the next group has its own
+            gc.collect()
+    return measurements, list(dict.fromkeys(notes))
+
+
+def _groups(whats: list[str], settings: BenchSettings, scratch: Path) -> Iterator[tuple[list[Subject], list[str]]]:
+    """Subjects that share networks, one group after the other, so that only one group's networks are in memory."""
+    if chosen := [what for what in whats if what in AUTOENCODER_SUBJECTS]:
+        yield autoencoder_subjects(chosen, settings)
+    if chosen := [what for what in whats if what in DENOISER_SUBJECTS]:
+        yield denoiser_subjects(chosen, settings)
+    if TRAIN_STEP in whats:
+        yield _training(settings)
+    if LATENT_READING in whats:
+        yield [reading_subject(scratch / "latents")], []
+
+
+def _training(settings: BenchSettings) -> tuple[list[Subject], list[str]]:
+    if settings.model is not None and _names_autoencoder(settings.model):
+        subject, notes = autoencoder_step(settings)
+        return [subject], notes
+
+    opened = open_denoiser(settings.model, settings.device, torch.float32, settings.resolution)
+    notes = [f"{opened.name}: random weights, as none are cached"] if opened.random_weights else []
+    return [denoiser_step(opened, settings)], notes
+
+
+def _names_autoencoder(model: str) -> bool:
+    if find_autoencoder(model) is not None:
+        return True
+    if not Path(model).is_dir():
+        return False
+    try:
+        return bool(open_directory(Path(model)))
+    except CheckpointError:
+        return False

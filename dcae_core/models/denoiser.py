@@ -1,0 +1,226 @@
+"""What the diffusion networks share: their configuration, which can be checked and saved, and transformer layers."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dcae_core.errors import UsageError
+from dcae_core.models.config_values import MAX_BLOCKS, MAX_CHANNELS, require_choice, require_count
+
+_MAX_CLASSES, _MAX_SIDE = 1 << 30, 1 << 20
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """What every network of the form `forward(x, t, y)` is described by.
+
+    Attributes:
+        input_size: height and width of the latent; one number stands for a square.
+        patch_size: side of the square of latent positions that makes one token; divides both sides.
+        in_channels: channels of the latent.
+        hidden_size: width of a token, a multiple of `num_heads`.
+        depth: number of transformer blocks.
+        num_heads: attention heads.
+        num_classes: classes 0..num_classes-1; class `num_classes` is the null class. 0: unconditional.
+        activation_checkpointing: recompute each block's activations in the backward pass, which trades about a third
+            more computing for memory that no longer grows with depth.
+    """
+
+    architecture: ClassVar[str]
+
+    input_size: int | tuple[int, int] = 16
+    patch_size: int = 1
+    in_channels: int = 32
+    hidden_size: int = 512
+    depth: int = 12
+    num_heads: int = 8
+    num_classes: int = 1000
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        limits = {"patch_size": MAX_CHANNELS, "in_channels": MAX_CHANNELS, "hidden_size": MAX_CHANNELS}
+        for name, limit in (limits | {"depth": MAX_BLOCKS, "num_heads": MAX_CHANNELS}).items():
+            require_count(f"{self.architecture} {name}", getattr(self, name), 1, limit)
+        require_count(f"{self.architecture} num_classes (0: unconditional)", self.num_classes, 0, _MAX_CLASSES)
+        self._check_input_size()
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, bool):
+                require_choice(f"{self.architecture} {field.name}", getattr(self, field.name), (True, False))
+        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+            raise UsageError(
+                f"{self.architecture} hidden_size {self.hidden_size} must be a multiple of 4 "
+                f"and of num_heads {self.num_heads}"
+            )
+        if any(side % self.patch_size for side in self.latent_size):
+            raise UsageError(
+                f"{self.architecture} input_size {self.input_size} must be a multiple of patch_size {self.patch_size}"
+            )
+
+    def _check_input_size(self) -> None:
+        size = self.input_size
+        if isinstance(size, tuple) and len(size) != 2:
+            raise UsageError(f"{self.architecture} input_size is one number or (height, width), not {size}")
+        for side in size if isinstance(size, tuple) else (size,):
+            require_count(f"{self.architecture} input_size", side, 1, _MAX_SIDE)
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """(height, width) of the latent."""
+        size = self.input_size
+        return size if isinstance(size, tuple) else (size, size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        height, width = self.latent_size
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the prediction."""
+        return self.in_channels
+
+    def require_latent(self, shape: Sequence[int]) -> None:
+        """Refuse latents whose shape is not (B, in_channels, *latent_size).
+
+        Raises:
+            UsageError: it is not.
+        """
+        channels, height, width = self.in_channels, *self.latent_size
+        if len(shape) != 4 or tuple(shape[1:]) != (channels, height, width):
+            raise UsageError(
+                f"this {self.architecture} takes latents (B, {channels}, {height}, {width}), not {tuple(shape)}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, `architecture` among them; `denoisers.denoiser_config` reads them back."""
+        return {"architecture": self.architecture} | dataclasses.asdict(self)
+
+    def replace(self, **overrides: Any) -> Self:
+        """The same configuration with some fields changed.
+
+        Raises:
+            UsageError: an unknown field, or values that no network can be built from.
+        """
+        fields = [field.name for field in dataclasses.fields(self)]
+        for name in overrides:
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=3)
+                hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(fields)}"
+                raise UsageError(f"{self.architecture} has no setting {name!r}{hint}")
+        if isinstance(overrides.get("input_size"), list):
+            overrides["input_size"] = tuple(overrides["input_size"])
+        return dataclasses.replace(self, **overrides)
+
+
+def timestep_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal embedding of network times, cosines first, computed in float32 (float64 for float64 times).
+
+    Args:
+        t: times of any magnitude, fractional or not, shape (B,).
+        width: even width of the embedding.
+        max_period: the longest wave has a period of 2 pi times this.
+
+    Returns:
+        Tensor of shape (B, width).
+
+    Source: openai/glide-text2im `nn.py`, as used by U-ViT and DiT.
+    """
+    t = t if t.is_floating_point() and t.dtype != torch.bfloat16 and t.dtype != torch.float16 else t.float()
+    half = width // 2
+    exponents = torch.arange(half, dtype=t.dtype, device=t.device) / half
+    angles = t[:, None] * torch.exp(-math.log(max_period) * exponents)
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+
+
+def per_sample(t: Tensor, batch_size: int) -> Tensor:
+    """One time for the whole batch (0-d) or one per sample (B,) -> (B,)."""
+    return t.expand(batch_size) if t.dim() == 0 else t
+
+
+def unpatchify(tokens: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
+    """Lay tokens of pixels out as a picture.
+
+    Args:
+        tokens: (B, h * w, patch_size * patch_size * C); inside a token the channel runs fastest.
+        grid: (h, w), the number of patches along each side.
+        patch_size: side of a patch.
+
+    Returns:
+        Tensor of shape (B, C, h * patch_size, w * patch_size).
+    """
+    h, w = grid
+    pixels = tokens.unflatten(1, (h, w)).unflatten(-1, (patch_size, patch_size, -1))  # (B, h, w, p, q, C)
+    return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+class PatchEmbed(nn.Module):
+    """Cut a latent (B, C, H, W) into patches and project each to a token: (B, H * W / patch_size^2, hidden_size)."""
+
+    def __init__(self, patch_size: int, in_channels: int, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, hidden_size), row by row."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class LabelEmbedder(nn.Module):
+    """A table of class embeddings whose last row, number `num_classes`, is the null class of guidance."""
+
+    def __init__(self, num_classes: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """(B,) -> (B, hidden_size)."""
+        return self.embedding_table(y)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens (B, N, hidden_size).
+
+    Args:
+        hidden_size: width of a token, a multiple of `num_heads`.
+        num_heads: number of heads.
+        qkv_bias: whether the query, key and value projection has a bias.
+        float32: run the product in float32 whatever the working dtype is, as the published UViT does. Only useful
+            to reproduce the published half-precision results; otherwise slower for no gain.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, *, qkv_bias: bool, float32: bool = False) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.float32 = float32
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, hidden_size) -> (B, N, hidden_size)."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, N, head width)
+        if self.float32:
+            qkv = qkv.float()
+        heads = F.scaled_dot_product_attention(*qkv.unbind(0))
+        return self.proj(heads.transpose(1, 2).flatten(2).to(x.dtype))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between, four times as wide inside."""
+
+    def __init__(self, hidden_size: int, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, 4 * hidden_size)
+        self.activation = activation
+        self.fc2 = nn.Linear(4 * hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden_size) -> (..., hidden_size)."""
+        return self.fc2(self.activation(self.fc1(x)))

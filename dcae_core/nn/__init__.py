@@ -1,1 +1,0 @@
-"""Layers that the networks are built from."""

@@ -1,0 +1,378 @@
+"""Image files and latent files through an autoencoder: inputs, names of outputs, results."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+
+from dcae_core.data.images import DEFAULT_MAX_PIXELS, center_crop_adm
+from dcae_core.data.latent_file import Origin, StoredLatents, check_latents, load_latents, save_latent
+from dcae_core.data.raster import Raster, write_png
+from dcae_core.data.sources import PictureReference, find_pictures
+from dcae_core.errors import DataError, UsageError
+from dcae_core.files import replace_file
+from dcae_core.metrics.reconstruction import psnr_by_rows, ssim_by_rows
+from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.pipelines.comparison import Column, compare
+from dcae_core.pipelines.encoder import load_encoder
+from dcae_core.pipelines.reconstruct import Progress, check_tile, choose_tile, decode_rows, encode_rows
+from dcae_core.zoo import EMBEDDED_AUTOENCODER
+
+
+def find_inputs(inputs: Iterable[str]) -> tuple[list[PictureReference], list[DataError]]:
+    """The pictures that each input names, and what is wrong with the inputs that name none."""
+    found: list[PictureReference] = []
+    problems: list[DataError] = []
+    for given in inputs:
+        try:
+            found += find_pictures([given])
+        except DataError as error:
+            problems.append(error)
+    return found, problems
+
+
+def name_outputs(references: Sequence[PictureReference]) -> list[str]:
+    """What the outputs of each picture are called: its stem, with more of its path where several would be the same."""
+    stems = [PurePath(reference.key).stem for reference in references]
+    longer = [reference.key.replace("/", "_").replace("\\", "_") for reference in references]
+    shared = Counter(stems)
+    names = [whole if shared[stem] > 1 else stem for stem, whole in zip(stems, longer, strict=True)]
+    used: Counter[str] = Counter()
+    for index, name in enumerate(names):
+        used[name] += 1
+        if used[name] > 1:
+            names[index] = f"{name}-{used[name]}"
+    return names
+
+
+@dataclass(frozen=True)
+class PictureResult:
+    """One picture through one autoencoder.
+
+    Attributes:
+        picture: the input.
+        model: the autoencoder's label.
+        width: in pixels.
+        height: in pixels.
+        latent_shape: (C, h, w).
+        psnr: in dB; infinite for an equal picture.
+        ssim: None for a picture with a side shorter than 6 pixels.
+        milliseconds: for encoding and decoding, without files and metrics.
+        tile: side of the tiles; None for whole.
+        files: what was written: "reconstruction", "comparison", "latent".
+    """
+
+    picture: str
+    model: str
+    width: int
+    height: int
+    latent_shape: tuple[int, ...]
+    psnr: float
+    ssim: float | None
+    milliseconds: float
+    tile: int | None
+    files: dict[str, str]
+
+    @property
+    def compression(self) -> float:
+        """How many times fewer values the latent has than the picture."""
+        channels, height, width = self.latent_shape
+        return 3 * self.width * self.height / (channels * height * width)
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values; an infinite PSNR is None, as JSON has no infinity."""
+        return {
+            "picture": self.picture,
+            "model": self.model,
+            "width": self.width,
+            "height": self.height,
+            "latent": list(self.latent_shape),
+            "compression": self.compression,
+            "psnr": self.psnr if isfinite(self.psnr) else None,
+            "ssim": self.ssim,
+            "milliseconds": self.milliseconds,
+            "tile": self.tile,
+            "files": self.files,
+        }
+
+    def caption(self) -> tuple[str, ...]:
+        """What a comparison says under it."""
+        latent = " x ".join(map(str, self.latent_shape))
+        quality = f"PSNR {self.psnr:.2f} dB"
+        if self.ssim is not None:
+            quality += f", SSIM {self.ssim:.3f}"
+        return (self.model, f"latent {latent}, {self.compression:.0f} times fewer values", quality)
+
+
+_SMALLEST_FOR_SSIM = 6
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """An autoencoder of a run.
+
+    Attributes:
+        given: what it was called on the command line; "" for the embedded one.
+        label: what tables, captions and file names call it; unique in the run.
+        network: ready for inference.
+        fingerprint: of its weights.
+    """
+
+    given: str
+    label: str
+    network: Autoencoder
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run does with every picture.
+
+    Attributes:
+        output: directory to write.
+        resolution: side of the central square that is cut first; None takes whole pictures.
+        tile: side of the tiles in pixels; None leaves it to the memory of the machine.
+        save_latents: also write the latents.
+        compare: also write the comparison.
+        apply_exif: turn pictures upright.
+        max_pixels: refuse larger pictures.
+    """
+
+    output: Path
+    resolution: int | None = None
+    tile: int | None = None
+    save_latents: bool = False
+    compare: bool = True
+    apply_exif: bool = True
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+
+def load_models(
+    names: Sequence[str | None],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    prepare: bool = True,
+) -> list[RunModel]:
+    """Load the autoencoders of a run, all at once (f32c32: 1.3 GB each in float32); None is the embedded one.
+
+    With `prepare`, float32 on a CPU keeps transformed weights beside them (f32c32: 2.5 GB more).
+
+    Raises:
+        UsageError: nothing is called that.
+        CheckpointError: the weights are damaged or do not fit.
+        DownloadError: the files are not cached and cannot be downloaded.
+    """
+    models: list[RunModel] = []
+    for name in names:
+        network, record = load_encoder(name, device=device, dtype=dtype, revision=revision, prepare=prepare)
+        same = sum(model.label.partition("#")[0] == record.name for model in models)
+        label = f"{record.name}#{same + 1}" if same else record.name
+        assert record.fingerprint is not None
+        models.append(RunModel(name or "", label, network, record.fingerprint))
+    return models
+
+
+def check_settings(models: Iterable[RunModel], settings: RunSettings) -> None:
+    """Refuse what a model of the run cannot do.
+
+    Raises:
+        UsageError: the tile is too small, or the resolution is no multiple of the compression ratio.
+    """
+    for model in models:
+        ratio = model.network.spatial_compression_ratio
+        if settings.tile is not None:
+            check_tile(settings.tile, ratio)
+        if settings.resolution is not None and settings.resolution % ratio:
+            raise UsageError(f"--resolution {settings.resolution} is not a multiple of {ratio}, as {model.label} needs")
+
+
+def save_raster(picture: Raster, path: Path) -> str:
+    """Write a picture as PNG, whole or not at all; return the path.
+
+    Raises:
+        ResourceError: the disk is full, or the place cannot be written to.
+    """
+    with replace_file(path) as file:
+        write_png(picture, file)
+    return str(path)
+
+
+def reconstruct_file(
+    reference: PictureReference,
+    name: str,
+    models: Sequence[RunModel],
+    settings: RunSettings,
+    progress: Callable[[RunModel], Progress | None] = lambda model: None,
+) -> list[PictureResult]:
+    """One picture file through every model of the run, with all files written.
+
+    Costs one model's activations for a tile, and before that decoding the picture, 4 bytes a pixel. Pictures beyond
+    11 million pixels, and their reconstructions, wait in files without names in the output directory.
+
+    Args:
+        reference: the picture.
+        name: what its outputs are called.
+        models: of the run.
+        settings: of the run.
+        progress: gives for a model what is called after each tile.
+
+    Raises:
+        DataError: the picture cannot be read.
+        ResourceError: an output cannot be written.
+        CheckpointError: a model gives NaN.
+    """
+    original = _read(reference, settings)
+    results, columns = [], []
+    for model in models:
+        stem = f"{name}.{model.label}" if len(models) > 1 else name
+        result, reconstruction = _reconstruct_one(reference, original, model, settings, stem, progress(model))
+        results.append(result)
+        if settings.compare:
+            columns.append(Column(reconstruction, result.caption()))
+    if settings.compare:
+        caption = (Path(name).name, f"{original.width} x {original.height}")
+        path = settings.output / f"{name}.compare.png"
+        with replace_file(path) as file:
+            compare(original, caption, columns).save(file, "PNG")
+        for result in results:
+            result.files["comparison"] = str(path)
+    return results
+
+
+def _read(reference: PictureReference, settings: RunSettings) -> Raster:
+    picture = reference.open(apply_exif=settings.apply_exif, max_pixels=settings.max_pixels)
+    if settings.resolution is not None:
+        picture = center_crop_adm(picture, settings.resolution)
+    return Raster.of_image(picture, settings.output)
+
+
+def _reconstruct_one(
+    reference: PictureReference,
+    original: Raster,
+    model: RunModel,
+    settings: RunSettings,
+    stem: str,
+    progress: Progress | None,
+) -> tuple[PictureResult, Raster]:
+    size = (original.height, original.width)
+    tile = settings.tile or choose_tile(model.network, *size)
+    reconstruction = Raster(*size, settings.output)
+    start = time.perf_counter()
+    latent = encode_rows(model.network, original.rows, size, tile=tile, progress=progress)
+    for rows in decode_rows(model.network, latent, size, tile=tile, progress=progress):
+        reconstruction.append(rows)
+    milliseconds = 1000 * (time.perf_counter() - start)
+    files = {"reconstruction": save_raster(reconstruction, settings.output / f"{stem}.recon.png")}
+    if settings.save_latents:
+        path = settings.output / f"{stem}.latent.safetensors"
+        origin = Origin(*size, model.given or EMBEDDED_AUTOENCODER, model.fingerprint, tile)
+        save_latent(path, latent, origin, model.network.spatial_compression_ratio)
+        files["latent"] = str(path)
+    psnr, ssim = _measure(original, reconstruction)
+    result = PictureResult(
+        picture=reference.name,
+        model=model.label,
+        width=original.width,
+        height=original.height,
+        latent_shape=tuple(latent.shape),
+        psnr=psnr,
+        ssim=ssim,
+        milliseconds=milliseconds,
+        tile=tile,
+        files=files,
+    )
+    return result, reconstruction
+
+
+def _measure(original: Raster, reconstruction: Raster) -> tuple[float, float | None]:
+    """PSNR, and SSIM where the picture is large enough."""
+
+    def read(top: int, bottom: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return original.rows(top, bottom)[None], reconstruction.rows(top, bottom)[None]
+
+    shape = torch.Size((1, 3, original.height, original.width))
+    large_enough = min(original.height, original.width) >= _SMALLEST_FOR_SSIM
+    return float(psnr_by_rows(read, shape)), float(ssim_by_rows(read, shape)) if large_enough else None
+
+
+_SUFFIXES = (".safetensors", ".latent")
+
+
+@dataclass(frozen=True)
+class DecodedLatent:
+    """One latent that was decoded.
+
+    Attributes:
+        latents: the file it comes from.
+        model: label of the autoencoder.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        file: the picture.
+    """
+
+    latents: str
+    model: str
+    width: int
+    height: int
+    file: str
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return dict(vars(self))
+
+
+def decode_file(
+    path: Path, model: str | None, load: Callable[[str], RunModel], output: Path, tile: int | None
+) -> list[DecodedLatent]:
+    """Decode every latent of one file; `NAME.latent.safetensors` becomes `NAME.recon.png`, samples are numbered.
+
+    Args:
+        path: the file.
+        model: the autoencoder; None takes the one that the file names.
+        load: gives the model of a name; "" is the embedded one.
+        output: directory to write.
+        tile: side of the tiles; None takes that of the encoding, or leaves it to the memory of the machine.
+
+    Raises:
+        DataError: the file is none, or belongs to another autoencoder.
+        UsageError: the tile is too small.
+    """
+    stored = load_latents(path)
+    named = stored.origin.model if stored.origin else ""
+    autoencoder = load(named if model is None else model)
+    network = autoencoder.network
+    ratio = network.spatial_compression_ratio
+    check_latents(path, stored, network.latent_channels, ratio, autoencoder.fingerprint)
+    height, width = _picture_size(stored, ratio)
+    tile = tile or (stored.origin.tile if stored.origin else None) or choose_tile(network, height, width)
+    if tile is not None:
+        check_tile(tile, ratio)
+    decoded = []
+    for index, latent in enumerate(stored.latents):
+        picture = Raster(height, width, output)
+        for rows in decode_rows(network, latent, (height, width), tile=tile):
+            picture.append(rows)
+        number = "" if stored.origin else f"_{index:04d}"
+        file = save_raster(picture, output / f"{_stem(path)}{number}.recon.png")
+        decoded.append(DecodedLatent(str(path), autoencoder.label, width, height, file))
+    return decoded
+
+
+def _picture_size(stored: StoredLatents, ratio: int) -> tuple[int, int]:
+    if stored.origin is not None:
+        return stored.origin.height, stored.origin.width
+    return stored.latents.shape[2] * ratio, stored.latents.shape[3] * ratio
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name

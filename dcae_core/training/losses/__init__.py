@@ -1,1 +1,0 @@
-"""What a reconstruction is judged by."""

@@ -1,0 +1,455 @@
+"""Training an autoencoder: its images, one phase as the loop sees it, and the whole run, phase after phase."""
+
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dcae_core.checkpoints import load_autoencoder, save_autoencoder
+from dcae_core.data.batches import Batch, BatchPlan, CropSettings, CropStream, PictureCollection, load_batches
+from dcae_core.data.decoded_cache import DecodedCache, open_decoded_cache
+from dcae_core.data.images import uint8_to_tensor
+from dcae_core.data.sources import DecodedOnDemand, find_pictures
+from dcae_core.distributed import barrier, is_local_main, is_main, rank, world_size
+from dcae_core.files import write_text
+from dcae_core.models.autoencoder import Autoencoder, build_on_meta
+from dcae_core.recipes.loading import write_recipe
+from dcae_core.recipes.settings import ExecutionSettings
+from dcae_core.recipes.train_ae import DataSettings, PhaseSettings, TrainAutoencoderRecipe
+from dcae_core.training.adversarial import DISCRIMINATOR, Opponent
+from dcae_core.training.checkpointing import load_weights, read_checkpoint
+from dcae_core.training.checks import autoencoder_config_of
+from dcae_core.training.loop import Loop, LoopSettings, StopSignals, loss_scaler
+from dcae_core.training.losses import ReconstructionLoss
+from dcae_core.training.optimisers import Ema, Player, averaged, build_player
+from dcae_core.training.parallel import (
+    checkpoint_activations,
+    replicate,
+    shard,
+    synchronise_batch_norm,
+    whole,
+    without_synchronisation,
+)
+from dcae_core.training.pca import initialise_pca
+from dcae_core.training.resuming import changes_since, find_checkpoint, where_to_begin
+from dcae_core.training.run_directory import RunDirectory
+from dcae_core.training.task import Loss, Progress, Silent, Watcher
+from dcae_core.training.trackers import Watchers, open_trackers
+from dcae_core.training.trained_parts import blocks_of, count_trained, set_training_mode, train_only
+from dcae_core.training.validation import ReconstructionValidation
+
+
+class TrainingPictures:
+    """Random crops of the sources that a recipe names.
+
+    Finding costs one scan of the folders; a decoded cache is filled on the first use.
+
+    Args:
+        settings: which pictures, and how they are cut.
+
+    Attributes:
+        damaged: lines about pictures that could not be put into the cache.
+
+    Raises:
+        DataError: no pictures, or only damaged ones.
+        ResourceError: the disk is too full for the cache.
+    """
+
+    def __init__(self, settings: DataSettings) -> None:
+        self._settings = settings
+        self.damaged: list[str] = []
+        self._collections: list[PictureCollection] = [self._open(source.path) for source in settings.sources]
+
+    def __len__(self) -> int:
+        return sum(len(collection) for collection in self._collections)
+
+    def batches(self, resolution: int, seed: tuple[int, ...], plan: BatchPlan, steps: range) -> Generator[Batch]:
+        """The parts of the given steps that this process computes, decoded by workers."""
+        return load_batches(self._stream(resolution, seed), plan, steps, self._settings.num_workers)
+
+    def first_crops(self, count: int, resolution: int, seed: tuple[int, ...]) -> torch.Tensor:
+        """(count, 3, resolution, resolution) in [-1, 1], decoded here and now."""
+        stream = self._stream(resolution, seed)
+        pixels = np.stack([stream[position].pixels for position in range(count)])
+        return uint8_to_tensor(torch.from_numpy(pixels))
+
+    def _stream(self, resolution: int, seed: tuple[int, ...]) -> CropStream:
+        settings = self._settings
+        (smallest, largest), (narrowest, widest) = settings.scale, settings.aspect_ratio
+        crops = CropSettings(resolution, (smallest, largest), (narrowest, widest), settings.flip)
+        weights = [source.weight for source in settings.sources]
+        return CropStream(self._collections, weights, crops, seed, settings.damaged == "skip")
+
+    def _open(self, path: str) -> PictureCollection:
+        pictures = DecodedOnDemand(find_pictures([path]))
+        if self._settings.decoded_cache is None:
+            return pictures
+        if is_local_main():
+            cache = self._open_cache(pictures)
+        barrier()
+        if not is_local_main():
+            cache = self._open_cache(pictures)
+        self.damaged += cache.damaged
+        return cache
+
+    def _open_cache(self, pictures: DecodedOnDemand) -> DecodedCache:
+        settings = self._settings
+        assert settings.decoded_cache is not None
+        return open_decoded_cache(
+            pictures,
+            Path(settings.decoded_cache),
+            settings.cache_shorter_side,
+            skip_damaged=settings.damaged == "skip",
+        )
+
+
+AUTOENCODER = "autoencoder"
+_CHANNELS_STREAM = 2  # tells the chance of latent channels from that of crops
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Reconstruct(nn.Module):
+    """Encoder and decoder as one forward pass, which is what data-parallel wrappers need."""
+
+    def __init__(self, network: Autoencoder) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, latent_channels: int | None) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> the same shape, through the leading channels of the latent (all if None)."""
+        return self.network.decode(self.network.encode(x, latent_channels))
+
+
+class AutoencoderTask:
+    """Trains the parts of an autoencoder that a phase names.
+
+    Args:
+        network: on its device; which parts take gradients is set here.
+        phase: the settings.
+        seed: numbers that chance follows from.
+        execution: number type, data parallelism, compilation.
+        validation: held-out pictures, or None.
+    """
+
+    def __init__(
+        self,
+        network: Autoencoder,
+        phase: PhaseSettings,
+        seed: tuple[int, ...],
+        execution: ExecutionSettings,
+        validation: ReconstructionValidation | None,
+    ) -> None:
+        self.network, self.phase = network, phase
+        self._seed = seed
+        self._validation = validation
+        self._device = next(network.parameters()).device
+        self._dtype = _AUTOCAST[execution.precision]
+        self._channels_last = execution.channels_last
+        train_only(network, phase.parts, phase.adjacent_stages)
+        set_training_mode(network)
+        self.ema = Ema(network, phase.ema.decay, phase.ema.warmup_steps) if phase.ema is not None else None
+        self.players: dict[str, Player] = {AUTOENCODER: build_player(network, phase.optimiser, phase.steps)}
+        self._reconstruct: nn.Module = Reconstruct(network)
+        if execution.sharding == "ddp":
+            self._reconstruct = replicate(self._reconstruct)
+        if execution.compile:
+            self._reconstruct.compile()
+        self._forward_modules = [self._reconstruct]
+        self._criterion = ReconstructionLoss(phase.losses, self._device)
+        self._opponent = None
+        if phase.losses.adversarial is not None:
+            self._opponent = Opponent(phase.losses.adversarial, phase.steps, seed, self._device)
+            self.players[DISCRIMINATOR] = self._opponent.player
+            self._forward_modules.append(self._opponent.module)
+
+    def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
+        """The autoencoder's loss on a part of a batch, then the discriminator's if there is one."""
+        pictures = uint8_to_tensor(batch.pixels.to(self._device, non_blocking=True))
+        if self._channels_last:
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
+        with self._autocast():
+            reconstructions = self._reconstruct(pictures, self._choose_latent_channels(step))
+        value, terms = self._criterion(reconstructions, pictures)
+        if self._opponent is not None and step >= self._opponent.settings.start_step:
+            with self._autocast():
+                fooling = self._opponent.fooling_loss(reconstructions)
+            weight = self._opponent.weight(value, fooling, self._last_layer())
+            value = value + weight * fooling
+            terms |= {"generator": fooling.detach(), "adversarial_weight": weight}
+        yield Loss(AUTOENCODER, value, {"loss": value.detach()} | terms)
+        if self._opponent is not None:
+            with self._autocast():
+                value, terms = self._opponent.discriminating_loss(pictures, reconstructions.detach())
+            yield Loss(DISCRIMINATOR, value, terms)
+
+    def without_synchronisation(self) -> AbstractContextManager[None]:
+        """Within it, gradients are summed up in each process alone."""
+        return without_synchronisation(self._forward_modules)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
+
+    def _last_layer(self) -> Tensor:
+        """The trained weights nearest to the picture: those of the decoder's head where that is trained."""
+        return [weight for weight in self.network.parameters() if weight.requires_grad and weight.ndim > 1][-1]
+
+    def validate(self, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Figures of the averaged weights on the held-out pictures."""
+        if self._validation is None:
+            return {}
+        with averaged(self.network, self.ema):
+            return self._validation.measure(self.network, step, stop)
+
+    def _choose_latent_channels(self, step: int) -> int | None:
+        """The same in every process and every part of the step.
+
+        Source: structured latent space, DC-AE 1.5 (arXiv 2508.00413), section 3.2.
+        """
+        if self.phase.latent_channels is None:
+            return None
+        generator = np.random.default_rng([*self._seed, _CHANNELS_STREAM, step])
+        return int(generator.choice(self.phase.latent_channels))
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Of unscaled latents, over pictures and positions.
+
+    Attributes:
+        mean: over all values.
+        rms: root of the mean square of all values.
+        channel_mean: of each channel.
+        channel_std: of each channel.
+        num_pictures: measured on.
+    """
+
+    mean: float
+    rms: float
+    channel_mean: list[float]
+    channel_std: list[float]
+    num_pictures: int
+
+    @property
+    def scaling_factor(self) -> float:
+        """1 / rms: what latents are multiplied by before a diffusion model."""
+        return 1.0 / self.rms
+
+    def to_dict(self) -> dict[str, float | int | list[float]]:
+        """Plain values for JSON."""
+        return {
+            "mean": self.mean,
+            "rms": self.rms,
+            "channel_mean": self.channel_mean,
+            "channel_std": self.channel_std,
+            "num_pictures": self.num_pictures,
+        }
+
+
+@torch.no_grad()
+def measure_latents(network: Autoencoder, batches: Iterable[Tensor]) -> LatentStatistics:
+    """Encode pictures and sum up in float64: one batch of memory, one encoding each.
+
+    Args:
+        network: put into evaluation mode.
+        batches: uint8 pictures (B, 3, H, W).
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    sums = torch.zeros(2, network.latent_channels, dtype=torch.float64)
+    positions = pictures = 0
+    for pixels in batches:
+        z = network.encode(uint8_to_tensor(pixels.to(device))).double()
+        sums += torch.stack([z.sum(dim=(0, 2, 3)), z.square().sum(dim=(0, 2, 3))]).cpu()
+        positions += z.shape[0] * z.shape[2] * z.shape[3]
+        pictures += z.shape[0]
+    mean, square = sums / positions
+    return LatentStatistics(
+        mean=float(mean.mean()),
+        rms=math.sqrt(float(square.mean())),
+        channel_mean=mean.tolist(),
+        channel_std=(square - mean.square()).clamp(min=0).sqrt().tolist(),
+        num_pictures=pictures,
+    )
+
+
+_PHASE_STREAM, _PCA_STREAM, _STATISTICS_STREAM = 0, 1, 2  # tell the chances of a run from each other
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What is about this call rather than about the training.
+
+    Attributes:
+        device: where to train.
+        resume: "auto" continues what is in the run directory, "never" refuses to, a path continues that checkpoint.
+        phase: go through this phase only.
+    """
+
+    device: torch.device
+    resume: str = "auto"
+    phase: str | None = None
+
+
+def train_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions, watcher: Watcher | None = None) -> Path:
+    """Train as a recipe says, or go on with it; save the autoencoder of every phase.
+
+    Args:
+        recipe: checked by `check_autoencoder_recipe`.
+        options: of this call.
+        watcher: told how it goes.
+
+    Returns:
+        The directory of the trained autoencoder.
+
+    Raises:
+        StoppedError: a signal ended it; the same call continues.
+        DataError: pictures are missing or damaged; a loss is not finite.
+        ResourceError: the disk is full.
+        UsageError: another run uses the directory.
+    """
+    run = RunDirectory(Path(recipe.run_dir), recipe.checkpoints.keep, recipe.checkpoints.keep_every)
+    if not is_main():
+        return _AutoencoderRun(recipe, options, run, Silent()).go()
+    with run.locked():
+        return _AutoencoderRun(recipe, options, run, watcher or Silent()).go()
+
+
+class _AutoencoderRun:
+    def __init__(
+        self, recipe: TrainAutoencoderRecipe, options: RunOptions, run: RunDirectory, watcher: Watcher
+    ) -> None:
+        self.recipe, self.options, self.run, self.watcher = recipe, options, run, watcher
+        names, steps = [phase.name for phase in recipe.phases], [phase.steps for phase in recipe.phases]
+        self.checkpoint = find_checkpoint(run, options.resume)
+        self.progress, self.last_phase = where_to_begin(self.checkpoint, list(names), steps, options.phase)
+        self._compare_recipe()
+        self._open_trackers()
+        self.pictures = TrainingPictures(recipe.data)
+        self.validation = self._open_validation()
+
+    def go(self) -> Path:
+        if is_main():
+            write_text(self.run.path / "recipe.yaml", write_recipe(self.recipe))
+            step = self.progress.step if self.checkpoint is not None else -1
+            self.run.forget_metrics_after(step, validation_due=self.progress.validation_due)
+            self.run.forget_checkpoints_after(step)
+            self.run.append_damaged(self.pictures.damaged)
+        self.watcher.note(f"{len(self.pictures):,} pictures, {len(self.pictures.damaged)} damaged")
+        network = self._prepare(self._build_network())
+        if self.checkpoint is not None:
+            load_weights(network, self.checkpoint / f"{AUTOENCODER}.safetensors")
+            self.watcher.note(f"continuing after step {self.progress.step}, from {self.checkpoint}")
+        with StopSignals() as signals:
+            for index in range(self.progress.phase, self.last_phase + 1):
+                if index > self.progress.phase:
+                    self.progress = Progress(phase=index, step=self.progress.step)
+                self._train_phase(index, network, signals)
+        return self._save_result(network)
+
+    def _open_trackers(self) -> None:
+        if is_main():
+            values = self.recipe.model_dump(mode="json")
+            trackers = open_trackers(self.recipe.logging, self.run.path, self.progress.step, values)
+            self.watcher = Watchers([self.watcher, *trackers])
+
+    def _compare_recipe(self) -> None:
+        if self.checkpoint is not None:
+            changed = changes_since(self.run, self.recipe.model_dump(mode="json"), self.progress.phase)
+            if changed:
+                self.watcher.note(f"changed since this run was last started: {', '.join(changed)}")
+
+    def _train_phase(self, index: int, network: Autoencoder, signals: StopSignals) -> None:
+        recipe, phase, progress = self.recipe, self.recipe.phases[index], self.progress
+        seed = (recipe.seed, _PHASE_STREAM, index)
+        scaler = loss_scaler(self.options.device, recipe.execution.precision)
+        task = AutoencoderTask(network, phase, seed, recipe.execution, self.validation)
+        if self.checkpoint is not None:
+            read_checkpoint(self.checkpoint, task, scaler)
+            self.checkpoint = None
+        trained, total = count_trained(network)
+        self.watcher.note(
+            f"phase {phase.name}: training {', '.join(phase.parts)}: {trained:,} of {total:,} parameters, "
+            f"{phase.steps} steps of {phase.batch_size} pictures of {phase.resolution}x{phase.resolution}"
+        )
+        settings = LoopSettings(
+            phase=phase.name,
+            steps=phase.steps,
+            total_steps=sum(each.steps for each in recipe.phases),
+            batch_size=phase.batch_size,
+            accumulation=phase.accumulation,
+            checkpoint_every=recipe.checkpoints.every,
+            validate_every=recipe.validation.every if recipe.validation is not None else None,
+            log_every=recipe.logging.every,
+        )
+        plan = BatchPlan(phase.batch_size, phase.accumulation, world_size(), rank())
+        steps = range(progress.phase_step, phase.steps)
+        loop = Loop(task, settings, self.run, progress, scaler, signals, self.watcher, recipe.data.num_workers)
+        with closing(self.pictures.batches(phase.resolution, seed, plan, steps)) as batches:
+            loop.train(batches)
+        if task.ema is not None:
+            task.ema.apply()
+        self._export(network, self.run.path / "phases" / phase.name, None)
+
+    def _open_validation(self) -> ReconstructionValidation | None:
+        settings = self.recipe.validation
+        if settings is None:
+            return None
+        pictures = find_pictures([settings.path])
+        return ReconstructionValidation(pictures, settings, self.run.path / "samples", self.options.device)
+
+    def _build_network(self) -> Autoencoder:
+        recipe, settings = self.recipe, self.recipe.network
+        if settings.weights is not None:
+            return load_autoencoder(settings.weights, prepare=False)
+        torch.manual_seed(recipe.seed)
+        network = Autoencoder(autoencoder_config_of(settings))
+        if settings.init == "pca" and self.checkpoint is None:
+            resolution = recipe.phases[0].resolution
+            crops = self.pictures.first_crops(settings.pca_pictures, resolution, (recipe.seed, _PCA_STREAM))
+            initialise_pca(network, crops)
+        return network
+
+    def _prepare(self, network: Autoencoder) -> Autoencoder:
+        """Put the network where and how it trains."""
+        execution, device = self.recipe.execution, self.options.device
+        network = network.to(device)
+        if execution.channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        synchronise_batch_norm(network, device)
+        if execution.activation_checkpointing:
+            checkpoint_activations(blocks_of(network))
+        if execution.sharding == "fsdp":
+            shard((network.encoder, network.decoder), blocks_of(network))
+        return network
+
+    def _save_result(self, network: Autoencoder) -> Path:
+        statistics = self._measure_latents(network)
+        self.watcher.note(
+            f"latents: mean {statistics.mean:.4f}, rms {statistics.rms:.4f}, scaling factor 1/rms = "
+            f"{statistics.scaling_factor:.4f}"
+        )
+        directory = self.run.path / "autoencoder"
+        self._export(network, directory, statistics)
+        return directory
+
+    def _measure_latents(self, network: Autoencoder) -> LatentStatistics:
+        phase = self.recipe.phases[-1]
+        steps = range(-(-self.recipe.latent_statistics_pictures // phase.batch_size))
+        seed = (self.recipe.seed, _STATISTICS_STREAM)
+        with closing(self.pictures.batches(phase.resolution, seed, BatchPlan(phase.batch_size), steps)) as batches:
+            return measure_latents(network, (batch.pixels for batch in batches))
+
+    def _export(self, network: Autoencoder, directory: Path, statistics: LatentStatistics | None) -> None:
+        metadata: dict[str, object] = {"recipe": self.recipe.model_dump(mode="json")}
+        plain = build_on_meta(network.config)
+        plain.load_state_dict({name: whole(value) for name, value in network.state_dict().items()}, assign=True)
+        if statistics is not None:
+            plain.scaling_factor = statistics.scaling_factor
+            metadata["latent_statistics"] = statistics.to_dict()
+        if is_main():
+            save_autoencoder(plain, directory, metadata=metadata)

@@ -1,0 +1,406 @@
+"""Training a diffusion model on a latent dataset: its batches, its steps, the whole run."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dcae_core.checkpoints.autoencoders import OWN_CONFIG_NAME
+from dcae_core.checkpoints.denoisers import DESCRIPTION_KEY, DiffusionParts, describe_denoiser
+from dcae_core.data.batches import BatchPlan
+from dcae_core.data.latents import (
+    GlobalShuffle,
+    LatentDataset,
+    Order,
+    WindowShuffle,
+    check_encoder,
+    load_latents,
+    verify_dataset,
+)
+from dcae_core.data.latents.loader import LatentBatch
+from dcae_core.data.latents.store import LocalStore
+from dcae_core.diffusion.objectives import OBJECTIVES, Objective
+from dcae_core.distributed import broadcast_object, is_main, rank, world_size
+from dcae_core.errors import DataError, UsageError
+from dcae_core.files import write_text
+from dcae_core.models import build_denoiser
+from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.pipelines.encoder import encoder_name, load_encoder
+from dcae_core.recipes.loading import write_recipe
+from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
+from dcae_core.training.checkpointing import read_checkpoint, read_progress
+from dcae_core.training.checks import LatentKind, denoiser_config_of, open_latents
+from dcae_core.training.loop import Loop, LoopSettings, StopSignals, loss_scaler
+from dcae_core.training.optimisers import Ema, Player, averaged, build_player
+from dcae_core.training.parallel import replicate, shard_by_block, without_synchronisation
+from dcae_core.training.resuming import changes_since, find_checkpoint
+from dcae_core.training.run_directory import RunDirectory
+from dcae_core.training.task import Loss, Progress, Silent, Watcher
+from dcae_core.training.trackers import Watchers, open_trackers
+from dcae_core.training.validation import SamplingValidation
+
+_SAMPLE_STREAM = 1  # tells the chance of samples from that of their order
+
+
+@dataclass(frozen=True)
+class DiffusionBatch:
+    """What one process computes on at once, on the CPU.
+
+    Attributes:
+        latents: (b, C, h, w), unscaled, in their stored dtype.
+        labels: (b,) int64; the null class where the class is dropped.
+        noise: (b, C, h, w) float32, standard normal.
+        times: (b,) network times.
+        channels: (b,) leading channels of the second loss, or None.
+        names: of the samples, for messages.
+        damaged: nothing; batches of pictures have such lines.
+        worker_seconds: time that the reading threads spent on it.
+    """
+
+    latents: Tensor
+    labels: Tensor
+    noise: Tensor
+    times: Tensor
+    channels: Tensor | None
+    names: tuple[str, ...]
+    worker_seconds: float
+    damaged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Draws for samples. About 0.1 ms a sample of 32x16x16, in the threads that read.
+
+    Attributes:
+        seed: of the run.
+        objective: whose times are drawn.
+        label_dropout: probability of the null class.
+        num_classes: of the network; class `num_classes` is the null class. 0: there are no classes.
+        channels: numbers of leading channels to choose from, or None.
+    """
+
+    seed: int
+    objective: Objective
+    label_dropout: float
+    num_classes: int
+    channels: tuple[int, ...] | None = None
+
+    def complete(self, batch: LatentBatch) -> DiffusionBatch:
+        """Add to a batch of latents what chance decides."""
+        generator = torch.Generator()
+        noise = torch.empty(batch.latents.shape)
+        times, dropped, chosen = [], [], []
+        for row, position in enumerate(batch.positions.tolist()):
+            entropy = np.random.SeedSequence([self.seed, _SAMPLE_STREAM, position])
+            generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+            times.append(self.objective.draw_times(1, generator))
+            uniform = torch.rand(2, generator=generator).tolist()
+            dropped.append(uniform[0] < self.label_dropout)
+            chosen.append(self.channels[int(uniform[1] * len(self.channels))] if self.channels else 0)
+            torch.randn(noise[row].shape, generator=generator, out=noise[row])
+        labels = torch.where(torch.tensor(dropped), self.num_classes, batch.labels)
+        return DiffusionBatch(
+            latents=batch.latents,
+            labels=labels if self.num_classes else torch.zeros_like(labels),
+            noise=noise,
+            times=torch.cat(times),
+            channels=torch.tensor(chosen) if self.channels else None,
+            names=tuple(f"latent {item}" for item in batch.items.tolist()),
+            worker_seconds=batch.seconds,
+        )
+
+
+MODEL = "model"
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Validation(Protocol):
+    """Looks at the network now and then."""
+
+    def measure(self, network: nn.Module, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Figures of the network as it is, or None where `stop` turned true on the way."""
+
+
+class DiffusionTask:
+    """Trains a network to undo noise.
+
+    Args:
+        network: on its device, called as `network(x, t, y)`.
+        recipe: the settings.
+        scaling_factor: latents are multiplied by it.
+        validation: what looks at the network, or None.
+    """
+
+    def __init__(
+        self, network: nn.Module, recipe: TrainDiffusionRecipe, scaling_factor: float, validation: Validation | None
+    ) -> None:
+        execution = recipe.execution
+        self.network = network
+        self._objective = OBJECTIVES[recipe.objective]
+        self._augmentation_weight = recipe.augmentation.weight if recipe.augmentation is not None else 0.0
+        self._scaling_factor = scaling_factor
+        self._validation = validation
+        self._device = next(network.parameters()).device
+        self._dtype = _AUTOCAST[execution.precision]
+        network.train()
+        self.ema = Ema(network, recipe.ema.decay, recipe.ema.warmup_steps) if recipe.ema is not None else None
+        self.players: dict[str, Player] = {MODEL: build_player(network, recipe.optimiser, recipe.steps)}
+        self._forward = replicate(network) if execution.sharding == "ddp" else network
+        if execution.compile:
+            self._forward.compile()
+
+    def losses(self, batch: DiffusionBatch, step: int) -> Iterator[Loss]:
+        """The loss of a part of a batch."""
+        data = batch.latents.to(self._device, non_blocking=True).float() * self._scaling_factor
+        noise = batch.noise.to(self._device, non_blocking=True)
+        times, labels = batch.times.to(self._device), batch.labels.to(self._device)
+        if batch.channels is None:
+            terms = self._losses(data, noise, times, labels, None)
+            value = terms["loss"].mean()
+        else:
+            terms, value = self._augmented_losses(data, noise, times, labels, batch.channels.to(self._device))
+        yield Loss(
+            MODEL, value, {name: term.detach().mean() for name, term in terms.items()} | {"loss": value.detach()}
+        )
+
+    def _augmented_losses(
+        self, data: Tensor, noise: Tensor, times: Tensor, labels: Tensor, channels: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The usual loss, and the same with all but the leading channels set to zero, per channel that is left.
+
+        Both halves are one batch of the network: twice the cost of a step without.
+
+        Source: augmented diffusion training, DC-AE 1.5 (arXiv 2508.00413), section 3.3; details ours.
+        """
+        kept = torch.arange(data.shape[1], device=data.device) < channels[:, None]
+        mask = torch.cat([torch.ones_like(kept), kept])[:, :, None, None].to(data.dtype)
+        both = [torch.cat([part, part]) for part in (data, noise, times, labels)]
+        losses = self._losses(both[0] * mask, both[1] * mask, both[2], both[3], mask)["loss"]
+        whole, leading = losses.chunk(2)
+        leading = leading * (data.shape[1] / channels)
+        terms = {"denoising": whole, "leading_channels": leading}
+        return terms, whole.mean() + self._augmentation_weight * leading.mean()
+
+    def _losses(
+        self, data: Tensor, noise: Tensor, times: Tensor, labels: Tensor, mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        def model(x: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
+                prediction = self._forward(x, t, labels).float()
+            return prediction if mask is None else prediction * mask
+
+        return self._objective.losses(model, data, noise, times)
+
+    def without_synchronisation(self) -> AbstractContextManager[None]:
+        """Within it, gradients are summed up in each process alone."""
+        return without_synchronisation([self._forward])
+
+    def validate(self, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Pictures and figures of the averaged weights."""
+        if self._validation is None:
+            return {}
+        with averaged(self.network, self.ema):
+            return self._validation.measure(self.network, step, stop)
+
+
+_PHASE = "diffusion"
+_LATENTS_KEY = "latents"
+
+
+@dataclass(frozen=True)
+class DiffusionRunOptions:
+    """What is about this call rather than about the training.
+
+    Attributes:
+        device: where to train.
+        resume: "auto" continues what is in the run directory, "never" refuses to, a path continues that checkpoint.
+    """
+
+    device: torch.device
+    resume: str = "auto"
+
+
+def train_diffusion(recipe: TrainDiffusionRecipe, options: DiffusionRunOptions, watcher: Watcher | None = None) -> Path:
+    """Train as a recipe says, or go on with it.
+
+    Args:
+        recipe: checked by `check_diffusion_recipe`.
+        options: of this call.
+        watcher: told how it goes.
+
+    Returns:
+        The run's directory, which `load_diffusion` opens.
+
+    Raises:
+        StoppedError: a signal ended it; the same call continues.
+        DataError: latents are damaged or another autoencoder's; a loss is not finite.
+        ResourceError: the disk is full.
+        UsageError: another run uses the directory, or the run in it was another.
+    """
+    run = RunDirectory(Path(recipe.run_dir), recipe.checkpoints.keep, recipe.checkpoints.keep_every)
+    with run.locked() if is_main() else nullcontext():
+        return _DiffusionRun(recipe, options, run, watcher if watcher is not None and is_main() else Silent()).go()
+
+
+def load_batches(
+    recipe: TrainDiffusionRecipe, dataset: LatentDataset, config: DenoiserConfig, first_step: int
+) -> Iterator[DiffusionBatch]:
+    """One process's batches from a step on, noise and all.
+
+    Raises:
+        DataError: a shard is missing or damaged.
+        DownloadError: a remote shard cannot be fetched.
+    """
+    chance = Chance(
+        seed=recipe.seed,
+        objective=OBJECTIVES[recipe.objective],
+        label_dropout=recipe.label_dropout,
+        num_classes=config.num_classes,
+        channels=tuple(recipe.augmentation.channels) if recipe.augmentation is not None else None,
+    )
+    order, steps_ahead = _order_of(recipe, dataset)
+    return load_latents(
+        dataset,
+        order,
+        BatchPlan(recipe.batch_size, recipe.accumulation, world_size(), rank()),
+        range(first_step, recipe.steps),
+        chance.complete,
+        steps_ahead=steps_ahead,
+        num_threads=recipe.loading.num_threads,
+    )
+
+
+def _order_of(recipe: TrainDiffusionRecipe, dataset: LatentDataset) -> tuple[Order, int]:
+    """The order of items, and how many steps ahead to fetch shards."""
+    settings, counts = recipe.dataset, dataset.shard_counts
+    if settings.shuffle == "global":
+        return GlobalShuffle(len(dataset), recipe.seed), 0
+    run = recipe.batch_size // settings.lanes
+    order = WindowShuffle(counts, recipe.seed, window=settings.window, lanes=settings.lanes, run=run)
+    items_of_windows = settings.window * settings.lanes * int(counts.max())
+    return order, -(-items_of_windows // recipe.batch_size)
+
+
+class _DiffusionRun:
+    def __init__(
+        self, recipe: TrainDiffusionRecipe, options: DiffusionRunOptions, run: RunDirectory, watcher: Watcher
+    ) -> None:
+        self.recipe, self.options, self.run, self.watcher = recipe, options, run, watcher
+        self.dataset = open_latents(recipe)
+        self.config = denoiser_config_of(recipe, LatentKind.of(self.dataset))
+        self.checkpoint = find_checkpoint(run, options.resume)
+        self._compare_with_earlier()
+
+    def go(self) -> Path:
+        recipe, manifest = self.recipe, self.dataset.manifest
+        self.watcher.note(
+            f"{len(self.dataset):,} latents of {' x '.join(map(str, manifest.latent_shape))} by "
+            f"{manifest.encoder.name}, {len(manifest.classes)} classes, scaling factor {manifest.scaling_factor:.4g}"
+        )
+        self._verify()
+        validation = self._open_validation()
+        if is_main():
+            write_text(self.run.path / "recipe.yaml", write_recipe(recipe))
+            write_text(self.run.path / OWN_CONFIG_NAME, self._description())
+        network = self._build_network()
+        progress = Progress() if self.checkpoint is None else read_progress(self.checkpoint)
+        scaler = loss_scaler(self.options.device, recipe.execution.precision)
+        task = DiffusionTask(network, recipe, manifest.scaling_factor, validation)
+        if self.checkpoint is not None:
+            read_checkpoint(self.checkpoint, task, scaler)
+            self.watcher.note(f"continuing after step {progress.step}, from {self.checkpoint}")
+        if is_main():
+            self.run.forget_metrics_after(progress.step)
+            trackers = open_trackers(recipe.logging, self.run.path, progress.step, recipe.model_dump(mode="json"))
+            self.watcher = Watchers([self.watcher, *trackers])
+        with StopSignals() as signals:
+            loop = Loop(
+                task,
+                self._loop_settings(),
+                self.run,
+                progress,
+                scaler,
+                signals,
+                self.watcher,
+                recipe.loading.num_threads,
+            )
+            loop.train(load_batches(recipe, self.dataset, self.config, progress.step))
+        return self.run.path
+
+    def _build_network(self) -> nn.Module:
+        torch.manual_seed(self.recipe.seed)
+        network = build_denoiser(self.config).to(self.options.device)
+        trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+        self.watcher.note(
+            f"{self.config.architecture}: training {trained:,} parameters to predict {self.recipe.objective}, "
+            f"{self.recipe.steps} steps of {self.recipe.batch_size} latents"
+        )
+        if self.recipe.execution.sharding == "fsdp":
+            shard_by_block(network)
+        return network
+
+    def _loop_settings(self) -> LoopSettings:
+        recipe = self.recipe
+        return LoopSettings(
+            phase=_PHASE,
+            steps=recipe.steps,
+            total_steps=recipe.steps,
+            batch_size=recipe.batch_size,
+            accumulation=recipe.accumulation,
+            checkpoint_every=recipe.checkpoints.every,
+            validate_every=recipe.sampling.every if recipe.sampling is not None else None,
+            log_every=recipe.logging.every,
+        )
+
+    def _verify(self) -> None:
+        """Prove the latents' checksums in the main process; every process stops where they are wrong."""
+        if not self.recipe.loading.verify or not isinstance(self.dataset.store, LocalStore):
+            return
+        faults = broadcast_object(verify_dataset(self.recipe.latents)[1] if is_main() else None)
+        if faults:
+            raise DataError(faults[0])
+
+    def _open_validation(self) -> SamplingValidation | None:
+        """What looks at the network, after the autoencoder has proved that the latents are its own."""
+        recipe, manifest = self.recipe, self.dataset.manifest
+        where = self.dataset.store.where
+        if recipe.sampling is None:
+            check_encoder(manifest, where, name=encoder_name(recipe.autoencoder), fingerprint=None)
+            return None
+        autoencoder, record = load_encoder(recipe.autoencoder, device=self.options.device, dtype=torch.float32)
+        check_encoder(manifest, where, name=record.name, fingerprint=record.fingerprint)
+        parts = DiffusionParts(nn.Identity(), autoencoder, recipe.objective, manifest.scaling_factor, self.config)
+        return SamplingValidation(parts, recipe.sampling, recipe.steps, self.run.path / "samples")
+
+    def _description(self) -> str:
+        manifest = self.dataset.manifest
+        diffusion = describe_denoiser(
+            self.config.replace(activation_checkpointing=False),
+            self.recipe.objective,
+            self.recipe.autoencoder,
+            manifest.scaling_factor,
+            manifest.classes,
+        )
+        values = {DESCRIPTION_KEY: diffusion, _LATENTS_KEY: manifest.identity()}
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+    def _compare_with_earlier(self) -> None:
+        if self.checkpoint is None:
+            return
+        description = self.run.path / OWN_CONFIG_NAME
+        if description.is_file():
+            earlier = json.loads(description.read_text(encoding="utf-8")).get(_LATENTS_KEY)
+            if earlier != self.dataset.manifest.identity():
+                raise UsageError(
+                    f"{self.run.path} holds a run on other latents than {self.recipe.latents}; "
+                    "put them back, or choose another run_dir"
+                )
+        changed = changes_since(self.run, self.recipe.model_dump(mode="json"), 0)
+        if changed:
+            self.watcher.note(f"changed since this run was last started: {', '.join(changed)}")

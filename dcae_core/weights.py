@@ -1,0 +1,272 @@
+"""Tensors from files that strangers may have made: read without unpickling anything, loaded strictly, identified."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from huggingface_hub.utils import WeakFileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dcae_core.errors import CheckpointError, DownloadError
+from dcae_core.files import explain_write_errors, make_directory, sha256_of_file
+
+PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
+_MAX_JSON_BYTES = 16 << 20
+
+
+def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """All tensors of one checkpoint file, on the CPU.
+
+    Reads safetensors; `.pt`, `.pth`, `.ckpt` and `.bin` only as plain tensors (`weights_only=True`), taking the
+    entry "state_dict" where there is one. Costs one copy of the file in memory, and with `sha256` one more pass.
+
+    Args:
+        path: the file.
+        sha256: what its bytes must hash to, where that is known.
+
+    Raises:
+        CheckpointError: missing, damaged, of an unknown kind, holding anything but tensors, or with NaN or infinity.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no weights file {path}")
+    if path.suffix not in WEIGHT_SUFFIXES:
+        raise CheckpointError(f"{path}: weights are read from {', '.join(WEIGHT_SUFFIXES)} files only")
+    if sha256 is not None and sha256_of_file(path) != sha256:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the recorded {sha256[:12]}...; fetch it again")
+    weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    for key, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: {key} has NaN or infinite values; this checkpoint cannot be used")
+    return weights
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: missing, unreadable, or not a JSON object.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} is too large for a configuration file")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return values
+
+
+def require_scaling_factor(value: object, path: Path) -> float | None:
+    """The scaling factor that a configuration file gives, None where it gives none.
+
+    Raises:
+        CheckpointError: it is no finite number above 0.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise CheckpointError(f"{path}: scaling_factor must be a finite number above 0, not {value!r}")
+    return float(value)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or cut short ({error}); fetch or write it again") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and was not loaded, since such a file can run code; "
+            "ask for a safetensors file, or convert it where you trust it"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged or no torch checkpoint; fetch it again") from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(f"{path} holds no dictionary of tensors (nor one under 'state_dict')")
+    return dict(loaded)
+
+
+_NAMED = 3
+
+
+def load_strictly(network: nn.Module, state: dict[str, Tensor], where: Path, dtype: torch.dtype | None = None) -> None:
+    """Give `network`, built on the meta device, these tensors; they are taken over, not copied.
+
+    Args:
+        network: what they must fit.
+        state: tensors under the network's own names; emptied on the way, so that one copy of each is alive.
+        where: named in the message.
+        dtype: what floating-point tensors are converted to; by default the network's own types.
+
+    Raises:
+        CheckpointError: missing or unexpected keys, or wrong shapes.
+    """
+    expected = network.state_dict()
+    missing, unexpected = expected.keys() - state.keys(), state.keys() - expected.keys()
+    if missing or unexpected:
+        faults = [
+            f"{len(keys)} {what} ({_some(keys)})"
+            for what, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
+        raise CheckpointError(f"{where} does not fit the network: tensors {', '.join(faults)}")
+    wrong = [key for key, tensor in expected.items() if tensor.shape != state[key].shape]
+    if wrong:
+        key = wrong[0]
+        raise CheckpointError(
+            f"{where} does not fit the network: {len(wrong)} tensors have another shape, first {key}: "
+            f"{tuple(state[key].shape)} where the network has {tuple(expected[key].shape)}"
+        )
+    for key, tensor in expected.items():
+        target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        state[key] = state[key].to(target)
+    network.load_state_dict(state, strict=True, assign=True)
+
+
+def _some(keys: Iterable[str]) -> str:
+    keys = sorted(keys)
+    return ", ".join(keys[:_NAMED]) + (", ..." if len(keys) > _NAMED else "")
+
+
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 over names, shapes and float32 values of all weights, in the order of their names, in hexadecimal.
+
+    Take it from the plain network, before it is prepared for inference or cast. Costs one pass over the weights.
+    """
+    digest = hashlib.sha256()
+    for key, tensor in sorted(network.state_dict().items()):
+        values = tensor.detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{key}{tuple(values.shape)}".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+_log = logging.getLogger(__name__)
+
+_LPIPS_HEADS = "https://github.com/richzhang/PerceptualSimilarity/raw/082bb24f84c091ea94de2867d34c4544f68e0963"
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """One file of weights: its name in the cache, its source, and the SHA-256 of its bytes."""
+
+    file_name: str
+    url: str
+    sha256: str
+    size: str
+
+
+INCEPTION_2015_12_05 = PublishedWeights(
+    "pt_inception-2015-12-05-6726825d.pth",
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    "96 MB",
+)
+ALEXNET = PublishedWeights(
+    "alexnet-owt-7be5be79.pth",
+    "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    "244 MB",
+)
+VGG16 = PublishedWeights(
+    "vgg16-397923af.pth",
+    "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    "553 MB",
+)
+LPIPS_ALEXNET_HEADS = PublishedWeights(
+    "lpips-v0.1-alex-df73285e.pth",
+    f"{_LPIPS_HEADS}/lpips/weights/v0.1/alex.pth",
+    "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+    "6 kB",
+)
+LPIPS_VGG16_HEADS = PublishedWeights(
+    "lpips-v0.1-vgg-a78928a0.pth",
+    f"{_LPIPS_HEADS}/lpips/weights/v0.1/vgg.pth",
+    "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+    "7 kB",
+)
+
+
+def cached_file(published: PublishedWeights) -> Path:
+    """Where the file of these weights lies, or would lie, on this machine."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / published.file_name
+
+
+def fetch(published: PublishedWeights) -> Path:
+    """The local file of these weights, downloaded on first use and checked against its SHA-256 every time.
+
+    Hashing costs about a second per 500 MB.
+
+    Raises:
+        DownloadError: the file is not there and cannot be downloaded.
+        CheckpointError: the file that is there has other bytes.
+        ResourceError: the cache cannot be written to.
+    """
+    path = cached_file(published)
+    if not path.exists():
+        make_directory(path.parent)
+        # One process of several downloads, the others find the file.
+        with explain_write_errors(path), WeakFileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                _download(published, path)
+    if sha256_of_file(path) != published.sha256:
+        raise CheckpointError(f"{path} is not the published file (its SHA-256 differs): delete it and try again")
+    return path
+
+
+def _download(published: PublishedWeights, path: Path) -> None:
+    advice = f"fetch {published.url} on a machine with a network and put it at {path}"
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise DownloadError(f"{published.file_name} is not in the cache and HF_HUB_OFFLINE is set: {advice}")
+    _log.warning("downloading %s (%s) from %s", published.file_name, published.size, published.url)
+    try:
+        torch.hub.download_url_to_file(published.url, str(path), hash_prefix=published.sha256, progress=False)
+    except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        raise DownloadError(f"could not download {published.file_name} ({error}): {advice}") from error
+    except RuntimeError as error:
+        raise DownloadError(f"{published.url} gave other bytes than expected, none kept: {advice}") from error
+
+
+def read_weights_file(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a safetensors file, or from a PyTorch file without executing anything in it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds something else than named tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file; give the path of a file of weights")
+    try:
+        weights: Any
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every reader has its own kinds of failure; the user has one file to look at
+        raise CheckpointError(f"{path} cannot be read as weights: damaged, or not a file of tensors") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CheckpointError(f"{path} holds no plain dictionary of named tensors")
+    return weights
