@@ -14,8 +14,8 @@ UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints
 EMBEDDED := dc-ae-f32c32-tiny-1.0
 
 demo: $(VENV)/installed
-	$(BIN)/dcae reconstruct examples/test_pictures/astronaut.png -o demo
-	@echo "The pictures are in $(CURDIR)/demo: astronaut.recon.png, and astronaut.compare.png with the error beside it."
+	$(BIN)/dcae reconstruct examples/test_images/astronaut.png -o demo
+	@echo "The images are in $(CURDIR)/demo: astronaut.recon.png, and astronaut.compare.png with the error beside it."
 
 test: $(VENV)/installed-for-development
 	$(BIN)/ruff check

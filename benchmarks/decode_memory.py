@@ -1,8 +1,8 @@
-"""Peak memory and time of decoding large pictures, whole and in tiles.
+"""Peak memory and time of decoding large images, whole and in tiles.
 
     python benchmarks/decode_memory.py [--model M] [--sizes 1024 2048 4096] [--tiles 0 1024 512] [--plain]
 
-Memory is what a call takes beyond the network's own weights; a tile of 0 is the whole picture at once.
+Memory is what a call takes beyond the network's own weights; a tile of 0 is the whole image at once.
 """
 
 import argparse

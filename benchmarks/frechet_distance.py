@@ -15,11 +15,11 @@ from dcae_core.metrics.frechet import Gaussian, frechet_distance
 NUM_FEATURES = 2048
 
 
-def features_of(num_pictures: int, seed: int) -> Gaussian:
+def features_of(num_images: int, seed: int) -> Gaussian:
     rng = np.random.default_rng(seed)
     rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((NUM_FEATURES, NUM_FEATURES)))[0]
     scale = np.geomspace(3, 1e-2, NUM_FEATURES) * (1 + 0.1 * seed)
-    rows = (rng.standard_normal((num_pictures, NUM_FEATURES)) * scale) @ rotation
+    rows = (rng.standard_normal((num_images, NUM_FEATURES)) * scale) @ rotation
     return Gaussian(rows.mean(axis=0), np.cov(rows, rowvar=False))
 
 
@@ -30,8 +30,8 @@ def with_sqrtm(a: Gaussian, b: Gaussian) -> float:
 
 
 def main() -> None:
-    for num_pictures in (10_000, 1_000):
-        a, b = features_of(num_pictures, 1), features_of(num_pictures, 2)
+    for num_images in (10_000, 1_000):
+        a, b = features_of(num_images, 1), features_of(num_images, 2)
         start = time.perf_counter()
         ours = frechet_distance(a, b)
         between = time.perf_counter()
@@ -39,7 +39,7 @@ def main() -> None:
         end = time.perf_counter()
         ours_s, theirs_s = between - start, end - between
         print(
-            f"{num_pictures} pictures: {ours:.9f} in {ours_s:.2f} s, by sqrtm {theirs:.9f} in {theirs_s:.2f} s: "
+            f"{num_images} images: {ours:.9f} in {ours_s:.2f} s, by sqrtm {theirs:.9f} in {theirs_s:.2f} s: "
             f"{theirs_s / ours_s:.1f}x, relative difference {abs(ours - theirs) / theirs:.1e}"
         )
 

@@ -23,7 +23,7 @@ from dcae_core.recipes.train_diffusion import DenoiserSettings, TrainDiffusionRe
 from dcae_core.training.checks import LatentKind, denoiser_config_of
 from dcae_core.training.dry_run import count_memory
 from dcae_core.training.parallel import shard_by_block
-from dcae_core.training.train_diffusion import MODEL, Chance, DiffusionBatch, DiffusionTask
+from dcae_core.training.train_diffusion import MODEL, DiffusionBatch, DiffusionTask, TrainingNoise
 
 LATENTS = LatentKind((32, 16, 16), num_classes=1000)  # f32c32, 512 px: 258 tokens
 
@@ -44,7 +44,7 @@ def make_recipe(depth: int, batch: int, checkpointing: bool) -> TrainDiffusionRe
 def make_batch(config: DenoiserConfig, size: int) -> DiffusionBatch:
     latents, numbers = torch.randn(size, *LATENTS.shape), np.arange(size)
     read = LatentBatch(latents, torch.zeros(size, dtype=torch.long), numbers, numbers, 0.0)
-    return Chance(0, OBJECTIVES["epsilon"], 0.1, config.num_classes).complete(read)
+    return TrainingNoise(0, OBJECTIVES["epsilon"], 0.1, config.num_classes).complete(read)
 
 
 def measure(recipe: TrainDiffusionRecipe, config: DenoiserConfig) -> int:
@@ -57,8 +57,8 @@ def measure(recipe: TrainDiffusionRecipe, config: DenoiserConfig) -> int:
         for step in range(recipe.steps):
             (loss,) = task.losses(make_batch(config, recipe.batch_size // world_size()), step)
             loss.value.backward()
-            task.players[MODEL].optimiser.step()
-            task.players[MODEL].optimiser.zero_grad(set_to_none=True)
+            task.networks[MODEL].optimiser.step()
+            task.networks[MODEL].optimiser.zero_grad(set_to_none=True)
             task.ema.update()
 
     return max(gather_objects(peak_bytes(train, torch.device("cpu"))))

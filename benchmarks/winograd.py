@@ -17,7 +17,7 @@ SHAPES = ((32, 64), (64, 64), (128, 64), (128, 256), (256, 128), (512, 64), (512
 
 
 def pair(channels: int, side: int) -> Subject:
-    """Both ways of convolving one picture of `side` x `side` positions; transformed weights are at hand."""
+    """Both ways of convolving one image of `side` x `side` positions; transformed weights are at hand."""
     x = torch.randn(1, channels, side, side).contiguous(memory_format=torch.channels_last)
     weight = (torch.randn(channels, channels, 3, 3) / (9 * channels) ** 0.5).contiguous(
         memory_format=torch.channels_last

@@ -15,19 +15,19 @@ from dcae_cli.options import Debug
 from dcae_core.errors import UsageError
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "reconstruct": ("dcae_cli.reconstruct:reconstruct", "Pictures through an autoencoder and back, with the figures."),
-    "decode": ("dcae_cli.decode:decode", "Saved latents back into pictures."),
+    "reconstruct": ("dcae_cli.reconstruct:reconstruct", "Images through an autoencoder and back, with the figures."),
+    "decode": ("dcae_cli.decode:decode", "Saved latents back into images."),
     "encode-dataset": (
         "dcae_cli.encode_dataset:encode_dataset",
-        "Encode pictures into a latent dataset, or verify one.",
+        "Encode images into a latent dataset, or verify one.",
     ),
     "train-ae": ("dcae_cli.train_ae:train_ae", "Train or fine-tune an autoencoder as a recipe says."),
     "train-diffusion": (
         "dcae_cli.train_diffusion:train_diffusion",
         "Train a diffusion model on a latent dataset as a recipe says.",
     ),
-    "sample": ("dcae_cli.sample:sample", "Sample pictures from a class-conditional diffusion model."),
-    "eval": ("dcae_cli.evaluate:evaluate", "Measure a model or a folder of pictures by the published protocols."),
+    "sample": ("dcae_cli.sample:sample", "Sample images from a class-conditional diffusion model."),
+    "eval": ("dcae_cli.evaluate:evaluate", "Measure a model or a folder of images by the published protocols."),
     "fid-ref": ("dcae_cli.fid_ref:fid_ref", "Measure the reference statistics that FID compares with."),
     "models": ("dcae_cli.models:models", "List the zoo; download from it."),
     "recipes": ("dcae_cli.recipes:recipes", "List, show and check recipes."),

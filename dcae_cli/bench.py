@@ -47,9 +47,9 @@ def bench(
             metavar="MODEL",
         ),
     ] = None,
-    resolution: Annotated[int, typer.Option(min=1, help="Side of the pictures.", metavar="PIXELS")] = 512,
+    resolution: Annotated[int, typer.Option(min=1, help="Side of the images.", metavar="PIXELS")] = 512,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Pictures or latents at once (default 1).", metavar="N")
+        int | None, typer.Option(min=1, help="Images or latents at once (default 1).", metavar="N")
     ] = None,
     repeats: Annotated[
         int | None, typer.Option(min=1, help="Timed rounds (default 5; headline on a CPU: 2).", metavar="N")

@@ -1,4 +1,4 @@
-"""`dcae decode`: saved latents back into pictures."""
+"""`dcae decode`: saved latents back into images."""
 
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ def decode(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Decode latents into pictures of the original size; writes NAME.recon.png for NAME.latent.safetensors.
+    """Decode latents into images of the original size; writes NAME.recon.png for NAME.latent.safetensors.
 
     Without --model the autoencoder that made a latent is taken; another one is refused.
 
@@ -64,6 +64,6 @@ def decode(
         print_json({"results": [one.as_json() for one in decoded], "failed": [str(error) for error in problems]})
     elif decoded:
         rows = [(one.latents, one.model, f"{one.width} x {one.height}", one.file) for one in decoded]
-        print_table("", ("latents", "model", "size", "picture"), rows)
+        print_table("", ("latents", "model", "size", "image"), rows)
     if problems:
         raise DataError(f"{len(problems)} of {len(latents)} files failed, as reported above; the others are done")

@@ -1,4 +1,4 @@
-"""`dcae encode-dataset`: pictures to a latent dataset, and proof that one is whole."""
+"""`dcae encode-dataset`: images to a latent dataset, and proof that one is whole."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from dcae_cli.options import Debug, Device, Json, NumProcesses
 from dcae_cli.processes import start_processes
 
-_EXAMPLE = "dcae encode-dataset --images PICTURES --out LATENTS --resolution 256"
+_EXAMPLE = "dcae encode-dataset --images IMAGES --out LATENTS --resolution 256"
 
 
 def encode_dataset(
@@ -27,21 +27,21 @@ def encode_dataset(
         int | None, typer.Option(help="Side of ADM's centre crop, pixels [512].", metavar="N")
     ] = None,
     flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Also store every picture's mirror image [no].")
+        bool | None, typer.Option("--flip/--no-flip", help="Also store every image's mirror image [no].")
     ] = None,
     latent_dtype: Annotated[
         str | None, typer.Option(help="Stored as float16, bfloat16 or float32 [float16].", metavar="TYPE")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Number type of the network [fp32].", metavar="TYPE")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures at a time per process [16].", metavar="N")] = None,
-    shard_size: Annotated[int | None, typer.Option(help="Pictures per shard [1024].", metavar="N")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at a time per process [16].", metavar="N")] = None,
+    shard_size: Annotated[int | None, typer.Option(help="Images per shard [1024].", metavar="N")] = None,
     damaged: Annotated[
-        str | None, typer.Option(help="Damaged pictures: skip (and list) or fail [skip].", metavar="POLICY")
+        str | None, typer.Option(help="Damaged images: skip (and list) or fail [skip].", metavar="POLICY")
     ] = None,
     exif: Annotated[
-        bool | None, typer.Option("--exif/--no-exif", help="Turn pictures upright as EXIF says [yes].")
+        bool | None, typer.Option("--exif/--no-exif", help="Turn images upright as EXIF says [yes].")
     ] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Larger pictures count as damaged.", metavar="N")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Larger images count as damaged.", metavar="N")] = None,
     workers: Annotated[int | None, typer.Option(help="Decoding threads per process [4].", metavar="N")] = None,
     threads: Annotated[int | None, typer.Option(help="Computing threads per process, CPU [1].", metavar="N")] = None,
     verify: Annotated[
@@ -52,13 +52,13 @@ def encode_dataset(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Encode pictures into a latent dataset, or verify one.
+    """Encode images into a latent dataset, or verify one.
 
     Stop it at any moment; the same command continues and ends with the same bytes. So does any --nproc: on a CPU give
     the number of cores.
 
     \b
-    dcae encode-dataset --images PICTURES --out LATENTS --resolution 256
+    dcae encode-dataset --images IMAGES --out LATENTS --resolution 256
     dcae encode-dataset imagenet512-f32 --images imagenet/train --out latents --nproc 8
     dcae encode-dataset --verify LATENTS
     """
@@ -92,19 +92,19 @@ def _encode(recipe: str | None, options: dict[str, Any], nproc: int, device: str
             raise UsageError(f"missing --{name}; example: {_EXAMPLE}")
 
     from dcae_cli.progress import progress
-    from dcae_core.data.sources import find_pictures
+    from dcae_core.data.sources import find_images
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.pipelines.encode import EncodeSettings, encode_dataset
     from dcae_core.pipelines.encoder import load_encoder
 
     chosen, number_type = select_device(device), parse_dtype(settings.dtype)
-    pictures = find_pictures([str(settings.images)])
+    images = find_images([str(settings.images)])
     network, encoder = load_encoder(settings.model, device=chosen, dtype=number_type)
     with process_group(chosen):
         copies, processes = 2 if settings.flipped_copies else 1, world_size()
-        with progress("encode", total=len(pictures) * copies // processes, unit="latents") as advance:
+        with progress("encode", total=len(images) * copies // processes, unit="latents") as advance:
             report = encode_dataset(
-                pictures,
+                images,
                 network,
                 encoder,
                 Path(str(settings.out)),
@@ -149,8 +149,8 @@ def _print_report(report: Any, out: str, as_json: bool) -> None:
         "mean": manifest.statistics.mean,
         "rms": manifest.statistics.rms,
         "scaling_factor": manifest.scaling_factor,
-        "decoder_pictures_per_second": report.decoder_rate,
-        "encoder_pictures_per_second": report.encoder_rate,
+        "decoder_images_per_second": report.decoder_rate,
+        "encoder_images_per_second": report.encoder_rate,
         "encoder_waited": report.waited,
         "warnings": report.warnings,
     }

@@ -1,4 +1,4 @@
-"""`dcae eval`: measure an autoencoder, a diffusion model or a folder of pictures by the published protocols."""
+"""`dcae eval`: measure an autoencoder, a diffusion model or a folder of images by the published protocols."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,12 +24,12 @@ def evaluate(
     images: Annotated[
         str | None,
         typer.Option(
-            help="Pictures for an autoencoder: folder, glob, list or tar shards; left out: the sample pack.",
+            help="Images for an autoencoder: folder, glob, list or tar shards; left out: the sample pack.",
             metavar="PATH",
         ),
     ] = None,
     generated: Annotated[
-        str | None, typer.Option(help="Measure these pictures, wherever they come from.", metavar="PATH")
+        str | None, typer.Option(help="Measure these images, wherever they come from.", metavar="PATH")
     ] = None,
     psnr: Annotated[bool, typer.Option("--psnr", help="Measure PSNR.")] = False,
     ssim: Annotated[bool, typer.Option("--ssim", help="Measure SSIM.")] = False,
@@ -43,15 +43,15 @@ def evaluate(
     ref: Annotated[
         str | None,
         typer.Option(
-            help="Reference statistics (dcae fid-ref, the published code, ADM); left out: the pictures themselves.",
+            help="Reference statistics (dcae fid-ref, the published code, ADM); left out: the images themselves.",
             metavar="FILE",
         ),
     ] = None,
     resolution: Annotated[
-        int | None, typer.Option(min=1, help="Cut pictures to squares of this side (default 512).", metavar="N")
+        int | None, typer.Option(min=1, help="Cut images to squares of this side (default 512).", metavar="N")
     ] = None,
     num: Annotated[
-        int | None, typer.Option(min=1, help="How many samples (default 50000), or pictures (all).", metavar="N")
+        int | None, typer.Option(min=1, help="How many samples (default 50000), or images (all).", metavar="N")
     ] = None,
     cfg: Annotated[float | None, typer.Option(help="Guidance scale of a diffusion model.", metavar="SCALE")] = None,
     sampler: Annotated[str | None, typer.Option(help="Left out: the published one.", metavar="NAME")] = None,
@@ -61,9 +61,9 @@ def evaluate(
         str | None,
         typer.Option(help="A file with the published names and shapes, instead of the download.", metavar="FILE"),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at a time (default 8).", metavar="N")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time (default 8).", metavar="N")] = None,
     damaged: Annotated[
-        str | None, typer.Option(help="Damaged pictures: skip (and list them) or fail.", metavar="POLICY")
+        str | None, typer.Option(help="Damaged images: skip (and list them) or fail.", metavar="POLICY")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page to look at here.", metavar="DIR")] = None,
     work: Work = None,
@@ -75,10 +75,10 @@ def evaluate(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure an autoencoder, a diffusion model, or pictures from anywhere.
+    """Measure an autoencoder, a diffusion model, or images from anywhere.
 
     Stop it at any moment; the same command goes on where it was and ends with the same number. Without a metric: PSNR
-    and SSIM of an autoencoder, FID of generated pictures. Without anything: the embedded model on the sample pack.
+    and SSIM of an autoencoder, FID of generated images. Without anything: the embedded model on the sample pack.
 
     \b
     dcae eval --images photos --resolution 512 --psnr --ssim --report report
@@ -120,7 +120,7 @@ def evaluate(
             device=compute,
             work=work,
             num_shown=_NUM_SHOWN if report else 0,
-            progress=lambda description, total: progress(description, total=total, unit="pictures"),
+            progress=lambda description, total: progress(description, total=total, unit="images"),
         )
     if evaluation is not None:
         _show(evaluation, settings, json)
@@ -150,19 +150,19 @@ def _settings(
     result, found = validate(EvaluateRecipe, document)
     faults += found
     if recipe is not None and isinstance(result, EvaluateRecipe):
-        _require_pictures(recipe, result)
+        _require_images(recipe, result)
     if faults or not isinstance(result, EvaluateRecipe):
         raise UsageError("; ".join(faults))
     return result
 
 
-def _require_pictures(recipe: str, settings: "EvaluateRecipe") -> None:
-    """A shipped recipe can only guess where somebody's pictures are."""
+def _require_images(recipe: str, settings: "EvaluateRecipe") -> None:
+    """A shipped recipe can only guess where somebody's images are."""
     from dcae_core.errors import DataError
 
     images = settings.images
     if settings.autoencoder is not None and images is not None and not (Path(images).exists() or "*" in images):
-        raise DataError(f"{recipe} measures the pictures in {images}, which is not here: give --images DIR")
+        raise DataError(f"{recipe} measures the images in {images}, which is not here: give --images DIR")
 
 
 def _choose_subject(
@@ -235,17 +235,17 @@ def _show(evaluation: "Evaluation", settings: "EvaluateRecipe", json: bool) -> N
     for line in (*evaluation.damaged[:5], *evaluation.warnings):
         print(f"dcae: warning: {line}", file=sys.stderr)
     if len(evaluation.damaged) > 5:
-        print(f"dcae: warning: {len(evaluation.damaged)} damaged pictures in all", file=sys.stderr)
+        print(f"dcae: warning: {len(evaluation.damaged)} damaged images in all", file=sys.stderr)
     if json:
         expected = {row.name: row.to_dict() for row in comparisons if row.expected is not None}
         print_json(evaluation.to_dict() | {"expected": expected})
         return
-    columns = ["", "measured", "spread", "pictures"]
-    rows = [[row.label, row.measured_text, row.spread_text, row.num_pictures] for row in comparisons]
+    columns = ["", "measured", "spread", "images"]
+    rows = [[row.label, row.measured_text, row.spread_text, row.num_images] for row in comparisons]
     if settings.expected:
         columns += ["expected", "verdict"]
         rows = [[*cells, row.expected_text, row.verdict] for cells, row in zip(rows, comparisons, strict=True)]
-    print(f"{evaluation.subject}, {evaluation.num_pictures} pictures")
+    print(f"{evaluation.subject}, {evaluation.num_images} images")
     print_table("", columns, rows)
     for line in evaluation.origins():
         print(line)

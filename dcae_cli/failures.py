@@ -8,7 +8,7 @@ from typer.exceptions import TyperException
 from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError
 
 _OUT_OF_MEMORY = (
-    "out of memory; take a smaller batch or picture, --tile where the command has it, or --dtype bf16, "
+    "out of memory; take a smaller batch or image, --tile where the command has it, or --dtype bf16, "
     "or close other programs"
 )
 

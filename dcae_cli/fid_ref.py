@@ -1,4 +1,4 @@
-"""`dcae fid-ref`: the statistics that FID compares with, from pictures to one small file."""
+"""`dcae fid-ref`: the statistics that FID compares with, from images to one small file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,8 +22,8 @@ def fid_ref(
         Path | None,
         typer.Option(help="A file with the published names and shapes, instead of the download.", metavar="FILE"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.", metavar="N")] = 16,
-    damaged: Annotated[str, typer.Option(help="Damaged pictures: skip (and list them) or fail.")] = "skip",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.", metavar="N")] = 16,
+    damaged: Annotated[str, typer.Option(help="Damaged images: skip (and list them) or fail.")] = "skip",
     work: Work = None,
     nproc: NumProcesses = 1,
     device: Device = "auto",
@@ -31,7 +31,7 @@ def fid_ref(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure the Inception statistics of a set of pictures, once, for `dcae eval --ref`.
+    """Measure the Inception statistics of a set of images, once, for `dcae eval --ref`.
 
     The file holds `mu` and `sigma` as the published code reads them, and says how they were made.
 
@@ -69,7 +69,7 @@ def fid_ref(
             skip_damaged=damaged == "skip",
             device=compute,
             work=work,
-            progress=lambda description, total: progress(description, total=total, unit="pictures"),
+            progress=lambda description, total: progress(description, total=total, unit="images"),
         )
     if reference is None:
         return

@@ -30,7 +30,7 @@ def list_by_default(context: typer.Context, json: Json = False, debug: Debug = F
 def list_zoo(pattern: _Pattern = "*", json: Json = False, debug: Debug = False) -> None:
     """List models with f, channels, parameters, GMACs, scaling factor, licence, and whether they are on this disk.
 
-    GMACs are multiply-accumulates of convolutions and matrix products: for an autoencoder those of one picture of
+    GMACs are multiply-accumulates of convolutions and matrix products: for an autoencoder those of one image of
     512 x 512 pixels, encoding + decoding; for a diffusion model those of one evaluation.
 
     \b

@@ -71,7 +71,7 @@ def check(
 ) -> None:
     """Check recipes against their schemas and networks, and say everything that is wrong with them.
 
-    Whether pictures, weights and devices are there is checked by --dry-run of the recipe's own command.
+    Whether images, weights and devices are there is checked by --dry-run of the recipe's own command.
 
     \b
     dcae recipes check

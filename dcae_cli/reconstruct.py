@@ -1,4 +1,4 @@
-"""`dcae reconstruct`: pictures through one or several autoencoders and back, with the numbers beside them."""
+"""`dcae reconstruct`: images through one or several autoencoders and back, with the numbers beside them."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +12,10 @@ from dcae_cli.reporting import report, silence
 
 if TYPE_CHECKING:
     from dcae_cli.progress import Advance
-    from dcae_core.pipelines.image_files import PictureResult, RunModel
+    from dcae_core.pipelines.image_files import ImageResult, RunModel
     from dcae_core.pipelines.reconstruct import Progress
 
-COLUMNS = ("picture", "model", "size", "latent", "compression", "PSNR dB", "SSIM", "ms")
+COLUMNS = ("image", "model", "size", "latent", "compression", "PSNR dB", "SSIM", "ms")
 
 
 def reconstruct(
@@ -41,9 +41,9 @@ def reconstruct(
         typer.Option(min=1, help="Side of the tiles; left out: whole where memory allows.", metavar="PIXELS"),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare/--no-compare", help="Write NAME.compare.png.")] = True,
-    exif: Annotated[bool, typer.Option("--exif/--no-exif", help="Turn pictures upright as their EXIF says.")] = True,
+    exif: Annotated[bool, typer.Option("--exif/--no-exif", help="Turn images upright as their EXIF says.")] = True,
     max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse larger pictures (default 179 million).", metavar="N")
+        int | None, typer.Option(min=1, help="Refuse larger images (default 179 million).", metavar="N")
     ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="The network without preparation: slower, in less memory.")
@@ -54,10 +54,10 @@ def reconstruct(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Encode pictures and decode them again; write the reconstructions and say how close they are.
+    """Encode images and decode them again; write the reconstructions and say how close they are.
 
-    Writes NAME.recon.png, as large as the input, and NAME.compare.png: input | reconstruction | error. Pictures of the
-    same name get more of their path into it. A picture that cannot be read is reported, and the others are done.
+    Writes NAME.recon.png, as large as the input, and NAME.compare.png: input | reconstruction | error. Images of the
+    same name get more of their path into it. An image that cannot be read is reported, and the others are done.
 
     \b
     Examples:
@@ -72,16 +72,16 @@ def reconstruct(
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.errors import CheckpointError, DataError
     from dcae_core.files import make_directory
-    from dcae_core.pipelines import image_files as picture_inputs
-    from dcae_core.pipelines import image_files as picture_run
+    from dcae_core.pipelines import image_files as image_inputs
+    from dcae_core.pipelines import image_files as image_run
 
     number_type, chosen = parse_dtype(dtype), select_device(device)
-    references, problems = picture_inputs.find_inputs(images)
+    references, problems = image_inputs.find_inputs(images)
     if not references and len(problems) == 1:
         raise problems[0]
     for problem in problems:
         report(problem)
-    settings = picture_run.RunSettings(
+    settings = image_run.RunSettings(
         output=output,
         resolution=resolution,
         tile=tile,
@@ -90,19 +90,19 @@ def reconstruct(
         apply_exif=exif,
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
     )
-    models = picture_run.load_models(
+    models = image_run.load_models(
         model or [None], device=chosen, dtype=number_type, revision=revision, prepare=not plain
     )
-    picture_run.check_settings(models, settings)
+    image_run.check_settings(models, settings)
     make_directory(output)
-    names = picture_inputs.name_outputs(references)
-    results: list[PictureResult] = []
+    names = image_inputs.name_outputs(references)
+    results: list[ImageResult] = []
     with progress("reconstruct", total=len(references)) if len(references) > 1 else silence() as advance:
         for reference, name in zip(references, names, strict=True):
             try:
-                results += picture_run.reconstruct_file(reference, name, models, settings, _tile_notes(advance))
+                results += image_run.reconstruct_file(reference, name, models, settings, _tile_notes(advance))
             except CheckpointError:
-                raise  # the weights are at fault, not the picture
+                raise  # the weights are at fault, not the image
             except DataError as error:
                 if len(references) == 1 and not problems:
                     raise
@@ -119,7 +119,7 @@ def reconstruct(
 
 
 def _tile_notes(advance: "Advance") -> Callable[["RunModel"], "Progress"]:
-    """Beside the bar: which model is at which tile of the picture that is being worked on."""
+    """Beside the bar: which model is at which tile of the image that is being worked on."""
 
     def for_model(model: "RunModel") -> "Progress":
         def note(done: int, total: int) -> None:
@@ -131,9 +131,9 @@ def _tile_notes(advance: "Advance") -> Callable[["RunModel"], "Progress"]:
     return for_model
 
 
-def _row(result: "PictureResult") -> tuple[object, ...]:
+def _row(result: "ImageResult") -> tuple[object, ...]:
     return (
-        result.picture,
+        result.image,
         result.model,
         f"{result.width} x {result.height}",
         " x ".join(map(str, result.latent_shape)),
@@ -144,8 +144,8 @@ def _row(result: "PictureResult") -> tuple[object, ...]:
     )
 
 
-def _mean_rows(results: list["PictureResult"]) -> Iterator[tuple[object, ...]]:
-    """For several pictures one row for each model: the mean of the figures, as evaluations report it."""
+def _mean_rows(results: list["ImageResult"]) -> Iterator[tuple[object, ...]]:
+    """For several images one row for each model: the mean of the figures, as evaluations report it."""
     for label in dict.fromkeys(result.model for result in results):
         own = [result for result in results if result.model == label]
         if len(own) > 1:

@@ -1,4 +1,4 @@
-"""`dcae sample`: classes to pictures with a released diffusion model or one of your own."""
+"""`dcae sample`: classes to images with a released diffusion model or one of your own."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dcae_core.pipelines.sample_directory import SampleDirectory
 
 _DEFAULT_NUM = 16
-# The published demonstration picture: its 16 classes, and its guidance.
+# The published demonstration image: its 16 classes, and its guidance.
 _PRESETS = {"demo": ([279, 333, 979, 936, 933, 145, 497, 1, 248, 360, 793, 12, 387, 437, 938, 978], 6.0)}
 
 
@@ -71,9 +71,9 @@ def sample(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Sample pictures from a class-conditional diffusion model.
+    """Sample images from a class-conditional diffusion model.
 
-    Writes grid.png (of up to 100 pictures) and 0000_c207.png, 0001_c360.png, ... A run that was stopped goes on where
+    Writes grid.png (of up to 100 images) and 0000_c207.png, 0001_c360.png, ... A run that was stopped goes on where
     it was when the same command is given again, and ends with the same bytes.
 
     \b
@@ -222,7 +222,7 @@ def _report(
         document: dict[str, Any] = {
             "output": directory.path,
             "grid": directory.path / GRID_NAME,
-            "pictures": [directory.picture(index) for index in range(len(directory.classes))],
+            "images": [directory.image(index) for index in range(len(directory.classes))],
             "latents": directory.path / LATENTS_NAME if directory.save_latents else None,
             "classes": directory.classes,
             "seed": settings.seed,
@@ -236,4 +236,4 @@ def _report(
         return
     speed = f", {rate:.3g} images/s" if rate else ""
     already = f" ({kept} were there already)" if kept else ""
-    typer.echo(f"{len(directory.classes)} pictures in {directory.path}{already}{speed}; all in one: {GRID_NAME}")
+    typer.echo(f"{len(directory.classes)} images in {directory.path}{already}{speed}; all in one: {GRID_NAME}")

@@ -38,7 +38,7 @@ def train_ae(
     Stop it at any moment with Ctrl-C or SIGTERM; the same command continues.
 
     \b
-    dcae train-ae tiny --set run_dir=runs/mine --set data.sources.0.path=PICTURES
+    dcae train-ae tiny --set run_dir=runs/mine --set data.sources.0.path=IMAGES
     dcae train-ae finetune-decoder --dry-run
     """
     start_processes(nproc)
@@ -55,7 +55,7 @@ def train_ae(
         options.device,
         dry_run=dry_run,
         forecast=lambda: _print_forecast(settings, options, json),
-        train=lambda watcher: train_autoencoder(settings, options, watcher),
+        train=lambda logger: train_autoencoder(settings, options, logger),
     )
     print_result(directory, json, f"trained autoencoder: {directory}")
 
@@ -78,6 +78,6 @@ def _print_forecast(settings: "TrainAutoencoderRecipe", options: "RunOptions", a
         rows.append((phase.name, ", ".join(phase.parts), trained, *need_cells(phase.memory, seconds)))
     columns = ["phase", "trains", "parameters", *NEED_COLUMNS]
     print_table("one process, float32", columns, rows)
-    pictures = f"{found.num_pictures:,} pictures; the loader alone: {found.loader_images_per_second:.3g} images/s"
+    images = f"{found.num_images:,} images; the loader alone: {found.loader_images_per_second:.3g} images/s"
     damaged = [f"damaged: {line}" for line in found.damaged]
-    print_facts(options.device, found, settings.run_dir, [pictures, *damaged])
+    print_facts(options.device, found, settings.run_dir, [images, *damaged])

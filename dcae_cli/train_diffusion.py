@@ -53,7 +53,7 @@ def train_diffusion(
         options.device,
         dry_run=dry_run,
         forecast=lambda: _print_forecast(settings, options, json),
-        train=lambda watcher: diffusion_run.train_diffusion(settings, options, watcher),
+        train=lambda logger: diffusion_run.train_diffusion(settings, options, logger),
     )
     print_result(directory, json, f"trained diffusion model: {directory} (dcae sample --model {directory})")
 

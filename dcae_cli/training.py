@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from dcae_core.training.dry_run import DiffusionForecast, Forecast, MemoryEstimate
-    from dcae_core.training.task import Watcher
+    from dcae_core.training.task import RunLogger
 
 NEED_COLUMNS = ("weights GB", "optimiser GB", "activations GB", "total GB", "start and one step, s")
 
@@ -31,7 +31,7 @@ def with_dtype(overrides: list[str] | None, dtype: str | None) -> list[str] | No
 
 
 def train_or_forecast(
-    device: "torch.device", *, dry_run: bool, forecast: Callable[[], None], train: Callable[["Watcher"], Path]
+    device: "torch.device", *, dry_run: bool, forecast: Callable[[], None], train: Callable[["RunLogger"], Path]
 ) -> Path | None:
     """Train, or print a forecast instead.
 
@@ -51,8 +51,8 @@ def train_or_forecast(
         if dry_run:
             forecast()
             return None
-        with training_display() as watcher:
-            directory = train(watcher)
+        with training_display() as logger:
+            directory = train(logger)
     return directory if is_main() else None
 
 

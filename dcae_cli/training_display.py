@@ -13,12 +13,12 @@ _SHOWN_IN_BAR = 4
 
 @contextmanager
 def training_display() -> Iterator[Any]:
-    """A `Watcher` for the main process, and a silent one for the others."""
+    """A `RunLogger` for the main process, and a silent one for the others."""
     from dcae_core.distributed import is_main
-    from dcae_core.training.task import Silent
+    from dcae_core.training.task import SilentLogger
 
     if not is_main():
-        yield Silent()
+        yield SilentLogger()
     elif sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

@@ -18,7 +18,7 @@ class RecipeError(UsageError):
 
 
 class DataError(DcaeError):
-    """Input that is missing, unreadable, damaged, or holds no picture."""
+    """Input that is missing, unreadable, damaged, or holds no image."""
 
     exit_code = 3
 

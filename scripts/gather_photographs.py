@@ -1,6 +1,6 @@
 """Gather freely licensed photographs into an image folder, for training the embedded autoencoder.
 
-The pictures come from Debian packages and two Python wheels; `photographs.tsv` beside this script lists each one with
+The images come from Debian packages and two Python wheels; `photographs.tsv` beside this script lists each one with
 its class. Only photographs are in that list: drawings, renderings, screenshots and copies at other sizes were left
 out by eye, and scikit-image's astronaut, coffee, chelsea and rocket are the test and must never be trained on.
 
@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from dcae_core.data.images import open_picture
+from dcae_core.data.images import open_image
 from dcae_core.errors import DataError
 
 LIST = Path(__file__).with_name("photographs.tsv")
@@ -46,7 +46,7 @@ class Photograph(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A file name that is unique within its class and tells where the picture comes from."""
+        """A file name that is unique within its class and tells where the image comes from."""
         file, _, inside = self.path.partition(RESOURCE_SEPARATOR)
         parts = [self.package.removeprefix("pypi:").removesuffix("-data"), PurePosixPath(file).stem]
         if "contents" in PurePosixPath(file).parts:  # a Plasma wallpaper: NAME/contents/images/2560x1600.jpg
@@ -106,10 +106,10 @@ def qt_resource(bundle: bytes, wanted: str) -> bytes:
 
 
 def read_photograph(photograph: Photograph, unpacked: Path) -> Image.Image:
-    """Decode one listed picture of an unpacked package."""
+    """Decode one listed image of an unpacked package."""
     path, _, inside = photograph.path.partition(RESOURCE_SEPARATOR)
     content = (unpacked / path).read_bytes()
-    return open_picture(qt_resource(content, inside) if inside else content, name=photograph.path)
+    return open_image(qt_resource(content, inside) if inside else content, name=photograph.path)
 
 
 def read_copyright(path: Path) -> list[dict[str, str]]:
@@ -184,7 +184,7 @@ def gather(out: Path, long_sides: list[int]) -> list[str]:
 
 
 def write_licences(path: Path, rows: list[tuple[str, ...]]) -> None:
-    """Write the list of what each picture is and who may be thanked for it."""
+    """Write the list of what each image is and who may be thanked for it."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, delimiter="\t", lineterminator="\n")
     writer.writerow(["file", "package", "path", "author", "licence"])

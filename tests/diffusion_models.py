@@ -30,7 +30,7 @@ def write_autoencoder(directory: Path, latent_channels: int = 4) -> Path:
 
 
 def write_diffusion(directory: Path, prediction: str = "epsilon", **settings: Any) -> Path:
-    """A model of ours for latents (4, 8, 8), pictures of 64 pixels, with its autoencoder beside it."""
+    """A model of ours for latents (4, 8, 8), images of 64 pixels, with its autoencoder beside it."""
     directory.mkdir(parents=True)
     network = random_denoiser(_ARCHITECTURES[prediction], **settings)
     save_file(network.state_dict(), directory / "model.safetensors")

@@ -1,4 +1,4 @@
-"""The tour's script goes the whole way: pictures, reconstructions, latents, a diffusion model, new pictures."""
+"""The tour's script goes the whole way: images, reconstructions, latents, a diffusion model, new images."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "tour.sh"
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the script needs bash")
 def test_the_tour_in_short(tmp_path):
     for number in range(16):
-        folder = tmp_path / "pictures" / "abcd"[number % 4]
+        folder = tmp_path / "images" / "abcd"[number % 4]
         folder.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((64, 64), 20 + number).convert("RGB").save(folder / f"{number}.png")
     environment = os.environ | {
@@ -24,7 +24,7 @@ def test_the_tour_in_short(tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     run = subprocess.run(
-        [SCRIPT, tmp_path / "pictures", tmp_path / "out"], env=environment, capture_output=True, text=True, check=False
+        [SCRIPT, tmp_path / "images", tmp_path / "out"], env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
     assert "16 latents in 2 shards, every checksum is right" in run.stdout

@@ -3,7 +3,7 @@
 The paper (arXiv 2410.10733, table 4): FID 3.82 without GAN, 0.82 with full GAN training, 0.69 with local refinement.
 Here: one small f32 network, trained without GAN, then continued in three ways for as many steps.
 
-    python benchmarks/paper_claims/adversarial_refinement.py --pictures PICTURES
+    python benchmarks/paper_claims/adversarial_refinement.py --images IMAGES
 """
 
 from study import Study, judge, parse_arguments, phase, report, stages, train, validation_curve

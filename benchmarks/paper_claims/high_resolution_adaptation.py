@@ -4,7 +4,7 @@ The paper (arXiv 2410.10733, table 3): f64 at 1024 px has rFID 7.40 without, 0.2
 f32 network with linear attention, trained at 64 px, judged at 64, 128 and 256 px: as it is, with latent adaptation at
 256 px (encoder head and decoder input only), and, as a control, with as many more steps of full training at 64 px.
 
-    python benchmarks/paper_claims/high_resolution_adaptation.py --pictures PICTURES
+    python benchmarks/paper_claims/high_resolution_adaptation.py --images IMAGES
 """
 
 from study import Study, judge, parse_arguments, phase, report, stages, train

@@ -3,7 +3,7 @@
 The paper (arXiv 2410.10733, table 2): at f64 they take rFID from 28.3 to 0.50. Here: one small f64 network, four
 ways: with and without shortcuts, from random weights and from the best linear code.
 
-    python benchmarks/paper_claims/residual_shortcuts.py --pictures PICTURES
+    python benchmarks/paper_claims/residual_shortcuts.py --images IMAGES
 """
 
 from study import Study, judge, parse_arguments, phase, report, stages, train, validation_curve

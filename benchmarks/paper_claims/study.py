@@ -1,4 +1,4 @@
-"""What the three studies share: pictures split in two, networks trained from recipes, results as a table and curves.
+"""What the three studies share: images split in two, networks trained from recipes, results as a table and curves.
 
 Every training is a resumable run of `train_autoencoder` in a directory of its own: stop a study at any moment and
 start it again, and it goes on where it was.
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dcae_core.checkpoints import load_autoencoder
-from dcae_core.data.images import center_crop_adm, picture_to_tensor, tensor_to_uint8
-from dcae_core.data.sources import find_pictures
+from dcae_core.data.images import center_crop_adm, image_to_tensor, tensor_to_uint8
+from dcae_core.data.sources import find_images
 from dcae_core.devices import select_device
 from dcae_core.metrics.frechet import Gaussian, GaussianStatistics, frechet_distance
 from dcae_core.metrics.reconstruction import psnr
@@ -27,7 +27,7 @@ from dcae_core.training.losses import load_efficientnet_features
 from dcae_core.training.trackers import Panel, draw_panels
 from dcae_core.training.train_ae import RunOptions, train_autoencoder
 
-HELD_OUT = 8  # one picture in so many is for judging
+HELD_OUT = 8  # one image in so many is for judging
 NUM_FEATURES = 80
 
 
@@ -36,13 +36,13 @@ class Study:
     """The command line of a study.
 
     Attributes:
-        pictures: folder to train and judge on.
+        images: folder to train and judge on.
         out: where runs, `results.json` and `curves.png` go.
         scale: multiplies every number of steps.
         device: where to train.
     """
 
-    pictures: Path
+    images: Path
     out: Path
     scale: float
     device: torch.device
@@ -54,20 +54,20 @@ class Study:
 
 def parse_arguments(name: str, description: str) -> Study:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--pictures", type=Path, default=Path("examples/photographs"))
+    parser.add_argument("--images", type=Path, default=Path("examples/photographs"))
     parser.add_argument("--out", type=Path, default=Path("runs/paper_claims") / name)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every number of steps")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    study = Study(arguments.pictures, arguments.out, arguments.scale, select_device(arguments.device))
+    study = Study(arguments.images, arguments.out, arguments.scale, select_device(arguments.device))
     _split(study)
     return study
 
 
 def _split(study: Study) -> None:
     """Two file lists, so that no study is judged on what it was trained on."""
-    paths = [str(Path(picture.path).resolve()) for picture in find_pictures([study.pictures])]
+    paths = [str(Path(image.path).resolve()) for image in find_images([study.images])]
     for name, chosen in (
         ("train.txt", [path for index, path in enumerate(paths) if index % HELD_OUT]),
         ("held_out.txt", paths[::HELD_OUT]),
@@ -106,11 +106,11 @@ def train(study: Study, name: str, network: dict[str, Any], phases: list[dict[st
         "validation": {
             "path": str(study.out / "held_out.txt"),
             "resolution": validate_at,
-            "num_pictures": 16,
+            "num_images": 16,
             "every": validate_every,
         },
         "checkpoints": {"every": 100},
-        "latent_statistics_pictures": 64,
+        "latent_statistics_images": 64,
     }
     recipe = read_recipe(json.dumps(document), name, TrainAutoencoderRecipe, None, check_autoencoder_recipe)
     print(f"{name}: {sum(phase['steps'] for phase in phases)} steps", flush=True)
@@ -145,11 +145,11 @@ def validation_curve(folder: Path, figure: str = "psnr") -> list[tuple[float, fl
 
 @torch.no_grad()
 def judge(study: Study, autoencoder: Path, resolution: int) -> dict[str, float]:
-    """Figures on the held-out pictures at one resolution (ADM centre crop, 8-bit pixels).
+    """Figures on the held-out images at one resolution (ADM centre crop, 8-bit pixels).
 
-    psnr: mean over pictures. sharpness: energy of neighbouring pixels' differences, of the reconstructions over that
-    of the pictures; 1 is as sharp as the picture. frechet: distance between EfficientNet-Lite0 features (1/16 of the
-    resolution, every position a sample) of pictures and reconstructions, over the variance of the pictures' features:
+    psnr: mean over images. sharpness: energy of neighbouring pixels' differences, of the reconstructions over that
+    of the images; 1 is as sharp as the image. frechet: distance between EfficientNet-Lite0 features (1/16 of the
+    resolution, every position a sample) of images and reconstructions, over the variance of the images' features:
     a small stand-in for rFID.
     """
     network = load_autoencoder(autoencoder, device=study.device, prepare=False)
@@ -160,9 +160,9 @@ def judge(study: Study, autoencoder: Path, resolution: int) -> dict[str, float]:
         before, after = tensor_to_uint8(x), tensor_to_uint8(network(x))
         ratios.append(psnr(before, after))
         for index, pixels in enumerate((before, after)):
-            picture = pixels.float() / 127.5 - 1
-            energies[index] += (picture.diff(dim=-1).square().mean() + picture.diff(dim=-2).square().mean()).cpu()
-            statistics[index].update(features(picture)[-1].permute(0, 2, 3, 1).reshape(-1, NUM_FEATURES))
+            image = pixels.float() / 127.5 - 1
+            energies[index] += (image.diff(dim=-1).square().mean() + image.diff(dim=-2).square().mean()).cpu()
+            statistics[index].update(features(image)[-1].permute(0, 2, 3, 1).reshape(-1, NUM_FEATURES))
     gaussians = [Gaussian(each.mean, each.covariance) for each in statistics]
     return {
         "psnr": round(float(torch.cat(ratios).mean()), 3),
@@ -172,8 +172,8 @@ def judge(study: Study, autoencoder: Path, resolution: int) -> dict[str, float]:
 
 
 def _held_out(study: Study, resolution: int) -> Iterator[Tensor]:
-    for picture in find_pictures([study.out / "held_out.txt"]):
-        yield picture_to_tensor(center_crop_adm(picture.open(), resolution))[None].to(study.device)
+    for image in find_images([study.out / "held_out.txt"]):
+        yield image_to_tensor(center_crop_adm(image.open(), resolution))[None].to(study.device)
 
 
 def report(study: Study, results: dict[str, dict[str, float]], panels: list[Panel]) -> None:

@@ -1,6 +1,6 @@
 """The paper's headline: how much faster the same diffusion transformer is on DC-AE's latents than on SD-VAE's.
 
-UViT-H for pictures of 512 pixels on latents 4x64x64 with patch size 2 (1024 patches) against latents 128x8x8 with
+UViT-H for images of 512 pixels on latents 4x64x64 with patch size 2 (1024 patches) against latents 128x8x8 with
 patch size 1 (64 patches). Random weights: they do not change speed. The diffusion network alone is measured, without
 guidance and without the decoders. Source: DC-AE (arXiv 2410.10733), table 3 (one H100, fp16, TensorRT for inference).
 """
@@ -39,7 +39,7 @@ class HeadlineSettings:
     Attributes:
         evaluations: of the network in the timed part of sampling; throughput is told for the published 30.
         small: a network of a few thousand weights, to try the command: its ratios mean nothing.
-        batch: pictures of one call on both sides; None takes what suits the device.
+        batch: images of one call on both sides; None takes what suits the device.
     """
 
     evaluations: int
@@ -65,7 +65,7 @@ class Headline:
         return rate if what == "train" else rate * self.evaluations / EVALUATIONS
 
     def ratio(self, what: str) -> float:
-        """How many times more pictures per second on f64 latents."""
+        """How many times more images per second on f64 latents."""
         return self.images_per_second(what, "f64") / self.images_per_second(what, "f8")
 
     def as_json(self, machine: Machine) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class Headline:
         return {
             "ratios": {what: {"measured": self.ratio(what), "published": PUBLISHED[what]} for what in PUBLISHED},
             "evaluations_timed": self.evaluations,
-            "evaluations_of_a_picture": EVALUATIONS,
+            "evaluations_of_an_image": EVALUATIONS,
             "images_per_second": {
                 f"{what}.{side}": self.images_per_second(what, side) for what, side in self.measurements
             },

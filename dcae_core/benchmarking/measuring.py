@@ -207,7 +207,7 @@ class Subject:
     Attributes:
         what: its name.
         setting: of what size and type, in words.
-        items: pictures, latents or samples that one call deals with.
+        items: images, latents or samples that one call deals with.
         macs: multiply-accumulates of one call as the definition counts them, or None where nothing is multiplied.
         moved_bytes: inputs and outputs of one call; the networks' own bytes come on top.
         contestants: the ways of doing it, ours first.
@@ -255,7 +255,7 @@ class Measurement:
 
     @property
     def items_per_second(self) -> float:
-        """Pictures, latents or samples per second."""
+        """Images, latents or samples per second."""
         return self.subject.items / self.median_seconds
 
     @property

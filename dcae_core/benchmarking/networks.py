@@ -92,7 +92,7 @@ def open_autoencoder(model: str | None, device: torch.device, dtype: torch.dtype
 
 
 def open_denoiser(model: str | None, device: torch.device, dtype: torch.dtype, resolution: int) -> NamedDenoiser:
-    """The diffusion network that `model` names, for pictures of `resolution` pixels; by default the smallest released.
+    """The diffusion network that `model` names, for images of `resolution` pixels; by default the smallest released.
 
     Loaded weights have the resolution that they were trained for; another one takes random weights.
 

@@ -37,7 +37,7 @@ from dcae_core.recipes.train_diffusion import DenoiserSettings, TrainDiffusionRe
 from dcae_core.training.loop import loss_scaler
 from dcae_core.training.task import Task
 from dcae_core.training.train_ae import AutoencoderTask
-from dcae_core.training.train_diffusion import Chance, DiffusionTask
+from dcae_core.training.train_diffusion import DiffusionTask, TrainingNoise
 
 DIFFUSERS, PLAIN = "diffusers", "plain"
 PEERS = (DIFFUSERS, PLAIN)
@@ -51,8 +51,8 @@ class BenchSettings:
         device: where to compute.
         dtype: of the networks; of training, the type of matrix products.
         model: a zoo name, hub id or directory; None takes the embedded autoencoder and the smallest released denoiser.
-        resolution: side of the pictures.
-        batch: pictures, latents or samples of one call.
+        resolution: side of the images.
+        batch: images, latents or samples of one call.
         repeats: timed rounds.
         num_steps: of sampling; None is the sampler's default.
         guidance_scale: of sampling; other than 1 it doubles the work.
@@ -110,17 +110,17 @@ def autoencoder_subjects(whats: list[str], settings: BenchSettings) -> tuple[lis
     encoding, decoding = autoencoder_complexity(config, size)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (settings.batch, 3, size, size), dtype=torch.uint8, generator=generator)
-    pictures = uint8_to_tensor(pixels).to(settings.device, settings.dtype)
+    images = uint8_to_tensor(pixels).to(settings.device, settings.dtype)
     with torch.inference_mode():
-        latents = ways[-1].encode(pictures).clone()
-    moved = pictures.nbytes + latents.nbytes
+        latents = ways[-1].encode(images).clone()
+    moved = images.nbytes + latents.nbytes
     calls: dict[str, tuple[int, int, Callable[[_Way], Callable[[], Tensor]]]] = {
-        "encode": (encoding.macs, moved, lambda way: lambda: way.encode(pictures)),
+        "encode": (encoding.macs, moved, lambda way: lambda: way.encode(images)),
         "decode": (decoding.macs, moved, lambda way: lambda: way.decode(latents)),
         "reconstruct": (
             encoding.macs + decoding.macs,
             2 * pixels.nbytes,
-            lambda way: lambda: torch.stack([way.reconstruct(picture) for picture in pixels]),
+            lambda way: lambda: torch.stack([way.reconstruct(image) for image in pixels]),
         ),
     }
     subjects = []
@@ -162,8 +162,8 @@ def _diffusers_way(peer: nn.Module, settings: BenchSettings) -> _Way:
         return peer.decode(z).sample  # type: ignore[operator]
 
     def whole(pixels: Tensor) -> Tensor:
-        picture = uint8_to_tensor(pixels)[None].to(settings.device, settings.dtype)
-        return tensor_to_uint8(decode(encode(picture))[0].float()).cpu()
+        image = uint8_to_tensor(pixels)[None].to(settings.device, settings.dtype)
+        return tensor_to_uint8(decode(encode(image))[0].float()).cpu()
 
     return _Way(DIFFUSERS, peer, encode, decode, whole)
 
@@ -210,7 +210,7 @@ def denoise_subject(opened: NamedDenoiser, settings: BenchSettings) -> Subject:
 
 
 def sample_subject(opened: NamedDenoiser, settings: BenchSettings) -> tuple[Subject, list[str]]:
-    """A batch of classes to pictures: noise, every step of the sampler with guidance, decoding."""
+    """A batch of classes to images: noise, every step of the sampler with guidance, decoding."""
     autoencoder = open_autoencoder(opened.autoencoder, settings.device, settings.dtype)
     decoder = autoencoder.network if settings.plain else prepare_for_inference(autoencoder.network)
     network = CompiledDenoiser(opened.network) if settings.compiles else opened.network
@@ -352,7 +352,7 @@ def denoiser_step(opened: NamedDenoiser, settings: BenchSettings) -> Subject:
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     numbers = np.arange(batch)
     read = LatentBatch(latents, torch.zeros(batch, dtype=torch.long), numbers, numbers, 0.0)
-    data = Chance(0, OBJECTIVES[opened.prediction], recipe.label_dropout, config.num_classes).complete(read)
+    data = TrainingNoise(0, OBJECTIVES[opened.prediction], recipe.label_dropout, config.num_classes).complete(read)
     macs = _FORWARD_AND_BACKWARD * batch * denoiser_complexity(config).macs
     setting = f"{opened.name}, batch {batch}, {recipe.execution.precision}"
     return _subject(task, data, setting, batch, macs, latents.nbytes, settings)
@@ -405,14 +405,14 @@ def _stepper(task: Task, data: object, settings: BenchSettings) -> Callable[[], 
     scaler = loss_scaler(settings.device, _PRECISIONS[settings.dtype])
 
     def step() -> None:
-        for player in task.players.values():
-            player.optimiser.zero_grad(set_to_none=True)
+        for trained in task.networks.values():
+            trained.optimiser.zero_grad(set_to_none=True)
         for loss in task.losses(data, 0):
             scaler.scale(loss.value).backward()
-        for player in task.players.values():
-            scaler.unscale_(player.optimiser)
-            torch.nn.utils.clip_grad_norm_(player.network.parameters(), 1.0)
-            scaler.step(player.optimiser)
+        for trained in task.networks.values():
+            scaler.unscale_(trained.optimiser)
+            torch.nn.utils.clip_grad_norm_(trained.network.parameters(), 1.0)
+            scaler.step(trained.optimiser)
         scaler.update()
         if task.ema is not None:
             task.ema.update()
@@ -423,8 +423,8 @@ def _stepper(task: Task, data: object, settings: BenchSettings) -> Callable[[], 
 def _training_bytes(task: Task) -> int:
     """Weights, their average, and what the optimisers keep."""
     tensors: list[Tensor] = list(task.ema.state_dict().values()) if task.ema is not None else []
-    for player in task.players.values():
-        tensors += player.network.parameters()
-        for state in player.optimiser.state.values():
+    for trained in task.networks.values():
+        tensors += trained.network.parameters()
+        for state in trained.optimiser.state.values():
             tensors += [value for value in state.values() if isinstance(value, Tensor)]
     return sum(tensor.nbytes for tensor in tensors)

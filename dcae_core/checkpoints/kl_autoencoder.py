@@ -54,7 +54,7 @@ class KLAutoencoder(nn.Module):
         """(B, 3, H, W) in [-1, 1] -> latent (B, C, H/f, W/f), shifted but unscaled.
 
         Args:
-            x: pictures.
+            x: images.
             noise: standard normal, of the latent's shape: draws from the posterior; None gives its mean.
         """
         posterior = self.network.encode(x).latent_dist

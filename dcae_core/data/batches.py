@@ -23,15 +23,15 @@ def _permutation(seed: tuple[int, ...], epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([*seed, epoch]).permutation(count)
 
 
-class PictureOrder:
-    """Position in the stream -> source and picture in it.
+class ImageOrder:
+    """Position in the stream -> source and image in it.
 
-    One source: every epoch is a fresh permutation of its pictures (8 bytes a picture, for two epochs). Several: each
-    position draws a source by weight and a picture of it uniformly.
+    One source: every epoch is a fresh permutation of its images (8 bytes an image, for two epochs). Several: each
+    position draws a source by weight and an image of it uniformly.
 
     Args:
         seed: numbers that the order follows from, not negative.
-        counts: pictures in each source, at least 1.
+        counts: images in each source, at least 1.
         weights: how often each source is drawn from, relative to the others.
     """
 
@@ -41,7 +41,7 @@ class PictureOrder:
         self._weights = np.asarray(weights) / np.sum(weights)
 
     def __getitem__(self, position: int) -> tuple[int, int]:
-        """(source, picture) at this position, from 0."""
+        """(source, image) at this position, from 0."""
         if len(self._counts) == 1:
             epoch, place = divmod(position, self._counts[0])
             return 0, int(_permutation(self._seed, epoch, self._counts[0])[place])
@@ -59,7 +59,7 @@ class CropSettings:
 
     Attributes:
         resolution: side of the square result, in pixels.
-        scale: smallest and largest share of the picture's area.
+        scale: smallest and largest share of the image's area.
         aspect_ratio: smallest and largest width over height before the crop is made square.
         flip: mirror every other crop.
     """
@@ -71,7 +71,7 @@ class CropSettings:
 
 
 def choose_box(width: int, height: int, settings: CropSettings, generator: np.random.Generator) -> tuple[int, ...]:
-    """A random box (left, upper, right, lower) inside a picture.
+    """A random box (left, upper, right, lower) inside an image.
 
     Area uniform in `scale`, aspect ratio log-uniform in `aspect_ratio`; the largest central box of an allowed ratio
     where ten attempts do not fit.
@@ -96,7 +96,7 @@ def random_crop(image: Image.Image | np.ndarray, settings: CropSettings, generat
     """A random resized crop, perhaps mirrored.
 
     Args:
-        image: an RGB picture, or its pixels (H, W, 3) uint8, of which only the crop is read.
+        image: an RGB image, or its pixels (H, W, 3) uint8, of which only the crop is read.
         settings: how to cut.
         generator: where chance comes from.
 
@@ -119,13 +119,13 @@ def random_crop(image: Image.Image | np.ndarray, settings: CropSettings, generat
 _CROP_STREAM = 1  # tells the chance of crops from that of the order
 
 
-class PictureCollection(Protocol):
-    """Pictures that can be counted, named and read by number."""
+class ImageCollection(Protocol):
+    """Images that can be counted, named and read by number."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What messages call the picture."""
+        """What messages call the image."""
 
     def pixels(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8. Raises DataError where it is damaged."""
@@ -147,8 +147,8 @@ class Batch:
 
     Attributes:
         pixels: (B, 3, R, R) uint8.
-        names: of the B pictures.
-        damaged: lines about pictures that could not be decoded and were replaced.
+        names: of the B images.
+        damaged: lines about images that could not be decoded and were replaced.
         worker_seconds: time that the workers spent on it, added up.
     """
 
@@ -166,19 +166,19 @@ class CropStream(Dataset[Sample]):
         weights: how often each is drawn from.
         crops: how crops are cut.
         seed: numbers that everything follows from.
-        skip_damaged: replace a damaged picture by the next good one of its source instead of failing.
+        skip_damaged: replace a damaged image by the next good one of its source instead of failing.
     """
 
     def __init__(
         self,
-        collections: list[PictureCollection],
+        collections: list[ImageCollection],
         weights: list[float],
         crops: CropSettings,
         seed: tuple[int, ...],
         skip_damaged: bool = True,
     ) -> None:
         self._collections = collections
-        self._order = PictureOrder(seed, [len(collection) for collection in collections], weights)
+        self._order = ImageOrder(seed, [len(collection) for collection in collections], weights)
         self._crops = crops
         self._seed = seed
         self._skip_damaged = skip_damaged
@@ -187,7 +187,7 @@ class CropStream(Dataset[Sample]):
         """The sample at this position.
 
         Raises:
-            DataError: the picture is damaged and none may take its place, or all of its source are.
+            DataError: the image is damaged and none may take its place, or all of its source are.
         """
         start = time.perf_counter()
         source, index = self._order[position]
@@ -196,7 +196,7 @@ class CropStream(Dataset[Sample]):
         crop = random_crop(pixels, self._crops, generator)
         return Sample(crop, name, tuple(damaged), time.perf_counter() - start)
 
-    def _read(self, collection: PictureCollection, index: int) -> tuple[np.ndarray, str, list[str]]:
+    def _read(self, collection: ImageCollection, index: int) -> tuple[np.ndarray, str, list[str]]:
         damaged: list[str] = []
         for attempt in range(len(collection)):
             candidate = (index + attempt) % len(collection)
@@ -206,15 +206,15 @@ class CropStream(Dataset[Sample]):
                 if not self._skip_damaged:
                     raise
                 damaged.append(str(error))
-        raise DataError(f"none of the {len(collection)} pictures can be decoded; the first says: {damaged[0]}")
+        raise DataError(f"none of the {len(collection)} images can be decoded; the first says: {damaged[0]}")
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a global batch is divided: as evenly as can be, so that pieces differ by one picture at most.
+    """How a global batch is divided: as evenly as can be, so that pieces differ by one image at most.
 
     Attributes:
-        batch_size: pictures per optimiser step over all processes; at least one for each process in each part.
+        batch_size: images per optimiser step over all processes; at least one for each process in each part.
         accumulation: parts that are computed one after the other.
         world_size: processes that share each part.
         rank: this process.
@@ -227,7 +227,7 @@ class BatchPlan:
 
     @property
     def largest_piece(self) -> int:
-        """Pictures that one process computes on at once, at most."""
+        """Images that one process computes on at once, at most."""
         return self._start_of(1)
 
     def positions(self, step: int, part: int) -> list[int]:
@@ -259,7 +259,7 @@ def load_batches(stream: CropStream, plan: BatchPlan, steps: range, num_workers:
     Workers read ahead by two batches each: num_workers * 2 * largest_piece crops of memory.
 
     Raises:
-        DataError: a damaged picture where none is allowed.
+        DataError: a damaged image where none is allowed.
     """
     loader = DataLoader(
         stream,

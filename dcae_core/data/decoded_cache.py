@@ -1,4 +1,4 @@
-"""Pictures decoded once, shrunk and kept as plain pixels, so that training only has to cut crops out of them."""
+"""Images decoded once, shrunk and kept as plain pixels, so that training only has to cut crops out of them."""
 
 import hashlib
 import json
@@ -16,9 +16,9 @@ _PIXELS, _INDEX = "pixels.bin", "index.json"
 
 
 class DecodedCache:
-    """A `PictureCollection` in two files: all pixels one after the other, memory-mapped, and an index.
+    """An `ImageCollection` in two files: all pixels one after the other, memory-mapped, and an index.
 
-    Reading a picture costs no decoding and, of its pixels, only the pages that are touched.
+    Reading an image costs no decoding and, of its pixels, only the pages that are touched.
 
     Raises:
         DataError: the files are damaged.
@@ -32,17 +32,17 @@ class DecodedCache:
             self.damaged: list[str] = index["damaged"]
             self._pixels = np.memmap(directory / _PIXELS, dtype=np.uint8, mode="r")
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"{directory} is a damaged cache of pictures ({error}); remove it") from error
+            raise DataError(f"{directory} is a damaged cache of images ({error}); remove it") from error
         sizes = [height * width * 3 for height, width in self._shapes]
         self._offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         if self._offsets[-1] != len(self._pixels):
-            raise DataError(f"{directory} is a damaged cache of pictures (cut short); remove it")
+            raise DataError(f"{directory} is a damaged cache of images (cut short); remove it")
 
     def __len__(self) -> int:
         return len(self._names)
 
     def name(self, index: int) -> str:
-        """What messages call the picture."""
+        """What messages call the image."""
         return self._names[index]
 
     def pixels(self, index: int) -> np.ndarray:
@@ -53,38 +53,38 @@ class DecodedCache:
 
 
 def open_decoded_cache(
-    pictures: DecodedOnDemand,
+    images: DecodedOnDemand,
     directory: Path,
     shorter_side: int,
     *,
     skip_damaged: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DecodedCache:
-    """The cache of these pictures, filled if it is not there yet: one decoding of each picture, in this process.
+    """The cache of these images, filled if it is not there yet: one decoding of each image, in this process.
 
     Args:
-        pictures: what to keep.
-        directory: where; each set of pictures and each size has its own place in it.
-        shorter_side: larger pictures are shrunk to this shorter side.
+        images: what to keep.
+        directory: where; each set of images and each size has its own place in it.
+        shorter_side: larger images are shrunk to this shorter side.
         skip_damaged: leave out what cannot be decoded instead of failing.
         progress: told how many are done.
 
     Raises:
-        DataError: a damaged picture, or not a single good one.
+        DataError: a damaged image, or not a single good one.
         ResourceError: the disk is full or the directory cannot be written to.
     """
-    names = [pictures.name(index) for index in range(len(pictures))]
-    identities = [pictures.identity(index) for index in range(len(pictures))]
+    names = [images.name(index) for index in range(len(images))]
+    identities = [images.identity(index) for index in range(len(images))]
     key = hashlib.sha256(json.dumps([identities, shorter_side]).encode()).hexdigest()[:16]
     place = make_directory(directory) / key
     if not (place / _INDEX).is_file():
         with replace_directory(place) as partial:
-            _fill(pictures, names, partial, shorter_side, skip_damaged, progress)
+            _fill(images, names, partial, shorter_side, skip_damaged, progress)
     return DecodedCache(place)
 
 
 def _fill(
-    pictures: DecodedOnDemand,
+    images: DecodedOnDemand,
     names: list[str],
     directory: Path,
     shorter_side: int,
@@ -97,7 +97,7 @@ def _fill(
     with open(directory / _PIXELS, "wb") as file:
         for index, name in enumerate(names):
             try:
-                pixels = _shrink(pictures.pixels(index), shorter_side)
+                pixels = _shrink(images.pixels(index), shorter_side)
             except DataError as error:
                 if not skip_damaged:
                     raise
@@ -108,7 +108,7 @@ def _fill(
                 shapes.append(pixels.shape[:2])
             progress(index + 1, len(names))
     if not kept:
-        raise DataError(f"none of the {len(names)} pictures can be decoded; the first says: {damaged[0]}")
+        raise DataError(f"none of the {len(names)} images can be decoded; the first says: {damaged[0]}")
     index_text = json.dumps({"names": kept, "shapes": shapes, "damaged": damaged})
     (directory / _INDEX).write_text(index_text, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Pictures cut to one size by threads that work ahead, in the order they were asked for.
+"""Images cut to one size by threads that work ahead, in the order they were asked for.
 
 Pillow lets go of Python's lock while it decodes and resizes, so threads use several cores without copies or forks.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, center_crop_adm
-from dcae_core.data.sources import PictureReference
+from dcae_core.data.sources import ImageReference
 from dcae_core.errors import DataError
 
 _AHEAD_PER_WORKER = 8
@@ -22,7 +22,7 @@ _AHEAD_PER_WORKER = 8
 
 @dataclass(frozen=True)
 class DecodedCrop:
-    """One picture, decoded and cut, or why it could not be.
+    """One image, decoded and cut, or why it could not be.
 
     Attributes:
         reference: where it comes from.
@@ -31,33 +31,33 @@ class DecodedCrop:
         seconds: time that decoding took.
     """
 
-    reference: PictureReference
+    reference: ImageReference
     pixels: Tensor | None
     error: DataError | None
     seconds: float
 
 
 def decode_crops(
-    references: Iterable[PictureReference],
+    references: Iterable[ImageReference],
     resolution: int,
     *,
     num_workers: int,
     apply_exif: bool = True,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Iterator[DecodedCrop]:
-    """Decode pictures and cut ADM's centre crop, in order; damaged ones come with their error instead of pixels.
+    """Decode images and cut ADM's centre crop, in order; damaged ones come with their error instead of pixels.
 
-    Holds at most 8 crops per worker beyond the one it returns, and the whole pictures that are being decoded.
+    Holds at most 8 crops per worker beyond the one it returns, and the whole images that are being decoded.
 
     Args:
-        references: the pictures; read lazily.
+        references: the images; read lazily.
         resolution: side of the crop, pixels.
         num_workers: threads, at least 1.
-        apply_exif: turn pictures upright first.
-        max_pixels: larger pictures count as damaged.
+        apply_exif: turn images upright first.
+        max_pixels: larger images count as damaged.
     """
 
-    def decode(reference: PictureReference) -> DecodedCrop:
+    def decode(reference: ImageReference) -> DecodedCrop:
         start = time.perf_counter()
         pixels, error = None, None
         try:

@@ -1,4 +1,4 @@
-"""Pictures in and out: whatever a file holds becomes an upright 8-bit RGB picture, that becomes a tensor, and back.
+"""Images in and out: whatever a file holds becomes an upright 8-bit RGB image, that becomes a tensor, and back.
 
 Files come from anywhere, so only decoders of plain raster formats are tried (none that starts another program), the
 pixel count is checked before anything is decoded, and every way a decoder can fail ends in one line.
@@ -20,7 +20,7 @@ from dcae_core.errors import DataError, ResourceError
 DEFAULT_MAX_PIXELS = 178_956_970  # where Pillow itself starts to refuse: 716 MB once decoded
 
 RASTER_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".mpo", ".png", ".apng"}
     | {".pbm", ".pgm", ".ppm", ".pnm", ".qoi", ".tga", ".tif", ".tiff", ".webp"}
 )
@@ -45,13 +45,13 @@ def _read_header(file: IO[bytes], name: str) -> Image.Image:
     if not start:
         raise DataError(f"{name} is empty (0 bytes): copy or download it again")
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head")):
-        raise DataError(f"{name} is a web page, not a picture: download the picture itself")
+        raise DataError(f"{name} is a web page, not an image: download the image itself")
     Image.init()
     try:
         with _without_pillow_pixel_limit():
             return Image.open(file, formats=[known for known in RASTER_FORMATS if known in Image.OPEN])
     except Exception as error:  # decoders raise every kind of exception on bytes that are not theirs
-        raise DataError(f"{name} is not a picture in a known format (JPEG, PNG, WebP, TIFF, GIF, BMP, ...)") from error
+        raise DataError(f"{name} is not an image in a known format (JPEG, PNG, WebP, TIFF, GIF, BMP, ...)") from error
 
 
 def _rescale_to_8_bits(image: Image.Image) -> Image.Image:
@@ -92,38 +92,38 @@ def _turn_upright(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def open_picture(
+def open_image(
     source: str | Path | bytes,
     *,
     name: str | None = None,
     apply_exif: bool = True,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Image.Image:
-    """Decode a picture file into RGB.
+    """Decode an image file into RGB.
 
-    Transparent pictures are composed on white; palettes, greyscale and CMYK become RGB; 16-bit and floating-point
+    Transparent images are composed on white; palettes, greyscale and CMYK become RGB; 16-bit and floating-point
     greyscale is rescaled to 8 bits, not clipped; of an animation the first frame is taken. Colour profiles are not
     applied, as in the published code.
 
     Args:
         source: a path, or the bytes of a file.
-        name: what messages call the picture; by default the path.
-        apply_exif: turn the picture upright as its EXIF orientation says. The published code does not.
-        max_pixels: refuse a picture of more pixels than this before decoding it.
+        name: what messages call the image; by default the path.
+        apply_exif: turn the image upright as its EXIF orientation says. The published code does not.
+        max_pixels: refuse an image of more pixels than this before decoding it.
 
     Returns:
-        An RGB picture, decoded: Pillow keeps 4 bytes a pixel (twice that while it changes the mode of others).
+        An RGB image, decoded: Pillow keeps 4 bytes a pixel (twice that while it changes the mode of others).
 
     Raises:
-        DataError: the file is missing, empty, damaged, too large, or not a picture.
+        DataError: the file is missing, empty, damaged, too large, or not an image.
         ResourceError: there is not enough memory to decode it.
     """
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), name or "the picture", apply_exif, max_pixels)
+        return _decode(io.BytesIO(source), name or "the image", apply_exif, max_pixels)
     path = Path(source)
     name = name or str(path)
     if path.is_dir():
-        raise DataError(f"{name} is a directory, not a picture")
+        raise DataError(f"{name} is a directory, not an image")
     if not path.is_file():  # also false for devices and pipes, which could be read without end
         raise DataError(f"{name}: no such file" if not path.exists() else f"{name} is not a regular file")
     try:
@@ -153,14 +153,14 @@ def _decode(file: IO[bytes], name: str, apply_exif: bool, max_pixels: int) -> Im
     return image
 
 
-def picture_to_uint8(image: Image.Image) -> torch.Tensor:
-    """An RGB picture as a uint8 tensor (3, H, W), a copy in memory of the form (H, W, 3)."""
+def image_to_uint8(image: Image.Image) -> torch.Tensor:
+    """An RGB image as a uint8 tensor (3, H, W), a copy in memory of the form (H, W, 3)."""
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
 
 
-def picture_to_tensor(image: Image.Image) -> torch.Tensor:
-    """An RGB picture as a float32 tensor (3, H, W) in [-1, 1]: 0 becomes -1 and 255 becomes 1."""
-    return uint8_to_tensor(picture_to_uint8(image))
+def image_to_tensor(image: Image.Image) -> torch.Tensor:
+    """An RGB image as a float32 tensor (3, H, W) in [-1, 1]: 0 becomes -1 and 255 becomes 1."""
+    return uint8_to_tensor(image_to_uint8(image))
 
 
 def uint8_to_tensor(pixels: torch.Tensor) -> torch.Tensor:
@@ -176,8 +176,8 @@ def tensor_to_uint8(x: torch.Tensor) -> torch.Tensor:
     return (x.float() * 127.5 + 128.0).clamp_(0, 255).to(torch.uint8)
 
 
-def uint8_to_picture(pixels: torch.Tensor) -> Image.Image:
-    """A uint8 tensor (3, H, W) as an RGB picture."""
+def uint8_to_image(pixels: torch.Tensor) -> Image.Image:
+    """A uint8 tensor (3, H, W) as an RGB image."""
     assert pixels.dtype == torch.uint8
     assert pixels.ndim == 3
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy(), "RGB")
@@ -186,15 +186,15 @@ def uint8_to_picture(pixels: torch.Tensor) -> Image.Image:
 def center_crop_adm(image: Image.Image, size: int) -> Image.Image:
     """Shrink or enlarge the short side to `size` pixels and cut the central square: ImageNet's usual preparation.
 
-    Halving with a box filter as long as the picture is at least twice too large, then one bicubic step.
+    Halving with a box filter as long as the image is at least twice too large, then one bicubic step.
 
     Raises:
-        DataError: the picture is so long and thin that its short side cannot be enlarged to `size` in memory.
+        DataError: the image is so long and thin that its short side cannot be enlarged to `size` in memory.
 
     Source: `center_crop_arr`, guided-diffusion (ADM) `image_datasets.py`, used by DiT, UViT and DC-AE.
     """
     if size * size * max(image.size) / min(image.size) > DEFAULT_MAX_PIXELS:
-        raise DataError(f"a picture of {image.width} x {image.height} is too long and thin to cut {size} x {size} from")
+        raise DataError(f"an image of {image.width} x {image.height} is too long and thin to cut {size} x {size} from")
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)

@@ -1,4 +1,4 @@
-"""Files of latents to decode: that of one picture, which says whose it is, or those of samples."""
+"""Files of latents to decode: that of one image, which says whose it is, or those of samples."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +11,16 @@ from torch import Tensor
 from dcae_core.errors import DataError
 from dcae_core.files import write_bytes
 
-_PICTURE, _SAMPLES = "latent", "latents"  # (C, h, w) with metadata; (N, C, h, w) without
+_IMAGE, _SAMPLES = "latent", "latents"  # (C, h, w) with metadata; (N, C, h, w) without
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the latent of a picture comes from, and what is needed to turn it back into the picture.
+    """Where the latent of an image comes from, and what is needed to turn it back into the image.
 
     Attributes:
-        height: of the picture, before padding.
-        width: of the picture, before padding.
+        height: of the image, before padding.
+        width: of the image, before padding.
         model: what the autoencoder that made it was called on the command line; "" for the embedded one.
         fingerprint: of that autoencoder's weights.
         tile: side of the tiles it was encoded in, in pixels; None for whole.
@@ -39,7 +39,7 @@ class StoredLatents:
 
     Attributes:
         latents: float32 (N, C, h, w), unscaled.
-        origin: for the latent of a picture (N = 1); None for samples.
+        origin: for the latent of an image (N = 1); None for samples.
     """
 
     latents: Tensor
@@ -47,7 +47,7 @@ class StoredLatents:
 
 
 def save_latent(path: Path, latent: Tensor, origin: Origin, ratio: int) -> None:
-    """Write the latent (C, h, w) of a picture, whole or not at all; `ratio` is the spatial compression ratio.
+    """Write the latent (C, h, w) of an image, whole or not at all; `ratio` is the spatial compression ratio.
 
     Raises:
         ResourceError: the disk is full, or the place cannot be written to.
@@ -61,11 +61,11 @@ def save_latent(path: Path, latent: Tensor, origin: Origin, ratio: int) -> None:
         "padding_right": str(latent.shape[2] * ratio - origin.width),
         "tile": str(origin.tile or ""),
     }
-    write_bytes(path, save({_PICTURE: latent.contiguous()}, metadata))
+    write_bytes(path, save({_IMAGE: latent.contiguous()}, metadata))
 
 
 def load_latents(path: Path) -> StoredLatents:
-    """Read the latent of a picture, or those of `dcae sample --save-latents`. Nothing in the file is trusted.
+    """Read the latent of an image, or those of `dcae sample --save-latents`. Nothing in the file is trusted.
 
     Raises:
         DataError: it is missing, damaged, or not such a file.
@@ -77,7 +77,7 @@ def load_latents(path: Path) -> StoredLatents:
             if _SAMPLES in file.keys():  # noqa: SIM118 - not a dictionary
                 stored = StoredLatents(file.get_tensor(_SAMPLES), None)
             else:
-                stored = StoredLatents(file.get_tensor(_PICTURE)[None], _read_origin(file.metadata() or {}))
+                stored = StoredLatents(file.get_tensor(_IMAGE)[None], _read_origin(file.metadata() or {}))
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise DataError(
             f"{path} holds no latents of `dcae reconstruct --save-latents` or `dcae sample --save-latents`, "
@@ -103,7 +103,7 @@ def check_latents(path: Path, stored: StoredLatents, channels: int, ratio: int, 
     """Refuse to decode latents with an autoencoder that cannot have made them.
 
     Raises:
-        DataError: they belong to another autoencoder, or their size does not fit the picture's.
+        DataError: they belong to another autoencoder, or their size does not fit the image's.
     """
     origin = stored.origin
     if origin is not None and origin.fingerprint != fingerprint:
@@ -116,4 +116,4 @@ def check_latents(path: Path, stored: StoredLatents, channels: int, ratio: int, 
     if origin is not None:
         for side, length in zip(stored.latents.shape[2:], (origin.height, origin.width), strict=True):
             if not (side - 1) * ratio < length <= side * ratio:
-                raise DataError(f"{path}: a picture of {origin.width} x {origin.height} has no latent of this size")
+                raise DataError(f"{path}: an image of {origin.width} x {origin.height} has no latent of this size")

@@ -23,7 +23,7 @@ _CHANNELS = 3
 
 
 class Raster:
-    """An 8-bit RGB picture, filled from top to bottom and then read by rows.
+    """An 8-bit RGB image, filled from top to bottom and then read by rows.
 
     Holds 3 bytes a pixel: in memory up to 32 MiB, beyond that in a file without a name, which is gone with the process
     however that ends. Reading costs the rows that are asked for.
@@ -31,7 +31,7 @@ class Raster:
     Args:
         height: in pixels.
         width: in pixels.
-        directory: where the file of a large picture lies; it has to exist.
+        directory: where the file of a large image lies; it has to exist.
 
     Raises:
         ResourceError: the directory cannot be written to.
@@ -78,12 +78,12 @@ class Raster:
         return _as_rows(pixels, self.width)
 
     def strips(self, multiple: int = 1) -> Iterator[tuple[int, int]]:
-        """Ranges of rows of about 1 MiB that make up the picture, all but the last a multiple of so many rows."""
+        """Ranges of rows of about 1 MiB that make up the image, all but the last a multiple of so many rows."""
         rows = max(_STRIP_BYTES // (self.width * _CHANNELS * multiple), 1) * multiple
         return ((top, min(top + rows, self.height)) for top in range(0, self.height, rows))
 
     def image(self, shrink: int = 1) -> Image.Image:
-        """The picture as an RGB image, shrunk by a whole factor; costs 4 bytes for each pixel of the result."""
+        """The image as an RGB image, shrunk by a whole factor; costs 4 bytes for each pixel of the result."""
         image = Image.new("RGB", (ceil(self.width / shrink), ceil(self.height / shrink)))
         for top, bottom in self.strips(shrink):
             strip = self.rows(top, bottom).permute(1, 2, 0).numpy()
@@ -102,18 +102,18 @@ _PIXEL = 3  # bytes
 _COMPRESSION = 4  # half the time of the default 6, for a few percent of size
 
 
-def write_png(picture: Raster, file: BinaryIO) -> None:
-    """Write a picture; costs some strips of it.
+def write_png(image: Raster, file: BinaryIO) -> None:
+    """Write an image; costs some strips of it.
 
     Raises:
         OSError: the file cannot be written.
     """
     file.write(_SIGNATURE)
-    _write_chunk(file, b"IHDR", struct.pack(">IIBBBBB", picture.width, picture.height, *_EIGHT_BIT_RGB))
+    _write_chunk(file, b"IHDR", struct.pack(">IIBBBBB", image.width, image.height, *_EIGHT_BIT_RGB))
     compressor = zlib.compressobj(_COMPRESSION, memLevel=9, strategy=zlib.Z_FILTERED)
-    above = np.zeros((1, picture.width * _PIXEL), np.uint8)
-    for top, bottom in picture.strips():
-        rows = picture.rows(top, bottom).permute(1, 2, 0).flatten(1).numpy()
+    above = np.zeros((1, image.width * _PIXEL), np.uint8)
+    for top, bottom in image.strips():
+        rows = image.rows(top, bottom).permute(1, 2, 0).flatten(1).numpy()
         _write_chunk(file, b"IDAT", compressor.compress(_filter_rows(rows, above).data))
         above = rows[-1:]
     _write_chunk(file, b"IDAT", compressor.flush())

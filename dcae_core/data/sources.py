@@ -10,7 +10,7 @@ from typing import NamedTuple, overload
 import numpy as np
 from PIL import Image
 
-from dcae_core.data.images import DEFAULT_MAX_PIXELS, PICTURE_SUFFIXES, open_picture
+from dcae_core.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, open_image
 from dcae_core.data.remote import is_url, list_files, open_remote, read_remote
 from dcae_core.errors import DataError
 
@@ -19,13 +19,13 @@ _WHOLE_FILE = -1
 _NO_CLASS = -1
 
 
-class PictureReference(NamedTuple):
-    """One picture that was found, not yet read.
+class ImageReference(NamedTuple):
+    """One image that was found, not yet read.
 
     Attributes:
         path: the file, or the tar shard it lies in.
         key: its path below the searched folder, or its name in the shard: what outputs are called after.
-        label: index of its class in `PictureList.classes`, or None.
+        label: index of its class in `ImageList.classes`, or None.
         offset: where its bytes start in the shard, or -1 for a file of its own.
         size: how many bytes it has in the shard.
     """
@@ -42,16 +42,16 @@ class PictureReference(NamedTuple):
         return self.path if self.offset == _WHOLE_FILE else f"{self.path}/{self.key}"
 
     def open(self, *, apply_exif: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
-        """Read and decode it, as `open_picture` does.
+        """Read and decode it, as `open_image` does.
 
         Raises:
-            DataError: it is missing, damaged, too large, or not a picture.
+            DataError: it is missing, damaged, too large, or not an image.
         """
         source = self._read_bytes() if self.offset != _WHOLE_FILE or is_url(self.path) else self.path
-        return open_picture(source, name=self.name, apply_exif=apply_exif, max_pixels=max_pixels)
+        return open_image(source, name=self.name, apply_exif=apply_exif, max_pixels=max_pixels)
 
     def _read_bytes(self) -> bytes:
-        """Its bytes: of a picture in a shard, or behind a URL."""
+        """Its bytes: of an image in a shard, or behind a URL."""
         if is_url(self.path):
             whole = self.offset == _WHOLE_FILE
             return read_remote(self.path) if whole else read_remote(self.path, self.offset, self.size)
@@ -73,11 +73,11 @@ class _Found(NamedTuple):
     size: int = 0
 
 
-class PictureList(Sequence[PictureReference]):
-    """The pictures that were found, in a fixed order, and their classes.
+class ImageList(Sequence[ImageReference]):
+    """The images that were found, in a fixed order, and their classes.
 
-    Held as two byte strings and a few arrays: about 100 bytes a picture for usual path lengths, shared with the
-    worker processes of a data loader (a million pictures: 100 MB once, not 500 MB in each worker).
+    Held as two byte strings and a few arrays: about 100 bytes an image for usual path lengths, shared with the
+    worker processes of a data loader (a million images: 100 MB once, not 500 MB in each worker).
 
     Attributes:
         classes: names of the classes; a reference's label is an index into them. Empty where nothing has a class.
@@ -109,10 +109,10 @@ class PictureList(Sequence[PictureReference]):
         return len(self._path_numbers)
 
     @overload
-    def __getitem__(self, index: int) -> PictureReference: ...
+    def __getitem__(self, index: int) -> ImageReference: ...
     @overload
-    def __getitem__(self, index: slice) -> list[PictureReference]: ...
-    def __getitem__(self, index: int | slice) -> PictureReference | list[PictureReference]:
+    def __getitem__(self, index: slice) -> list[ImageReference]: ...
+    def __getitem__(self, index: int | slice) -> ImageReference | list[ImageReference]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]  # negative indices and IndexError as for any sequence
@@ -122,11 +122,11 @@ class PictureList(Sequence[PictureReference]):
         label = int(self._labels[index])
         if offset == _WHOLE_FILE:
             path = os.path.join(path, key)
-        return PictureReference(path, key, None if label == _NO_CLASS else label, offset, size)
+        return ImageReference(path, key, None if label == _NO_CLASS else label, offset, size)
 
     @property
     def labels(self) -> np.ndarray:
-        """(N,) int32 class indices; -1 where a picture has none."""
+        """(N,) int32 class indices; -1 where an image has none."""
         return self._labels
 
 
@@ -149,15 +149,15 @@ def _sort_classes(names: list[str], numbered: bool) -> tuple[list[str], list[int
     return classes, [positions[name] for name in names]
 
 
-def find_pictures(inputs: Iterable[str | Path]) -> PictureList:
-    """Find every picture that `inputs` name: files, folders, globs, file lists, tar shards (rules: see the module).
+def find_images(inputs: Iterable[str | Path]) -> ImageList:
+    """Find every image that `inputs` name: files, folders, globs, file lists, tar shards (rules: see the module).
 
-    Costs one directory scan, and for shards one small read per member; no picture is opened.
+    Costs one directory scan, and for shards one small read per member; no image is opened.
 
     Raises:
-        DataError: an input does not exist, holds no picture, or is a damaged shard.
+        DataError: an input does not exist, holds no image, or is a damaged shard.
     """
-    return PictureList(found for given in inputs for found in _find(str(given)))
+    return ImageList(found for given in inputs for found in _find(str(given)))
 
 
 def _find(given: str) -> Iterator[_Found]:
@@ -175,7 +175,7 @@ def _find(given: str) -> Iterator[_Found]:
             found_any = True
             yield found
         if not found_any:
-            raise DataError(f"{given}: no picture in this folder (suffixes: {' '.join(sorted(PICTURE_SUFFIXES))})")
+            raise DataError(f"{given}: no image in this folder (suffixes: {' '.join(sorted(IMAGE_SUFFIXES))})")
     elif not os.path.exists(given):
         raise DataError(f"{given}: no such file or folder")
     else:
@@ -183,24 +183,24 @@ def _find(given: str) -> Iterator[_Found]:
 
 
 def _find_remote(url: str) -> Iterator[_Found]:
-    """As for local places, without globs and file lists: a picture, a tar shard, or a folder of both."""
+    """As for local places, without globs and file lists: an image, a tar shard, or a folder of both."""
     suffix = os.path.splitext(url)[1].lower()
     if suffix == ".tar":
         yield from _read_shard(url)
-    elif suffix in PICTURE_SUFFIXES:
+    elif suffix in IMAGE_SUFFIXES:
         yield _Found(url, os.path.basename(url), None)
     else:
         found_any = False
         for key in list_files(url):
             suffix = os.path.splitext(key)[1].lower()
-            if any(part.startswith(".") for part in key.split("/")) or suffix not in {".tar", *PICTURE_SUFFIXES}:
+            if any(part.startswith(".") for part in key.split("/")) or suffix not in {".tar", *IMAGE_SUFFIXES}:
                 continue
             found_any = True
             path = f"{url.rstrip('/')}/{key}"
             label, separator, _ = key.partition("/")
             yield from _read_shard(path) if suffix == ".tar" else [_Found(path, key, label if separator else None)]
         if not found_any:
-            raise DataError(f"{url}: no picture and no tar shard in this folder")
+            raise DataError(f"{url}: no image and no tar shard in this folder")
 
 
 def _find_in_file(path: str) -> Iterator[_Found]:
@@ -230,7 +230,7 @@ def _search_folder(root: str) -> Iterator[_Found]:
                 yield from search(entry.path, inside | {here})
             elif suffix == ".tar":
                 yield from _read_shard(entry.path)
-            elif suffix in PICTURE_SUFFIXES:
+            elif suffix in IMAGE_SUFFIXES:
                 key = entry.path.removeprefix(prefix)
                 label, separator, _ = key.partition(os.sep)
                 yield _Found(entry.path, key, label if separator else None)
@@ -255,7 +255,7 @@ def _read_list(path: str) -> Iterator[_Found]:
 
 
 def _read_shard(path: str) -> Iterator[_Found]:
-    pictures: list[tuple[str, int, int]] = []
+    images: list[tuple[str, int, int]] = []
     labels: dict[str, str] = {}
     try:
         with (
@@ -271,8 +271,8 @@ def _read_shard(path: str) -> Iterator[_Found]:
                 if member.offset_data + member.size > end:
                     raise tarfile.ReadError(f"{member.name} is cut off")
                 key, suffix = os.path.splitext(member.name)
-                if suffix.lower() in PICTURE_SUFFIXES and not os.path.basename(key).startswith("."):
-                    pictures.append((member.name, member.offset_data, member.size))
+                if suffix.lower() in IMAGE_SUFFIXES and not os.path.basename(key).startswith("."):
+                    images.append((member.name, member.offset_data, member.size))
                 elif suffix == ".cls":
                     labels[key] = _read_class(archive, member, path)
             if archive.offset >= end:  # an archive ends with blocks of zeros: without them some may be missing
@@ -281,9 +281,9 @@ def _read_shard(path: str) -> Iterator[_Found]:
         raise DataError(
             f"{path} is not a whole, uncompressed tar: {error}; unpack a compressed one, copy a damaged one again"
         ) from error
-    if not pictures:
-        raise DataError(f"{path}: no picture in this shard")
-    for name, offset, size in pictures:
+    if not images:
+        raise DataError(f"{path}: no image in this shard")
+    for name, offset, size in images:
         yield _Found(path, name, labels.get(os.path.splitext(name)[0]), offset, size)
 
 
@@ -296,25 +296,25 @@ def _read_class(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) ->
 
 
 class DecodedOnDemand:
-    """A `PictureCollection` that opens a picture each time it is asked for."""
+    """An `ImageCollection` that opens an image each time it is asked for."""
 
-    def __init__(self, pictures: PictureList) -> None:
-        self._pictures = pictures
+    def __init__(self, images: ImageList) -> None:
+        self._images = images
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def name(self, index: int) -> str:
-        """What messages call the picture."""
-        return self._pictures[index].name
+        """What messages call the image."""
+        return self._images[index].name
 
     def identity(self, index: int) -> str:
-        """Its name with the size and age of its file: another picture of the same name has another identity.
+        """Its name with the size and age of its file: another image of the same name has another identity.
 
         Raises:
             DataError: it is missing.
         """
-        reference = self._pictures[index]
+        reference = self._images[index]
         try:
             status = os.stat(reference.path)
         except OSError as error:
@@ -327,4 +327,4 @@ class DecodedOnDemand:
         Raises:
             DataError: it is missing or damaged.
         """
-        return np.asarray(self._pictures[index].open())
+        return np.asarray(self._images[index].open())

@@ -21,32 +21,32 @@ class InceptionScore(NamedTuple):
 
 
 def inception_score(logits: Tensor) -> InceptionScore:
-    """Exponential of the mean divergence between each picture's classes and those of its split, over 10 splits.
+    """Exponential of the mean divergence between each image's classes and those of its split, over 10 splits.
 
-    The pictures are shuffled by a fixed permutation first, so samples made class by class are spread over the splits.
-    Works on one split at a time in float64: 8 KB per picture of a split beside the logits themselves.
+    The images are shuffled by a fixed permutation first, so samples made class by class are spread over the splits.
+    Works on one split at a time in float64: 8 KB per image of a split beside the logits themselves.
 
     Args:
         logits: unbiased logits (N, 1008).
 
     Raises:
-        DataError: fewer than 10 pictures, or a logit is not a finite number.
+        DataError: fewer than 10 images, or a logit is not a finite number.
 
     Source: Salimans et al. 2016; splits and shuffling as in torch-fidelity metric_isc.py, which the published
     evaluation uses.
     """
     count = len(logits)
     if count < _NUM_SPLITS:
-        raise DataError(f"the Inception Score needs at least {_NUM_SPLITS} pictures, got {count}: give more pictures")
+        raise DataError(f"the Inception Score needs at least {_NUM_SPLITS} images, got {count}: give more images")
     if not torch.isfinite(logits).all():
-        raise DataError("a picture gave logits that are not finite numbers (NaN): the network or its input is broken")
+        raise DataError("an image gave logits that are not finite numbers (NaN): the network or its input is broken")
     order = torch.from_numpy(np.random.RandomState(_SHUFFLE_SEED).permutation(count))
     scores = []
     for split in range(_NUM_SPLITS):
         chosen = order[split * count // _NUM_SPLITS : (split + 1) * count // _NUM_SPLITS]
         log_p = logits[chosen].to(torch.float64).log_softmax(dim=1)
         p = log_p.exp()
-        # xlogy: classes that no picture of the split can have count nothing, instead of 0 * log(0).
+        # xlogy: classes that no image of the split can have count nothing, instead of 0 * log(0).
         divergence = (p * log_p - torch.special.xlogy(p, p.mean(dim=0))).sum(dim=1)
         scores.append(divergence.mean().exp().item())
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
@@ -94,7 +94,7 @@ def kernel_inception_distance(
     Source: Binkowski et al. 2018; subsets as in torch-fidelity metric_kid.py.
     """
     if min(len(a), len(b)) < subset_size:
-        raise DataError(f"KID draws subsets of {subset_size} pictures, got only {len(a)} and {len(b)} to draw from")
+        raise DataError(f"KID draws subsets of {subset_size} images, got only {len(a)} and {len(b)} to draw from")
     rng = np.random.RandomState(_SUBSET_SEED)
     distances = []
     for _ in range(num_subsets):
@@ -199,7 +199,7 @@ def precision_recall(generated: Tensor, real: Tensor, *, num_neighbours: int = N
         raise DataError(f"features of different dimension: {generated.shape[1]} and {real.shape[1]}")
     if min(len(generated), len(real)) <= num_neighbours:
         raise DataError(
-            f"precision and recall need more than {num_neighbours} pictures on each side, "
+            f"precision and recall need more than {num_neighbours} images on each side, "
             f"got {len(generated)} and {len(real)}"
         )
     # Distances do not change under a shift; centred features lose fewer bits in the product.

@@ -36,7 +36,7 @@ class GaussianStatistics:
         """
         if not torch.isfinite(features).all():
             raise DataError(
-                "a picture gave features that are not finite numbers (NaN): the network or its input is broken"
+                "an image gave features that are not finite numbers (NaN): the network or its input is broken"
             )
         batch = features.detach().cpu().to(torch.float64).numpy()
         if len(batch) == 0:
@@ -66,7 +66,7 @@ class GaussianStatistics:
             DataError: fewer than two feature vectors were seen.
         """
         if self.count < 2:
-            raise DataError(f"a covariance needs at least 2 pictures, got {self.count}: give more pictures")
+            raise DataError(f"a covariance needs at least 2 images, got {self.count}: give more images")
         return self._scatter / (self.count - 1)
 
 

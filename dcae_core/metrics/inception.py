@@ -165,7 +165,7 @@ class _BlockE(nn.Module):
 class InceptionV3(nn.Module):
     """The network alone, with random weights: inputs (B, 3, 299, 299) in [-1, 1]; frozen, in evaluation mode.
 
-    About 5.7 GMACs per picture.
+    About 5.7 GMACs per image.
     """
 
     def __init__(self) -> None:
@@ -198,7 +198,7 @@ class InceptionV3(nn.Module):
         """Features of the last pooling layer.
 
         Args:
-            x: pictures (B, 3, 299, 299) in [-1, 1].
+            x: images (B, 3, 299, 299) in [-1, 1].
 
         Returns:
             (B, 2048), none negative.
@@ -223,12 +223,12 @@ FID_RESIZE = "bilinear to 299x299, pixel centres aligned, no antialias, [-1, 1]"
 INCEPTION_SCORE_RESIZE = "bilinear to 299x299 as TensorFlow 1, corners aligned, (x - 128) / 128"
 
 
-def resize_for_fid(pictures: Tensor) -> Tensor:
-    """Prepare uint8 pictures (B, 3, H, W) as the published FID does: scaled to [-1, 1], then resized to 299x299.
+def resize_for_fid(images: Tensor) -> Tensor:
+    """Prepare uint8 images (B, 3, H, W) as the published FID does: scaled to [-1, 1], then resized to 299x299.
 
     Source: efficientvit apps/metrics/fid/fid.py.
     """
-    x = pictures.to(torch.float32) / 127.5 - 1
+    x = images.to(torch.float32) / 127.5 - 1
     if x.shape[-2:] == (_INPUT_SIZE, _INPUT_SIZE):
         return x
     return F.interpolate(x, size=(_INPUT_SIZE, _INPUT_SIZE), mode="bilinear", align_corners=False)
@@ -241,12 +241,12 @@ def _tensorflow_taps(size: int, device: torch.device) -> tuple[Tensor, Tensor, T
     return lower, (lower + 1).clamp(max=size - 1), position - lower
 
 
-def resize_for_inception_score(pictures: Tensor) -> Tensor:
-    """Prepare uint8 pictures (B, 3, H, W) as the original TensorFlow graph does, without half-pixel offsets.
+def resize_for_inception_score(images: Tensor) -> Tensor:
+    """Prepare uint8 images (B, 3, H, W) as the original TensorFlow graph does, without half-pixel offsets.
 
     Source: tensorflow core/kernels/image_resizer_state.h (1.x), as in torch-fidelity, which the published score uses.
     """
-    x = pictures.to(torch.float32)
+    x = images.to(torch.float32)
     left, right, x_weight = _tensorflow_taps(x.shape[3], x.device)
     top, bottom, y_weight = _tensorflow_taps(x.shape[2], x.device)
     x = torch.lerp(x[..., left], x[..., right], x_weight)
@@ -273,25 +273,25 @@ class InceptionExtractor:
         self.sha256 = sha256
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor, *, with_logits: bool = False) -> InceptionOutput:
-        """Features of uint8 pictures; logits are asked for by the Inception Score and cost a second pass.
+    def __call__(self, images: Tensor, *, with_logits: bool = False) -> InceptionOutput:
+        """Features of uint8 images; logits are asked for by the Inception Score and cost a second pass.
 
         The second pass is needed because the published FID and the published Inception Score resize differently.
 
         Args:
-            pictures: uint8 (B, 3, H, W), any size.
+            images: uint8 (B, 3, H, W), any size.
             with_logits: also compute the unbiased logits.
 
         Raises:
-            DataError: the pictures are not uint8 (B, 3, H, W).
+            DataError: the images are not uint8 (B, 3, H, W).
         """
-        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
-            raise DataError(f"expected uint8 pictures (B, 3, H, W), got {pictures.dtype} {tuple(pictures.shape)}")
-        pictures = pictures.to(next(self.network.parameters()).device)
-        features = self.network(resize_for_fid(pictures)).cpu()
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise DataError(f"expected uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+        images = images.to(next(self.network.parameters()).device)
+        features = self.network(resize_for_fid(images)).cpu()
         if not with_logits:
             return InceptionOutput(features, None)
-        logits = self.network.unbiased_logits(self.network(resize_for_inception_score(pictures)))
+        logits = self.network.unbiased_logits(self.network(resize_for_inception_score(images)))
         return InceptionOutput(features, logits.cpu())
 
 

@@ -67,7 +67,7 @@ class LPIPS(nn.Module):
     """LPIPS v0.1 with random weights (`load_lpips` gives the published ones); always frozen and in evaluation mode.
 
     Gradients flow to both inputs, so the same module serves as a perceptual loss. Memory for a loss is dominated by
-    the backbone's activations: for VGG about 0.5 GB per 512x512 picture in float32.
+    the backbone's activations: for VGG about 0.5 GB per 512x512 image in float32.
 
     Args:
         backbone: "alex" (the metric) or "vgg" (the usual loss).
@@ -96,11 +96,11 @@ class LPIPS(nn.Module):
         return super().train(False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distance of each pair of pictures, 0 for equal ones.
+        """Distance of each pair of images, 0 for equal ones.
 
         Args:
-            a: pictures (B, 3, H, W) in [-1, 1], at least 32 pixels high and wide.
-            b: pictures of the same shape.
+            a: images (B, 3, H, W) in [-1, 1], at least 32 pixels high and wide.
+            b: images of the same shape.
 
         Returns:
             (B,) distances.

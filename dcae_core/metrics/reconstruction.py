@@ -1,4 +1,4 @@
-"""How close a reconstruction is to its picture: PSNR and SSIM per picture, on 8-bit pixels."""
+"""How close a reconstruction is to its image: PSNR and SSIM per image, on 8-bit pixels."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,16 +14,16 @@ _SSIM_SIGMA = 1.5
 _SSIM_RADIUS, _SSIM_TAPS = 5, 11  # the window of the SSIM paper
 _SSIM_C1 = (0.01 * _PEAK) ** 2
 _SSIM_C2 = (0.03 * _PEAK) ** 2
-_STRIP_VALUES = 1 << 20  # a large picture is measured a strip of rows at a time: 4 MB per float32 intermediate
+_STRIP_VALUES = 1 << 20  # a large image is measured a strip of rows at a time: 4 MB per float32 intermediate
 _FEWEST_ROWS = 16
 
 ReadPair = Callable[[int, int], tuple[Tensor, Tensor]]
-"""`read(top, bottom)` gives these rows of two batches of pictures: twice uint8 (B, C, bottom - top, W)."""
+"""`read(top, bottom)` gives these rows of two batches of images: twice uint8 (B, C, bottom - top, W)."""
 
 
 def _check_pair(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
-        raise DataError(f"pictures of different shapes cannot be compared: {tuple(a.shape)} and {tuple(b.shape)}")
+        raise DataError(f"images of different shapes cannot be compared: {tuple(a.shape)} and {tuple(b.shape)}")
     if a.ndim != 4 or a.dtype != torch.uint8 or b.dtype != torch.uint8:
         raise DataError(
             f"expected two uint8 batches of shape (B, C, H, W), got {a.dtype} and {b.dtype} of shape {tuple(a.shape)}"
@@ -35,7 +35,7 @@ def _rows_of(a: Tensor, b: Tensor) -> ReadPair:
 
 
 def _strips(shape: torch.Size) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that bound the memory of a measurement; one range for pictures of usual size."""
+    """Ranges of rows that bound the memory of a measurement; one range for images of usual size."""
     height = shape[2]
     rows = max(_STRIP_VALUES // (shape.numel() // height), _FEWEST_ROWS)
     return ((top, min(top + rows, height)) for top in range(0, height, rows))
@@ -51,28 +51,28 @@ def _add_strips(measure: Callable[[int, int], Tensor], shape: torch.Size) -> Ten
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture, over all its pixels and channels.
+    """Peak signal-to-noise ratio of each image, over all its pixels and channels.
 
     The squared error is summed in integers, so it is exact whatever the device.
 
     Args:
-        a: uint8 pictures (B, C, H, W).
-        b: uint8 pictures of the same shape.
+        a: uint8 images (B, C, H, W).
+        b: uint8 images of the same shape.
 
     Returns:
-        (B,) float64 (float32 where the device has no float64), in dB; infinite where two pictures are equal.
+        (B,) float64 (float32 where the device has no float64), in dB; infinite where two images are equal.
 
     Raises:
         DataError: the shapes or types do not fit.
 
-    Source: the published evaluation averages this per picture (efficientvit, apps/metrics/psnr).
+    Source: the published evaluation averages this per image (efficientvit, apps/metrics/psnr).
     """
     _check_pair(a, b)
     return psnr_by_rows(_rows_of(a, b), a.shape)
 
 
 def psnr_by_rows(read: ReadPair, shape: torch.Size) -> Tensor:
-    """`psnr` of pictures (B, C, H, W) that are read a strip of rows at a time and never held whole."""
+    """`psnr` of images (B, C, H, W) that are read a strip of rows at a time and never held whole."""
 
     def squared_error(top: int, bottom: int) -> Tensor:
         a, b = read(top, bottom)
@@ -110,11 +110,11 @@ def _blur(x: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of each picture: 11-tap Gaussian window (sigma 1.5), data range 255, mean over all pixels.
+    """Structural similarity of each image: 11-tap Gaussian window (sigma 1.5), data range 255, mean over all pixels.
 
     Args:
-        a: uint8 pictures (B, C, H, W), at least 6 pixels high and wide.
-        b: uint8 pictures of the same shape.
+        a: uint8 images (B, C, H, W), at least 6 pixels high and wide.
+        b: uint8 images of the same shape.
 
     Returns:
         (B,) float32, at most 1.
@@ -126,12 +126,12 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     """
     _check_pair(a, b)
     if min(a.shape[-2:]) <= _SSIM_RADIUS:
-        raise DataError(f"SSIM needs pictures of at least 6x6 pixels, got {a.shape[-1]}x{a.shape[-2]}")
+        raise DataError(f"SSIM needs images of at least 6x6 pixels, got {a.shape[-1]}x{a.shape[-2]}")
     return ssim_by_rows(_rows_of(a, b), a.shape)
 
 
 def ssim_by_rows(read: ReadPair, shape: torch.Size) -> Tensor:
-    """`ssim` of pictures (B, C, H, W) that are read a strip of rows at a time and never held whole."""
+    """`ssim` of images (B, C, H, W) that are read a strip of rows at a time and never held whole."""
     height = shape[2]
 
     def similarity(top: int, bottom: int) -> Tensor:

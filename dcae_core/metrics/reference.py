@@ -16,7 +16,7 @@ from dcae_core.errors import DataError
 from dcae_core.files import sha256_of_file, write_bytes
 from dcae_core.metrics.frechet import Gaussian
 
-_PICTURES = "arr_0"
+_IMAGES = "arr_0"
 
 
 @dataclass(frozen=True)
@@ -27,30 +27,30 @@ class Reference:
         path: the file.
         sha256: of its bytes.
         gaussian: mean and covariance of Inception features.
-        description: what else the file says: number of pictures, resolution, transform, weights (ours only).
-        num_pictures: pictures that lie in the file (ADM's batches); 0 where it holds statistics alone.
+        description: what else the file says: number of images, resolution, transform, weights (ours only).
+        num_images: images that lie in the file (ADM's batches); 0 where it holds statistics alone.
     """
 
     path: Path
     sha256: str
     gaussian: Gaussian
     description: dict[str, str | int] = field(default_factory=dict)
-    num_pictures: int = 0
+    num_images: int = 0
 
-    def pictures(self, ranges: Sequence[range]) -> Iterator[Tensor]:
-        """The file's pictures of each range, uint8 (B, 3, H, W), read from disk one range at a time.
+    def images(self, ranges: Sequence[range]) -> Iterator[Tensor]:
+        """The file's images of each range, uint8 (B, 3, H, W), read from disk one range at a time.
 
         Raises:
             DataError: the file ends early.
         """
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{_PICTURES}.npy") as member:
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{_IMAGES}.npy") as member:
             shape, dtype = _read_array_header(member, self.path)
             start, item = member.tell(), int(np.prod(shape[1:])) * dtype.itemsize
             for indices in ranges:
                 member.seek(start + indices.start * item)
                 content = member.read(len(indices) * item)
                 if len(content) < len(indices) * item:
-                    raise DataError(f"{self.path} ends in the middle of its pictures: fetch the file again")
+                    raise DataError(f"{self.path} ends in the middle of its images: fetch the file again")
                 batch = np.frombuffer(content, dtype).reshape(len(indices), *shape[1:])
                 yield torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())
 
@@ -59,14 +59,14 @@ def _read_array_header(member: IO[bytes], path: Path) -> tuple[tuple[int, ...], 
     read_header = npy.read_array_header_1_0 if npy.read_magic(member) == (1, 0) else npy.read_array_header_2_0
     shape, fortran_order, dtype = read_header(member)
     if fortran_order or len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
-        raise DataError(f"{path}: its {_PICTURES} holds no pictures; expected uint8 (N, H, W, 3)")
+        raise DataError(f"{path}: its {_IMAGES} holds no images; expected uint8 (N, H, W, 3)")
     return shape, dtype
 
 
-def _count_pictures(archive: zipfile.ZipFile, path: Path) -> int:
-    if f"{_PICTURES}.npy" not in archive.namelist():
+def _count_images(archive: zipfile.ZipFile, path: Path) -> int:
+    if f"{_IMAGES}.npy" not in archive.namelist():
         return 0
-    with archive.open(f"{_PICTURES}.npy") as member:
+    with archive.open(f"{_IMAGES}.npy") as member:
         return _read_array_header(member, path)[0][0]
 
 
@@ -82,7 +82,7 @@ def read_reference(path: Path) -> Reference:
         raise DataError(f"{path}: there is no such reference file; make one: dcae fid-ref --images DIR --out {path}")
     try:
         with zipfile.ZipFile(path) as archive:
-            num_pictures = _count_pictures(archive, path)
+            num_images = _count_images(archive, path)
         with np.load(path, allow_pickle=False) as arrays:
             if not {"mu", "sigma"} <= set(arrays.files):
                 raise DataError(f"{path} is no reference: it has no `mu` and `sigma`; make one with dcae fid-ref")
@@ -95,7 +95,7 @@ def read_reference(path: Path) -> Reference:
         ) from error
     mean = np.atleast_1d(mean.squeeze())
     _check(path, mean, covariance)
-    return Reference(path, sha256_of_file(path), Gaussian(mean, covariance), description, num_pictures)
+    return Reference(path, sha256_of_file(path), Gaussian(mean, covariance), description, num_images)
 
 
 def _check(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:

@@ -64,7 +64,7 @@ class AutoencoderConfig:
         head_act: an activation before the decoder's last convolution: "relu", "silu" or None.
         latent_shortcuts: channel-averaging and channel-repeating shortcuts around the convolutions next to the latent.
         residual_shortcuts: the shortcuts around every change of resolution; False only to show what they bring.
-        in_channels: channels of the picture.
+        in_channels: channels of the image.
     """
 
     latent_channels: int
@@ -279,7 +279,7 @@ class DecoderStem(nn.Module):
 
 
 class DecoderHead(nn.Module):
-    """Features to picture: norm, activation, convolution; with the last doubling where stage 0 has no blocks."""
+    """Features to image: norm, activation, convolution; with the last doubling where stage 0 has no blocks."""
 
     def __init__(self, width: int, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -297,7 +297,7 @@ class DecoderHead(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Picture to latent: stem, stages from high to low resolution, head."""
+    """Image to latent: stem, stages from high to low resolution, head."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -329,7 +329,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent to picture: stem, stages from low to high resolution (stage 0 is the last to run), head."""
+    """Latent to image: stem, stages from low to high resolution (stage 0 is the last to run), head."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -387,7 +387,7 @@ class Autoencoder(nn.Module):
         return self.config.latent_channels
 
     def encode(self, x: Tensor, latent_channels: int | None = None) -> Tensor:
-        """Pictures to latents.
+        """Images to latents.
 
         Args:
             x: (B, 3, H, W) in [-1, 1]; H and W multiples of f.
@@ -403,14 +403,14 @@ class Autoencoder(nn.Module):
         if x.dim() != 4 or x.shape[1] != self.config.in_channels or x.shape[2] % f or x.shape[3] % f:
             raise DataError(
                 f"the encoder takes (B, {self.config.in_channels}, H, W) with H and W multiples of {f}, "
-                f"not {tuple(x.shape)}; pad or crop the picture first"
+                f"not {tuple(x.shape)}; pad or crop the image first"
             )
         channels = self.latent_channels if latent_channels is None else latent_channels
         self._check_latent_channels(channels)
         return self.encoder(x, channels)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents to pictures.
+        """Latents to images.
 
         Args:
             z: (B, c, h, w), unscaled; c is C, or fewer leading channels (DC-AE 1.5).
@@ -427,7 +427,7 @@ class Autoencoder(nn.Module):
         return self.decoder(z)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures through the latent and back: (B, 3, H, W) in [-1, 1] to the same shape, not clamped."""
+        """Images through the latent and back: (B, 3, H, W) in [-1, 1] to the same shape, not clamped."""
         return self.decode(self.encode(x))
 
     def _check_latent_channels(self, channels: int) -> None:

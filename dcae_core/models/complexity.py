@@ -17,7 +17,7 @@ _FLOPS_PER_MAC = 2
 
 @dataclass(frozen=True)
 class Complexity:
-    """The cost of one pass of a network over one picture or latent.
+    """The cost of one pass of a network over one image or latent.
 
     Attributes:
         num_parameters: trained values; fixed tables do not count.
@@ -45,13 +45,13 @@ def count_macs(call: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> int:
 
 @lru_cache
 def autoencoder_complexity(config: AutoencoderConfig, resolution: int = 512) -> tuple[Complexity, Complexity]:
-    """What encoding and what decoding one picture of `resolution` x `resolution` pixels cost; takes about 0.3 s."""
+    """What encoding and what decoding one image of `resolution` x `resolution` pixels cost; takes about 0.3 s."""
     network = build_on_meta(config).eval()
     latent_size = resolution // network.spatial_compression_ratio
-    picture = torch.empty(1, config.in_channels, resolution, resolution, device="meta")
+    image = torch.empty(1, config.in_channels, resolution, resolution, device="meta")
     latent = torch.empty(1, config.latent_channels, latent_size, latent_size, device="meta")
     return (
-        Complexity(count_parameters(network.encoder), count_macs(network.encode, picture)),
+        Complexity(count_parameters(network.encoder), count_macs(network.encode, image)),
         Complexity(count_parameters(network.decoder), count_macs(network.decode, latent)),
     )
 

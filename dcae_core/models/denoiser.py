@@ -146,7 +146,7 @@ def per_sample(t: Tensor, batch_size: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """Lay tokens of pixels out as a picture.
+    """Lay tokens of pixels out as an image.
 
     Args:
         tokens: (B, h * w, patch_size * patch_size * C); inside a token the channel runs fastest.

@@ -86,10 +86,10 @@ def winograd_conv2d(x: Tensor, transformed: Tensor, bias: Tensor | None) -> Tens
     out = x.new_empty(batch, tile_rows, TILE, tile_columns, TILE, out_channels)
     shift = x.new_zeros(out_channels) if bias is None else bias
     rows_per_strip = max(1, _TILES_PER_STRIP // tile_columns)
-    for picture, result in zip(padded, out, strict=True):
+    for image, result in zip(padded, out, strict=True):
         for first in range(0, tile_rows, rows_per_strip):
             rows = min(rows_per_strip, tile_rows - first)
-            strip = picture[TILE * first : TILE * (first + rows) + 2]
+            strip = image[TILE * first : TILE * (first + rows) + 2]
             patches = strip.unfold(0, _PATCH, TILE).unfold(1, _PATCH, TILE).permute(3, 4, 0, 1, 2)
             frequencies = (_INPUT_2D @ patches.reshape(_NUM_FREQUENCIES, -1)).view(_NUM_FREQUENCIES, -1, channels)
             products = torch.bmm(frequencies, transformed)

@@ -18,7 +18,7 @@ ERROR_COLOURS = ((0, 0, 0), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 2
 
 
 def error_levels(a: Tensor, b: Tensor) -> Image.Image:
-    """The mean absolute difference over the channels of two uint8 pictures (3, H, W), as a picture of mode "L"."""
+    """The mean absolute difference over the channels of two uint8 images (3, H, W), as an image of mode "L"."""
     difference = (a.float() - b.float()).abs().mean(dim=0)
     return Image.fromarray(difference.round().to(torch.uint8).numpy(), "L")
 
@@ -34,7 +34,7 @@ def colour_errors(levels: Image.Image) -> Image.Image:
     return coloured.convert("RGB")
 
 
-_MAX_PANEL, _MIN_PANEL = 1536, 256  # larger pictures are shrunk, smaller ones enlarged by a whole factor
+_MAX_PANEL, _MIN_PANEL = 1536, 256  # larger images are shrunk, smaller ones enlarged by a whole factor
 _GAP = 12
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
 
@@ -53,7 +53,7 @@ class Column:
 
 
 def error_panel(a: Raster, b: Raster) -> Image.Image:
-    """Where two pictures of one size differ."""
+    """Where two images of one size differ."""
     shrink = _first_shrink(a)
     levels = Image.new("L", (ceil(a.width / shrink), ceil(a.height / shrink)))
     for top, bottom in a.strips(shrink):
@@ -62,31 +62,31 @@ def error_panel(a: Raster, b: Raster) -> Image.Image:
     return colour_errors(_fit(levels, Image.Resampling.BOX))
 
 
-def _panel(picture: Raster) -> Image.Image:
-    return _fit(picture.image(_first_shrink(picture)), Image.Resampling.LANCZOS)
+def _panel(image: Raster) -> Image.Image:
+    return _fit(image.image(_first_shrink(image)), Image.Resampling.LANCZOS)
 
 
-def _first_shrink(picture: Raster) -> int:
-    """By what whole factor a picture may be shrunk to be still at least twice as large as a panel."""
-    return max(max(picture.width, picture.height) // (2 * _MAX_PANEL), 1)
+def _first_shrink(image: Raster) -> int:
+    """By what whole factor an image may be shrunk to be still at least twice as large as a panel."""
+    return max(max(image.width, image.height) // (2 * _MAX_PANEL), 1)
 
 
-def _fit(picture: Image.Image, filter_: Image.Resampling) -> Image.Image:
+def _fit(image: Image.Image, filter_: Image.Resampling) -> Image.Image:
     """Shrink what is larger than a panel; enlarge what is too small to be seen."""
-    longest = max(picture.size)
+    longest = max(image.size)
     if longest > _MAX_PANEL:
         scale = _MAX_PANEL / longest
-        size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
-        return picture.resize(size, filter_)
+        size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+        return image.resize(size, filter_)
     factor = max(_MIN_PANEL // longest, 1)
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def compare(original: Raster, caption: Sequence[str], columns: Sequence[Column]) -> Image.Image:
     """Draw the comparison.
 
     One column: input | reconstruction | error in a row. Several: the input, then a column for each, the reconstruction
-    above its error. Panels are at most 1536 pixels a side, so the cost does not grow with the pictures.
+    above its error. Panels are at most 1536 pixels a side, so the cost does not grow with the images.
 
     Args:
         original: the input.

@@ -1,6 +1,6 @@
-"""Pictures to a latent dataset, by one process or many, with the same bytes.
+"""Images to a latent dataset, by one process or many, with the same bytes.
 
-The unit of work is a shard: shard k holds the latents of pictures k * shard_size ... of the sorted list, and is encoded
+The unit of work is a shard: shard k holds the latents of images k * shard_size ... of the sorted list, and is encoded
 by process k mod W. Batches never cross shards, the last one of a shard is padded to the full shape, and each process
 computes on a fixed number of threads; so the bytes depend neither on W nor on where a run was stopped.
 """
@@ -31,13 +31,13 @@ from dcae_core.data.latents.manifest import (
     TransformRecord,
 )
 from dcae_core.data.latents.reader import TORCH_DTYPES
-from dcae_core.data.sources import PictureList, PictureReference
+from dcae_core.data.sources import ImageList, ImageReference
 from dcae_core.diffusion.guidance import sample_noise
 from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError
 
 SCALING_FACTOR_TOLERANCE = 0.05
 NumberedCrop = tuple[int, DecodedCrop]
-"""A picture's place in the list, and what was decoded of it."""
+"""An image's place in the list, and what was decoded of it."""
 
 _SHARD_OVERHEAD = 8192  # header and record of a shard, generously
 _NAME_BYTES = 128
@@ -68,14 +68,14 @@ class EncodeSettings:
 
     Attributes:
         resolution: side of the ADM centre crop, pixels.
-        batch_size: pictures that go through the encoder at once.
+        batch_size: images that go through the encoder at once.
         latent_dtype: how latents are stored.
-        flipped_copies: also encode the mirror image of every picture.
-        shard_size: pictures per shard.
-        on_damage: leave damaged pictures out and list them, or fail at the first.
-        apply_exif: turn pictures upright first; the published code does not.
-        max_pixels: larger pictures count as damaged.
-        num_workers: threads of each process that decode pictures.
+        flipped_copies: also encode the mirror image of every image.
+        shard_size: images per shard.
+        on_damage: leave damaged images out and list them, or fail at the first.
+        apply_exif: turn images upright first; the published code does not.
+        max_pixels: larger images count as damaged.
+        num_workers: threads of each process that decode images.
         num_threads: threads of each process that compute, on a CPU.
         seed: of the noise with which latents are drawn from a posterior, where the autoencoder has one.
     """
@@ -98,13 +98,13 @@ class Timing:
     """Where one process spent its time.
 
     Attributes:
-        pictures: how many it encoded.
+        images: how many it encoded.
         decoding: seconds of all decoding threads, added up.
         encoding: seconds in the network.
-        waiting: seconds that the network waited for pictures.
+        waiting: seconds that the network waited for images.
     """
 
-    pictures: int = 0
+    images: int = 0
     decoding: float = 0.0
     encoding: float = 0.0
     waiting: float = 0.0
@@ -117,9 +117,9 @@ class EncodeReport:
     Attributes:
         manifest: of the finished dataset.
         kept: items that an earlier, stopped run had finished.
-        decoder_rate: pictures per second that all decoding threads together could deliver; None if nothing was left.
-        encoder_rate: pictures per second that the networks could take; None if nothing was left.
-        waited: share of its time that the network waited for pictures; None if nothing was left.
+        decoder_rate: images per second that all decoding threads together could deliver; None if nothing was left.
+        encoder_rate: images per second that the networks could take; None if nothing was left.
+        waited: share of its time that the network waited for images; None if nothing was left.
         warnings: lines for people.
     """
 
@@ -132,7 +132,7 @@ class EncodeReport:
 
 
 def encode_dataset(
-    pictures: PictureList,
+    images: ImageList,
     network: LatentEncoder,
     encoder: EncoderRecord,
     directory: Path,
@@ -142,12 +142,12 @@ def encode_dataset(
     dtype: torch.dtype,
     advance: Callable[[int], object] = lambda _: None,
 ) -> EncodeReport:
-    """Encode `pictures` into a latent dataset in `directory`; continues what an earlier run left there.
+    """Encode `images` into a latent dataset in `directory`; continues what an earlier run left there.
 
-    Holds one shard of latents and a few batches of pictures. All processes of a group call this together.
+    Holds one shard of latents and a few batches of images. All processes of a group call this together.
 
     Args:
-        pictures: sorted, with or without classes.
+        images: sorted, with or without classes.
         network: the autoencoder, on `device`.
         encoder: what the manifest says about it.
         directory: where the dataset is to lie: empty, new, or left by a run with the same settings.
@@ -158,35 +158,35 @@ def encode_dataset(
 
     Raises:
         UsageError: settings that do not fit, or a directory with other content.
-        DataError: a damaged picture where none is allowed, none that is good, or latents that are not finite.
+        DataError: a damaged image where none is allowed, none that is good, or latents that are not finite.
         ResourceError: not enough room on the disk.
     """
-    plan = plan_dataset(pictures, network, encoder, settings, device, dtype)
+    plan = plan_dataset(images, network, encoder, settings, device, dtype)
     writer = LatentDatasetWriter(directory, plan)
     with ExitStack() as stack:
         _on_main(lambda: stack.enter_context(writer.locked()))
         stack.enter_context(_computing_on(device, settings.num_threads))
-        _on_main(lambda: _begin(writer, len(pictures)))
+        _on_main(lambda: _begin(writer, len(images)))
         was_complete = writer.is_complete()
         mine = range(distributed.rank(), plan.num_shards, distributed.world_size())
         finished = {} if was_complete else {number: writer.finished(number) for number in mine}
         kept = sum(record.shard.count for record in finished.values() if record)
         advance(kept)
 
-        work = _ShardEncoder(pictures, network, writer, settings, device, dtype)
+        work = _ShardEncoder(images, network, writer, settings, device, dtype)
         work.encode_shards([number for number, record in finished.items() if record is None], advance)
 
         kept_everywhere = sum(distributed.gather_objects(kept))
         timings = distributed.gather_objects(work.timing)
         manifest = _on_main(writer.finish)
     if manifest.count == 0:
-        raise DataError(f"none of the {len(pictures)} pictures can be decoded; the first: {manifest.damaged[0].reason}")
+        raise DataError(f"none of the {len(images)} images can be decoded; the first: {manifest.damaged[0].reason}")
     kept_everywhere = manifest.count if was_complete else kept_everywhere
     return EncodeReport(manifest, kept_everywhere, *_rates(timings, settings), check_scaling_factor(manifest))
 
 
 def plan_dataset(
-    pictures: PictureList,
+    images: ImageList,
     network: LatentEncoder,
     encoder: EncoderRecord,
     settings: EncodeSettings,
@@ -197,7 +197,7 @@ def plan_dataset(
 
     Raises:
         UsageError: the resolution is no multiple of the autoencoder's compression ratio.
-        DataError: some pictures have a class and some have none.
+        DataError: some images have a class and some have none.
     """
     ratio = network.spatial_compression_ratio
     if settings.resolution % ratio:
@@ -206,8 +206,8 @@ def plan_dataset(
             f"resolution {settings.resolution} is no multiple of {ratio}, the spatial compression of {encoder.name}; "
             f"take {near}"
         )
-    if pictures.classes and (pictures.labels < 0).any():
-        first = pictures[int((pictures.labels < 0).argmax())]
+    if images.classes and (images.labels < 0).any():
+        first = images[int((images.labels < 0).argmax())]
         raise DataError(f"{first.name} has no class while others have one; move it into a class folder or leave it out")
     side = settings.resolution // ratio
     return DatasetPlan(
@@ -216,8 +216,8 @@ def plan_dataset(
             resolution=settings.resolution, apply_exif=settings.apply_exif, flipped_copies=settings.flipped_copies
         ),
         encoding={
-            "pictures": len(pictures),
-            "pictures_sha256": _identity(pictures),
+            "pictures": len(images),
+            "pictures_sha256": _identity(images),
             "max_pixels": settings.max_pixels,
             "batch_size": settings.batch_size,
             "shard_size": settings.shard_size,
@@ -229,16 +229,16 @@ def plan_dataset(
         },
         dtype=settings.latent_dtype,
         latent_shape=(network.latent_channels, side, side),
-        classes=pictures.classes,
-        num_shards=-(-len(pictures) // settings.shard_size),
+        classes=images.classes,
+        num_shards=-(-len(images) // settings.shard_size),
     )
 
 
-def estimate_bytes(plan: DatasetPlan, num_pictures: int) -> int:
+def estimate_bytes(plan: DatasetPlan, num_images: int) -> int:
     """Disk that the finished dataset needs, at most."""
     copies = 2 if plan.transform.flipped_copies else 1
     item_bytes = math.prod(plan.latent_shape) * ITEM_BYTES[plan.dtype] + 8
-    return num_pictures * (copies * item_bytes + _NAME_BYTES) + plan.num_shards * _SHARD_OVERHEAD
+    return num_images * (copies * item_bytes + _NAME_BYTES) + plan.num_shards * _SHARD_OVERHEAD
 
 
 def check_scaling_factor(manifest: Manifest) -> list[str]:
@@ -252,14 +252,14 @@ def check_scaling_factor(manifest: Manifest) -> list[str]:
         return []
     return [
         f"1/rms of these latents is {measured:.4g}, {deviation:+.0%} from {manifest.encoder.name}'s scaling factor "
-        f"{published:.4g}: these pictures are unlike those it was measured on; check the model and the crop"
+        f"{published:.4g}: these images are unlike those it was measured on; check the model and the crop"
     ]
 
 
-def _begin(writer: LatentDatasetWriter, num_pictures: int) -> None:
+def _begin(writer: LatentDatasetWriter, num_images: int) -> None:
     writer.begin()
     there = sum(file.stat().st_size for file in writer.directory.glob("*.safetensors"))
-    wanted = estimate_bytes(writer.plan, num_pictures) - there
+    wanted = estimate_bytes(writer.plan, num_images) - there
     free = shutil.disk_usage(writer.directory).free
     if wanted > free and not writer.is_complete():
         raise ResourceError(
@@ -280,20 +280,20 @@ def _computing_on(device: torch.device, num_threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _identity(pictures: PictureList) -> str:
-    """A checksum of the pictures' names and classes, so that a continued run is known to mean the same pictures."""
+def _identity(images: ImageList) -> str:
+    """A checksum of the images' names and classes, so that a continued run is known to mean the same images."""
     digest = hashlib.sha256()
-    for reference in pictures:
+    for reference in images:
         digest.update(f"{reference.key}\0{reference.label}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
 class _ShardEncoder:
-    """Turns decoded pictures into finished shards, and keeps the time."""
+    """Turns decoded images into finished shards, and keeps the time."""
 
     def __init__(
         self,
-        pictures: PictureList,
+        images: ImageList,
         network: LatentEncoder,
         writer: LatentDatasetWriter,
         settings: EncodeSettings,
@@ -301,13 +301,13 @@ class _ShardEncoder:
         dtype: torch.dtype,
     ) -> None:
         self.timing = Timing()
-        self._pictures, self._network, self._writer, self._settings = pictures, network, writer, settings
+        self._images, self._network, self._writer, self._settings = images, network, writer, settings
         self._device, self._dtype = device, dtype
 
     def encode_shards(self, numbers: list[int], advance: Callable[[int], object]) -> None:
-        """Encode these shards one after another, while threads decode pictures ahead, also across shards."""
+        """Encode these shards one after another, while threads decode images ahead, also across shards."""
         crops = decode_crops(
-            (self._pictures[index] for number in numbers for index in self._range(number)),
+            (self._images[index] for number in numbers for index in self._range(number)),
             self._settings.resolution,
             num_workers=self._settings.num_workers,
             apply_exif=self._settings.apply_exif,
@@ -318,11 +318,11 @@ class _ShardEncoder:
 
     def _range(self, number: int) -> range:
         first = number * self._settings.shard_size
-        return range(first, min(first + self._settings.shard_size, len(self._pictures)))
+        return range(first, min(first + self._settings.shard_size, len(self._images)))
 
     def _encode_shard(self, number: int, crops: Iterator[DecodedCrop], advance: Callable[[int], object]) -> None:
         plan = self._writer.plan
-        done: list[PictureReference] = []
+        done: list[ImageReference] = []
         damaged: list[DamagedRecord] = []
         parts = [torch.empty((0, *plan.latent_shape), dtype=TORCH_DTYPES[plan.dtype])]
         for batch in self._good_batches(zip(self._range(number), crops, strict=True), damaged):
@@ -379,13 +379,13 @@ class _ShardEncoder:
                 "use --latent-dtype float32 or --dtype fp32"
             )
         self.timing.encoding += time.perf_counter() - start
-        self.timing.pictures += len(batch)
+        self.timing.images += len(batch)
         return stored
 
     def _encode(self, view: Tensor, batch: list[NumberedCrop], copy: int) -> Tensor:
         if not _samples_posterior(self._network):
             return self._network.encode(view)
-        numbers = [2 * picture + copy for picture, _ in batch]
+        numbers = [2 * image + copy for image, _ in batch]
         noise = sample_noise(self._settings.seed, numbers, self._writer.plan.latent_shape).to(view)
         padding = noise.new_zeros((len(view) - len(batch), *noise.shape[1:]))
         return self._network.encode(view, torch.cat([noise, padding]))  # type: ignore[call-arg]
@@ -396,12 +396,12 @@ def _samples_posterior(network: LatentEncoder) -> bool:
 
 
 def _rates(timings: list[Timing], settings: EncodeSettings) -> tuple[float | None, float | None, float | None]:
-    """Pictures per second of the decoders and of the networks, over all processes, and the share spent waiting."""
-    busy = [timing for timing in timings if timing.pictures]
+    """Images per second of the decoders and of the networks, over all processes, and the share spent waiting."""
+    busy = [timing for timing in timings if timing.images]
     if not busy:
         return None, None, None
-    decoders = sum(timing.pictures * settings.num_workers / max(timing.decoding, 1e-9) for timing in busy)
-    networks = sum(timing.pictures / timing.encoding for timing in busy)
+    decoders = sum(timing.images * settings.num_workers / max(timing.decoding, 1e-9) for timing in busy)
+    networks = sum(timing.images / timing.encoding for timing in busy)
     waited = sum(timing.waiting for timing in busy)
     return decoders, networks, waited / (waited + sum(timing.encoding for timing in busy))
 

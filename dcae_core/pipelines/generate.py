@@ -1,4 +1,4 @@
-"""From classes to pictures: noise by seed and number, guided sampling in batches of one shape, decoding."""
+"""From classes to images: noise by seed and number, guided sampling in batches of one shape, decoding."""
 
 import gc
 import math
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dcae_core.checkpoints.denoisers import EMA, DiffusionFiles, DiffusionParts, locate_diffusion, read_diffusion
-from dcae_core.data.images import tensor_to_uint8, uint8_to_picture
+from dcae_core.data.images import tensor_to_uint8, uint8_to_image
 from dcae_core.devices import select_device
 from dcae_core.diffusion.guidance import guide, sample_noise
 from dcae_core.diffusion.samplers import find_sampler, run_sampler
@@ -70,11 +70,11 @@ class Generated(NamedTuple):
     """What `generate` returns.
 
     Attributes:
-        pictures: one for each sample.
+        images: one for each sample.
         latents: float32 (N, C, h, w) on the CPU, unscaled.
     """
 
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     latents: Tensor
 
 
@@ -148,7 +148,7 @@ class DiffusionPipeline:
         prediction: "epsilon", "epsilon_variance" or "velocity".
         scaling_factor: latents are divided by it before they are decoded.
         config: of the network.
-        tile: side in pixels of the tiles that pictures are decoded in; None decodes them whole. Set on its own once
+        tile: side in pixels of the tiles that images are decoded in; None decodes them whole. Set on its own once
             memory has run out.
     """
 
@@ -190,7 +190,7 @@ class DiffusionPipeline:
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Generated:
-        """Make one picture for each class; for a network without classes, for each entry of `classes`.
+        """Make one image for each class; for a network without classes, for each entry of `classes`.
 
         Args:
             classes: numbers in 0..num_classes-1.
@@ -208,8 +208,8 @@ class DiffusionPipeline:
         settings = SampleSettings(guidance_scale, seed, sampler, num_steps)
         settings.check(self.prediction, self.config)
         batches = list(self.generate_batches(classes, settings, batch_size=batch_size, progress=progress))
-        pictures = [uint8_to_picture(pixels) for batch in batches for pixels in batch.pixels]
-        return Generated(pictures, torch.cat([batch.latents for batch in batches]))
+        images = [uint8_to_image(pixels) for batch in batches for pixels in batch.pixels]
+        return Generated(images, torch.cat([batch.latents for batch in batches]))
 
     def generate_batches(
         self,
@@ -271,7 +271,7 @@ class DiffusionPipeline:
                 if not _is_out_of_memory(error):
                     raise
                 if size == 1:
-                    raise ResourceError(_OUT_OF_MEMORY.format("sampling one picture")) from error
+                    raise ResourceError(_OUT_OF_MEMORY.format("sampling one image")) from error
                 size //= 2
                 _free_memory()
 
@@ -302,7 +302,7 @@ class DiffusionPipeline:
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
-            raise ResourceError(_OUT_OF_MEMORY.format(f"sampling {len(indices)} pictures at once")) from error
+            raise ResourceError(_OUT_OF_MEMORY.format(f"sampling {len(indices)} images at once")) from error
         if not bool(torch.isfinite(latents).all()):
             raise CheckpointError(
                 "the samples are not finite: this network's values exceed what its number type can hold; "

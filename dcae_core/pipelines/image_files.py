@@ -13,7 +13,7 @@ import torch
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, center_crop_adm
 from dcae_core.data.latent_file import Origin, StoredLatents, check_latents, load_latents, save_latent
 from dcae_core.data.raster import Raster, write_png
-from dcae_core.data.sources import PictureReference, find_pictures
+from dcae_core.data.sources import ImageReference, find_images
 from dcae_core.errors import DataError, UsageError
 from dcae_core.files import replace_file
 from dcae_core.metrics.reconstruction import psnr_by_rows, ssim_by_rows
@@ -24,20 +24,20 @@ from dcae_core.pipelines.reconstruct import Progress, check_tile, choose_tile, d
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
 
-def find_inputs(inputs: Iterable[str]) -> tuple[list[PictureReference], list[DataError]]:
-    """The pictures that each input names, and what is wrong with the inputs that name none."""
-    found: list[PictureReference] = []
+def find_inputs(inputs: Iterable[str]) -> tuple[list[ImageReference], list[DataError]]:
+    """The images that each input names, and what is wrong with the inputs that name none."""
+    found: list[ImageReference] = []
     problems: list[DataError] = []
     for given in inputs:
         try:
-            found += find_pictures([given])
+            found += find_images([given])
         except DataError as error:
             problems.append(error)
     return found, problems
 
 
-def name_outputs(references: Sequence[PictureReference]) -> list[str]:
-    """What the outputs of each picture are called: its stem, with more of its path where several would be the same."""
+def name_outputs(references: Sequence[ImageReference]) -> list[str]:
+    """What the outputs of each image are called: its stem, with more of its path where several would be the same."""
     stems = [PurePath(reference.key).stem for reference in references]
     longer = [reference.key.replace("/", "_").replace("\\", "_") for reference in references]
     shared = Counter(stems)
@@ -51,23 +51,23 @@ def name_outputs(references: Sequence[PictureReference]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class PictureResult:
-    """One picture through one autoencoder.
+class ImageResult:
+    """One image through one autoencoder.
 
     Attributes:
-        picture: the input.
+        image: the input.
         model: the autoencoder's label.
         width: in pixels.
         height: in pixels.
         latent_shape: (C, h, w).
-        psnr: in dB; infinite for an equal picture.
-        ssim: None for a picture with a side shorter than 6 pixels.
+        psnr: in dB; infinite for an equal image.
+        ssim: None for an image with a side shorter than 6 pixels.
         milliseconds: for encoding and decoding, without files and metrics.
         tile: side of the tiles; None for whole.
         files: what was written: "reconstruction", "comparison", "latent".
     """
 
-    picture: str
+    image: str
     model: str
     width: int
     height: int
@@ -80,14 +80,14 @@ class PictureResult:
 
     @property
     def compression(self) -> float:
-        """How many times fewer values the latent has than the picture."""
+        """How many times fewer values the latent has than the image."""
         channels, height, width = self.latent_shape
         return 3 * self.width * self.height / (channels * height * width)
 
     def as_json(self) -> dict[str, Any]:
         """As plain values; an infinite PSNR is None, as JSON has no infinity."""
         return {
-            "picture": self.picture,
+            "image": self.image,
             "model": self.model,
             "width": self.width,
             "height": self.height,
@@ -131,16 +131,16 @@ class RunModel:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run does with every picture.
+    """What a run does with every image.
 
     Attributes:
         output: directory to write.
-        resolution: side of the central square that is cut first; None takes whole pictures.
+        resolution: side of the central square that is cut first; None takes whole images.
         tile: side of the tiles in pixels; None leaves it to the memory of the machine.
         save_latents: also write the latents.
         compare: also write the comparison.
-        apply_exif: turn pictures upright.
-        max_pixels: refuse larger pictures.
+        apply_exif: turn images upright.
+        max_pixels: refuse larger images.
     """
 
     output: Path
@@ -193,38 +193,38 @@ def check_settings(models: Iterable[RunModel], settings: RunSettings) -> None:
             raise UsageError(f"--resolution {settings.resolution} is not a multiple of {ratio}, as {model.label} needs")
 
 
-def save_raster(picture: Raster, path: Path) -> str:
-    """Write a picture as PNG, whole or not at all; return the path.
+def save_raster(image: Raster, path: Path) -> str:
+    """Write an image as PNG, whole or not at all; return the path.
 
     Raises:
         ResourceError: the disk is full, or the place cannot be written to.
     """
     with replace_file(path) as file:
-        write_png(picture, file)
+        write_png(image, file)
     return str(path)
 
 
 def reconstruct_file(
-    reference: PictureReference,
+    reference: ImageReference,
     name: str,
     models: Sequence[RunModel],
     settings: RunSettings,
     progress: Callable[[RunModel], Progress | None] = lambda model: None,
-) -> list[PictureResult]:
-    """One picture file through every model of the run, with all files written.
+) -> list[ImageResult]:
+    """One image file through every model of the run, with all files written.
 
-    Costs one model's activations for a tile, and before that decoding the picture, 4 bytes a pixel. Pictures beyond
+    Costs one model's activations for a tile, and before that decoding the image, 4 bytes a pixel. Images beyond
     11 million pixels, and their reconstructions, wait in files without names in the output directory.
 
     Args:
-        reference: the picture.
+        reference: the image.
         name: what its outputs are called.
         models: of the run.
         settings: of the run.
         progress: gives for a model what is called after each tile.
 
     Raises:
-        DataError: the picture cannot be read.
+        DataError: the image cannot be read.
         ResourceError: an output cannot be written.
         CheckpointError: a model gives NaN.
     """
@@ -246,21 +246,21 @@ def reconstruct_file(
     return results
 
 
-def _read(reference: PictureReference, settings: RunSettings) -> Raster:
-    picture = reference.open(apply_exif=settings.apply_exif, max_pixels=settings.max_pixels)
+def _read(reference: ImageReference, settings: RunSettings) -> Raster:
+    image = reference.open(apply_exif=settings.apply_exif, max_pixels=settings.max_pixels)
     if settings.resolution is not None:
-        picture = center_crop_adm(picture, settings.resolution)
-    return Raster.of_image(picture, settings.output)
+        image = center_crop_adm(image, settings.resolution)
+    return Raster.of_image(image, settings.output)
 
 
 def _reconstruct_one(
-    reference: PictureReference,
+    reference: ImageReference,
     original: Raster,
     model: RunModel,
     settings: RunSettings,
     stem: str,
     progress: Progress | None,
-) -> tuple[PictureResult, Raster]:
+) -> tuple[ImageResult, Raster]:
     size = (original.height, original.width)
     tile = settings.tile or choose_tile(model.network, *size)
     reconstruction = Raster(*size, settings.output)
@@ -276,8 +276,8 @@ def _reconstruct_one(
         save_latent(path, latent, origin, model.network.spatial_compression_ratio)
         files["latent"] = str(path)
     psnr, ssim = _measure(original, reconstruction)
-    result = PictureResult(
-        picture=reference.name,
+    result = ImageResult(
+        image=reference.name,
         model=model.label,
         width=original.width,
         height=original.height,
@@ -292,7 +292,7 @@ def _reconstruct_one(
 
 
 def _measure(original: Raster, reconstruction: Raster) -> tuple[float, float | None]:
-    """PSNR, and SSIM where the picture is large enough."""
+    """PSNR, and SSIM where the image is large enough."""
 
     def read(top: int, bottom: int) -> tuple[torch.Tensor, torch.Tensor]:
         return original.rows(top, bottom)[None], reconstruction.rows(top, bottom)[None]
@@ -312,9 +312,9 @@ class DecodedLatent:
     Attributes:
         latents: the file it comes from.
         model: label of the autoencoder.
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
-        file: the picture.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        file: the image.
     """
 
     latents: str
@@ -350,22 +350,22 @@ def decode_file(
     network = autoencoder.network
     ratio = network.spatial_compression_ratio
     check_latents(path, stored, network.latent_channels, ratio, autoencoder.fingerprint)
-    height, width = _picture_size(stored, ratio)
+    height, width = _image_size(stored, ratio)
     tile = tile or (stored.origin.tile if stored.origin else None) or choose_tile(network, height, width)
     if tile is not None:
         check_tile(tile, ratio)
     decoded = []
     for index, latent in enumerate(stored.latents):
-        picture = Raster(height, width, output)
+        image = Raster(height, width, output)
         for rows in decode_rows(network, latent, (height, width), tile=tile):
-            picture.append(rows)
+            image.append(rows)
         number = "" if stored.origin else f"_{index:04d}"
-        file = save_raster(picture, output / f"{_stem(path)}{number}.recon.png")
+        file = save_raster(image, output / f"{_stem(path)}{number}.recon.png")
         decoded.append(DecodedLatent(str(path), autoencoder.label, width, height, file))
     return decoded
 
 
-def _picture_size(stored: StoredLatents, ratio: int) -> tuple[int, int]:
+def _image_size(stored: StoredLatents, ratio: int) -> tuple[int, int]:
     if stored.origin is not None:
         return stored.origin.height, stored.origin.width
     return stored.latents.shape[2] * ratio, stored.latents.shape[3] * ratio

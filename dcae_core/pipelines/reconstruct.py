@@ -24,7 +24,7 @@ _GPU_SHARE = 0.6
 
 
 def activation_bytes(config: AutoencoderConfig, num_pixels: int, bytes_per_value: int) -> int:
-    """About how much memory the feature maps of one picture need at most while it is encoded or decoded."""
+    """About how much memory the feature maps of one image need at most while it is encoded or decoded."""
     stages = [
         *enumerate(zip(config.encoder_widths, config.encoder_blocks, config.encoder_depths, strict=True)),
         *enumerate(zip(config.decoder_widths, config.decoder_blocks, config.decoder_depths, strict=True)),
@@ -34,10 +34,10 @@ def activation_bytes(config: AutoencoderConfig, num_pixels: int, bytes_per_value
 
 
 def choose_tile(network: Autoencoder | KLAutoencoder, height: int, width: int) -> int | None:
-    """The tile side with which a picture of this size fits into memory; None where it fits whole.
+    """The tile side with which an image of this size fits into memory; None where it fits whole.
 
-    Depends on the network, the picture and how much memory the machine has, not on how much is free at the moment, so
-    the same command gives the same picture.
+    Depends on the network, the image and how much memory the machine has, not on how much is free at the moment, so
+    the same command gives the same image.
     """
     weight = next(network.parameters())
     share = _CPU_SHARE if weight.device.type == "cpu" else _GPU_SHARE
@@ -113,7 +113,7 @@ Progress = Callable[[int, int], None]
 """`progress(done, total)` after each tile."""
 
 ReadRows = Callable[[int, int], Tensor]
-"""`read(top, bottom)` gives these rows of a picture: uint8 (3, bottom - top, W), on the CPU."""
+"""`read(top, bottom)` gives these rows of an image: uint8 (3, bottom - top, W), on the CPU."""
 
 
 def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
@@ -165,16 +165,16 @@ def encode_rows(
     tile: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Encode one picture of any size, of which only the rows of one tile are held.
+    """Encode one image of any size, of which only the rows of one tile are held.
 
-    Costs the network's activations for one tile (for the whole picture without), `tile` rows of the picture as uint8,
+    Costs the network's activations for one tile (for the whole image without), `tile` rows of the image as uint8,
     and the latent.
 
     Args:
         network: where and in which number type it computes is where and what its weights are.
-        read: gives rows of the picture.
-        size: height and width of the picture.
-        tile: side of the tiles in pixels; None encodes the picture whole.
+        read: gives rows of the image.
+        size: height and width of the image.
+        tile: side of the tiles in pixels; None encodes the image whole.
         progress: called after each tile.
 
     Returns:
@@ -203,10 +203,10 @@ def encode_rows(
     return latent
 
 
-def encode_picture(
+def encode_image(
     network: Autoencoder, pixels: Tensor, *, tile: int | None = None, progress: Progress | None = None
 ) -> Tensor:
-    """`encode_rows` of a picture in memory, uint8 (3, H, W)."""
+    """`encode_rows` of an image in memory, uint8 (3, H, W)."""
     size = (pixels.shape[1], pixels.shape[2])
     return encode_rows(network, lambda top, bottom: pixels[:, top:bottom], size, tile=tile, progress=progress)
 
@@ -220,15 +220,15 @@ def decode_rows(
     tile: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Tensor]:
-    """Decode the latent of one picture of any size from top to bottom.
+    """Decode the latent of one image of any size from top to bottom.
 
-    Costs the network's activations for one tile, `tile` rows of the picture as uint8, and as float32 the rows that two
+    Costs the network's activations for one tile, `tile` rows of the image as uint8, and as float32 the rows that two
     rows of tiles share, a quarter of a tile.
 
     Args:
         network: as for encoding.
         latent: (C, h, w), unscaled.
-        size: height and width of the picture; what the padding added is cut off.
+        size: height and width of the image; what the padding added is cut off.
         tile: side of the tiles in pixels; None decodes the latent whole.
         progress: called after each tile.
 
@@ -246,7 +246,7 @@ def decode_rows(
     for i, row in enumerate(rows):
         final_row = (rows[i + 1].start if i + 1 < len(rows) else row.stop) * f - row.start * f
         below = torch.zeros(3, (row.stop - row.start) * f - final_row, above.shape[2])
-        final = torch.empty(final_row, above.shape[2], 3, dtype=torch.uint8).permute(2, 0, 1)  # as picture files lie
+        final = torch.empty(final_row, above.shape[2], 3, dtype=torch.uint8).permute(2, 0, 1)  # as image files lie
         left = torch.zeros(3, (row.stop - row.start) * f, 0)  # what tiles of this row so far add to the next
         for j, column in enumerate(columns):
             values = _decode_tile(network, latent, row, column)
@@ -304,7 +304,7 @@ class Reconstruction:
 
     Attributes:
         latent: float32 (C, h, w), unscaled.
-        pixels: uint8 (3, H, W), as large as the picture.
+        pixels: uint8 (3, H, W), as large as the image.
     """
 
     latent: Tensor
@@ -314,7 +314,7 @@ class Reconstruction:
 def reconstruct(
     network: Autoencoder, pixels: Tensor, *, tile: int | None = None, progress: Progress | None = None
 ) -> Reconstruction:
-    """Encode and decode one picture: `encode_picture`, then `decode_latent`."""
-    latent = encode_picture(network, pixels, tile=tile, progress=progress)
+    """Encode and decode one image: `encode_image`, then `decode_latent`."""
+    latent = encode_image(network, pixels, tile=tile, progress=progress)
     size = (pixels.shape[1], pixels.shape[2])
     return Reconstruction(latent, decode_latent(network, latent, size, tile=tile, progress=progress))

@@ -1,4 +1,4 @@
-"""The output of a sampling run: pictures, latents and a grid, each whole or absent, and what is still to do."""
+"""The output of a sampling run: images, latents and a grid, each whole or absent, and what is still to do."""
 
 import json
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from dcae_core.data.images import uint8_to_picture
+from dcae_core.data.images import uint8_to_image
 from dcae_core.errors import UsageError
 from dcae_core.files import make_directory, remove_leftovers, replace_file, write_bytes, write_text
 from dcae_core.pipelines.generate import Batch
 
 RUN_NAME, GRID_NAME, LATENTS_NAME = "sample.json", "grid.png", "latents.safetensors"
-MAX_GRID_PICTURES = 100
+MAX_GRID_IMAGES = 100
 _PARTS_NAME = ".latents"
 
 
@@ -23,7 +23,7 @@ class SampleDirectory:
     """Where a run leaves its samples, and finds those of an earlier, stopped one.
 
     `sample.json` says what the run is. The same run goes on where it stopped, also with more samples; another one is
-    refused. A batch counts as done once all its pictures (and, asked for, its latents) lie there.
+    refused. A batch counts as done once all its images (and, asked for, its latents) lie there.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class SampleDirectory:
             classes: of all samples.
             run: everything else that the samples' bytes depend on, as JSON values.
             save_latents: also keep the latents.
-            class_in_name: name pictures by their class as well.
+            class_in_name: name images by their class as well.
         """
         self.path = path
         self.classes = list(classes)
@@ -77,7 +77,7 @@ class SampleDirectory:
         record = self.run | {"batch_size": batch_size, "classes": self.classes}
         write_text(self.path / RUN_NAME, json.dumps(record, indent=1) + "\n")
 
-    def picture(self, index: int) -> Path:
+    def image(self, index: int) -> Path:
         """Where sample `index` goes."""
         suffix = f"_c{self.classes[index]}" if self.class_in_name else ""
         return self.path / f"{index:04d}{suffix}.png"
@@ -85,7 +85,7 @@ class SampleDirectory:
     def is_done(self, number: int, batch_size: int) -> bool:
         """Whether all of batch `number` lies here."""
         indices = range(number * batch_size, min((number + 1) * batch_size, len(self.classes)))
-        if not all(self.picture(index).exists() for index in indices):
+        if not all(self.image(index).exists() for index in indices):
             return False
         return not self.save_latents or self._part(number).exists() or self._has_all_latents()
 
@@ -99,16 +99,16 @@ class SampleDirectory:
             make_directory(self.path / _PARTS_NAME)
             write_bytes(self._part(batch.number), save({"latents": batch.latents.contiguous()}))
         for index, pixels in zip(batch.indices, batch.pixels, strict=True):
-            _write_png(self.picture(index), uint8_to_picture(pixels))
+            _write_png(self.image(index), uint8_to_image(pixels))
 
     def finish(self, batch_size: int) -> None:
-        """Write the grid of the first pictures, and all latents in one file, from what lies here.
+        """Write the grid of the first images, and all latents in one file, from what lies here.
 
         Raises:
             ResourceError: the disk is full, or the place cannot be written to.
         """
-        shown = min(len(self.classes), MAX_GRID_PICTURES)
-        _write_png(self.path / GRID_NAME, _grid([self.picture(index) for index in range(shown)]))
+        shown = min(len(self.classes), MAX_GRID_IMAGES)
+        _write_png(self.path / GRID_NAME, _grid([self.image(index) for index in range(shown)]))
         if self.save_latents and not self._has_all_latents():
             numbers = range(-(-len(self.classes) // batch_size))
             latents = torch.cat([load_file(self._part(number))["latents"] for number in numbers])
@@ -127,18 +127,18 @@ class SampleDirectory:
         return file.exists() and load_file(file)["classes"].tolist() == self.classes
 
 
-def _write_png(path: Path, picture: Image.Image) -> None:
+def _write_png(path: Path, image: Image.Image) -> None:
     with replace_file(path) as file:
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
 
 
 def _grid(files: list[Path]) -> Image.Image:
-    """Pictures of one size, row by row, as nearly square as they go."""
+    """Images of one size, row by row, as nearly square as they go."""
     columns = next(n for n in range(1, len(files) + 1) if n * n >= len(files))
     with Image.open(files[0]) as first:
         width, height = first.size
     grid = Image.new("RGB", (columns * width, -(-len(files) // columns) * height), "white")
     for position, file in enumerate(files):
-        with Image.open(file) as picture:
-            grid.paste(picture, (position % columns * width, position // columns * height))
+        with Image.open(file) as image:
+            grid.paste(image, (position % columns * width, position // columns * height))
     return grid

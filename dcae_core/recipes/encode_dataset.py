@@ -1,4 +1,4 @@
-"""The recipe of `dcae encode-dataset`: which pictures, which autoencoder, and how latents are stored."""
+"""The recipe of `dcae encode-dataset`: which images, which autoencoder, and how latents are stored."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ class EncodeDatasetRecipe(Recipe):
     command: Literal["encode-dataset"] = "encode-dataset"
     """Says that this is a recipe for `dcae encode-dataset`."""
     images: str | None = None
-    """A folder with a folder per class, a glob, a text file listing pictures, or tar shards."""
+    """A folder with a folder per class, a glob, a text file listing images, or tar shards."""
     out: str | None = None
     """Directory of the latent dataset: new, empty, or left by a stopped run of the same settings."""
     model: str | None = None
@@ -19,23 +19,23 @@ class EncodeDatasetRecipe(Recipe):
     resolution: Positive = 512
     """Side of ADM's centre crop, in pixels."""
     flipped_copies: bool = False
-    """Also store the latent of every picture's mirror image."""
+    """Also store the latent of every image's mirror image."""
     latent_dtype: StoredType = "float16"
     """How latents are stored."""
     dtype: ComputingType = "fp32"
     """Number type of the network."""
     batch_size: Positive = 16
-    """Pictures at a time in each process; part of what the bytes depend on."""
+    """Images at a time in each process; part of what the bytes depend on."""
     shard_size: Positive = 1024
-    """Pictures per shard: what a kill can lose, per process."""
+    """Images per shard: what a kill can lose, per process."""
     damaged: Literal["skip", "fail"] = "skip"
-    """A picture that cannot be decoded is listed in the manifest and left out, or ends the run."""
+    """An image that cannot be decoded is listed in the manifest and left out, or ends the run."""
     apply_exif: bool = True
-    """Turn pictures upright first; the published code does not."""
+    """Turn images upright first; the published code does not."""
     max_pixels: Positive = 178_956_970
-    """Larger pictures count as damaged."""
+    """Larger images count as damaged."""
     num_workers: Positive = 4
-    """Threads of each process that decode pictures; the bytes do not depend on it."""
+    """Threads of each process that decode images; the bytes do not depend on it."""
     num_threads: Positive = 1
     """Threads of each process that compute on a CPU; part of what the bytes depend on."""
     seed: NonNegative = 0

@@ -1,4 +1,4 @@
-"""The recipe of `dcae eval`: what is measured, on which pictures, by which metrics, and what to expect."""
+"""The recipe of `dcae eval`: what is measured, on which images, by which metrics, and what to expect."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ SCORE_NAMES = (*MEASURED_NAMES, "latent_mean", "latent_rms", "latent_std")
 
 
 class AutoencoderSubject(Section):
-    """An autoencoder: pictures go through it and are compared with what comes out."""
+    """An autoencoder: images go through it and are compared with what comes out."""
 
     model: str | None = None
     """Zoo name, hub id or directory; null is the embedded model."""
@@ -23,7 +23,7 @@ class AutoencoderSubject(Section):
 
 
 class DiffusionSubject(Section):
-    """A diffusion model: it makes pictures, which are compared with a reference."""
+    """A diffusion model: it makes images, which are compared with a reference."""
 
     model: str | None = None
     """Zoo name, hub id or directory; null is the embedded model."""
@@ -64,23 +64,23 @@ class EvaluateRecipe(Recipe):
     diffusion: DiffusionSubject | None = None
     """... or a diffusion model ..."""
     generated: str | None = None
-    """... or pictures from anywhere: a folder, a glob, a list or tar shards."""
+    """... or images from anywhere: a folder, a glob, a list or tar shards."""
     images: str | None = None
-    """Pictures that go through an autoencoder; null is the sample pack."""
+    """Images that go through an autoencoder; null is the sample pack."""
     num_images: Positive | None = None
     """How many of them, from the first; null is all."""
     resolution: Positive | None = 512
-    """Pictures are cut to squares of this side (ADM centre crop); null leaves them as they are, all of one size."""
+    """Images are cut to squares of this side (ADM centre crop); null leaves them as they are, all of one size."""
     metrics: Annotated[list[MetricName], Field(min_length=1)] = ["psnr", "ssim"]
     """What is measured."""
     reference: str | None = None
-    """Statistics to compare with, from `dcae fid-ref`, the published code or ADM; null: the pictures themselves."""
+    """Statistics to compare with, from `dcae fid-ref`, the published code or ADM; null: the images themselves."""
     inception_weights: str | None = None
     """A file of weights with the published names and shapes; null downloads the published one."""
     batch_size: Positive = 8
-    """Pictures at a time in each process; part of the protocol, since it moves float32 results by 1e-6."""
+    """Images at a time in each process; part of the protocol, since it moves float32 results by 1e-6."""
     damaged: Literal["skip", "fail"] = "skip"
-    """A picture that cannot be decoded is listed and left out, or ends the evaluation."""
+    """An image that cannot be decoded is listed and left out, or ends the evaluation."""
     expected: dict[str, Expectation] = {}
     """Published figures by score name: psnr, fid, latent_mean, ..."""
 
@@ -101,7 +101,7 @@ class EvaluateRecipe(Recipe):
                     f"reference: {missing[0]} compares with a reference; give a file of `dcae fid-ref` or ADM"
                 )
         elif "precision_recall" in self.metrics and self.reference is not None:
-            faults.append("metrics: precision_recall of an autoencoder compares with the pictures; leave reference out")
+            faults.append("metrics: precision_recall of an autoencoder compares with the images; leave reference out")
         unknown = [name for name in self.expected if name not in SCORE_NAMES]
         if unknown:
             faults.append(f"expected.{unknown[0]}: no such score; choose from {', '.join(SCORE_NAMES)}")

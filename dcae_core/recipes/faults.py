@@ -15,7 +15,7 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 _MAX_ROUNDS = 8  # each mends what the one before could not see
 _HARMLESS: dict[str, Any] = {
-    "int_type": 5040 << 10,  # divisible by whatever a batch or a picture may be divided by
+    "int_type": 5040 << 10,  # divisible by whatever a batch or an image may be divided by
     "int_from_float": 5040 << 10,
     "float_type": 1.0,
     "finite_number": 1.0,

@@ -87,7 +87,7 @@ class ExecutionSettings(Section):
     compile: bool = False
     """Use torch.compile: minutes at the start, faster steps."""
     channels_last: bool = False
-    """Keep pictures in memory as NHWC, which tensor cores prefer."""
+    """Keep images in memory as NHWC, which tensor cores prefer."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more time."""
     sharding: Literal["ddp", "fsdp"] = "ddp"

@@ -1,4 +1,4 @@
-"""The recipe of `dcae train-ae`: which network, which pictures, and the phases it goes through."""
+"""The recipe of `dcae train-ae`: which network, which images, and the phases it goes through."""
 
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -40,41 +40,41 @@ class NetworkSettings(Section):
     config: dict[str, Any] = {}
     """Fields of the configuration to change, such as widths or residual_shortcuts."""
     init: Literal["random", "pca"] = "random"
-    """Start from random weights, or from the best linear code of the pictures."""
-    pca_pictures: Positive = 256
+    """Start from random weights, or from the best linear code of the images."""
+    pca_images: Positive = 256
     """With `init: pca`: how many random crops the code is computed from."""
     weights: str | None = None
     """Fine-tuning: a zoo name, hub id or directory whose network and weights are taken."""
 
 
 class SourceSettings(Section):
-    """One place that pictures come from."""
+    """One place that images come from."""
 
     path: str
-    """A folder (searched recursively), a glob, a text file listing pictures, or tar shards."""
+    """A folder (searched recursively), a glob, a text file listing images, or tar shards."""
     weight: PositiveNumber = 1.0
     """How often this source is drawn from, relative to the others."""
 
 
 class DataSettings(Section):
-    """The pictures, and how crops are cut from them."""
+    """The images, and how crops are cut from them."""
 
     sources: Annotated[list[SourceSettings], Field(min_length=1)]
-    """Where pictures come from; with several, each picture is drawn from one of them by weight."""
+    """Where images come from; with several, each image is drawn from one of them by weight."""
     damaged: Literal["skip", "fail"] = "skip"
-    """A picture that cannot be decoded is listed in `damaged.txt` and replaced by the next, or ends the run."""
+    """An image that cannot be decoded is listed in `damaged.txt` and replaced by the next, or ends the run."""
     num_workers: NumWorkers = 4
     """Processes that decode and crop; the result does not depend on it."""
     scale: Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)] = [0.25, 1.0]
-    """A crop's share of the picture's area: smallest and largest."""
+    """A crop's share of the image's area: smallest and largest."""
     aspect_ratio: Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)] = [0.75, 1.3333333333333333]
     """A crop's width over its height before it becomes a square: smallest and largest."""
     flip: bool = True
     """Mirror every other crop."""
     decoded_cache: str | None = None
-    """A directory for decoded, shrunk pictures: decoded once, then only cropped (3 bytes a pixel of disk)."""
+    """A directory for decoded, shrunk images: decoded once, then only cropped (3 bytes a pixel of disk)."""
     cache_shorter_side: Positive = 512
-    """Pictures in the cache are shrunk to this shorter side."""
+    """Images in the cache are shrunk to this shorter side."""
 
 
 class DiscriminatorSettings(Section):
@@ -89,7 +89,7 @@ class DiscriminatorSettings(Section):
 
 
 class AdversarialSettings(Section):
-    """The GAN term of the loss, and its opponent."""
+    """The GAN term of the loss, and its discriminator."""
 
     weight: float
     """How much the discriminator's judgement counts; with `adaptive`, relative to the other losses."""
@@ -98,7 +98,7 @@ class AdversarialSettings(Section):
     start_step: NonNegative = 0
     """Steps of the phase before the term counts; the discriminator learns from the first."""
     r1: NonNegativeNumber = 0.0
-    """Weight of the gradient penalty on real pictures (arXiv 1801.04406); 0 for none."""
+    """Weight of the gradient penalty on real images (arXiv 1801.04406); 0 for none."""
     optimiser: OptimiserSettings
     """Of the discriminator."""
     discriminator: DiscriminatorSettings = DiscriminatorSettings()
@@ -140,7 +140,7 @@ class PhaseSettings(Section):
     resolution: Positive
     """Side of the square crops."""
     batch_size: Positive
-    """Pictures per optimiser step, over all processes and accumulated parts."""
+    """Images per optimiser step, over all processes and accumulated parts."""
     accumulation: Positive = 1
     """Parts that a batch is computed in, one after the other, to save memory."""
     steps: Positive
@@ -161,25 +161,25 @@ class PhaseSettings(Section):
 
 
 class ValidationSettings(Section):
-    """Held-out pictures, reconstructed with the averaged weights."""
+    """Held-out images, reconstructed with the averaged weights."""
 
     path: str
     """As `data.sources.path`."""
     resolution: Positive
-    """Pictures are cut to squares of this side (ADM centre crop)."""
-    num_pictures: Positive = 64
+    """Images are cut to squares of this side (ADM centre crop)."""
+    num_images: Positive = 64
     """How many, from the first."""
     batch_size: Positive = 8
-    """Pictures at a time in each process."""
+    """Images at a time in each process."""
     every: Positive = 1000
     """Steps between validations; there is also one at the end of each phase."""
     lpips: bool = False
     """Also measure LPIPS (AlexNet)."""
     fid: bool = False
-    """Also measure rFID, between the pictures and their reconstructions; figures mean little below 5,000 pictures."""
+    """Also measure rFID, between the images and their reconstructions; figures mean little below 5,000 images."""
     inception_weights: str | None = None
     """With `fid`: a file of weights, instead of the download."""
-    num_grid_pictures: NonNegative = 8
+    num_grid_images: NonNegative = 8
     """How many are drawn, input above reconstruction, into `samples/`."""
 
 
@@ -195,18 +195,18 @@ class TrainAutoencoderRecipe(Recipe):
     network: NetworkSettings
     """Which autoencoder."""
     data: DataSettings
-    """Which pictures."""
+    """Which images."""
     phases: Annotated[list[PhaseSettings], Field(min_length=1)]
     """In the order full, latent_adaptation, local_refinement; any of them may be left out."""
     validation: ValidationSettings | None = None
-    """Held-out pictures; null for none."""
+    """Held-out images; null for none."""
     execution: ExecutionSettings = ExecutionSettings()
     """How it is computed."""
     checkpoints: CheckpointSettings = CheckpointSettings()
     """What is saved and kept."""
     logging: LoggingSettings = LoggingSettings()
     """What is written down."""
-    latent_statistics_pictures: Positive = 1024
+    latent_statistics_images: Positive = 1024
     """How many crops the latents' mean and scaling factor are measured on at the end."""
 
     def faults(self) -> list[str]:
@@ -224,7 +224,7 @@ class TrainAutoencoderRecipe(Recipe):
             if low > high:
                 faults.append(f"data.{name}: the smallest, {low}, is above the largest, {high}")
         if self.data.scale[1] > 1:
-            faults.append(f"data.scale: a crop cannot cover {self.data.scale[1]} of a picture; at most 1.0")
+            faults.append(f"data.scale: a crop cannot cover {self.data.scale[1]} of an image; at most 1.0")
         return faults
 
 

@@ -81,7 +81,7 @@ class FidSettings(Section):
     """A file of `dcae fid-ref`, of the published code or of ADM."""
     every: Positive
     """Steps between measurements: a multiple of `sampling.every`."""
-    num_pictures: Annotated[int, Field(ge=2)] = 5000
+    num_images: Annotated[int, Field(ge=2)] = 5000
     """How many samples; published figures use 50,000."""
     guidance_scale: PositiveNumber = 1.0
     """Classifier-free guidance of these samples; 1 is none."""
@@ -90,13 +90,13 @@ class FidSettings(Section):
 
 
 class SamplingSettings(Section):
-    """Pictures made with the averaged weights on the way, always from the same noise."""
+    """Images made with the averaged weights on the way, always from the same noise."""
 
     every: Positive = 10_000
     """Steps between grids; there is also one at the end."""
     classes: list[NonNegative] | None = None
-    """Of the grid's pictures; null spreads `num_pictures` over all classes."""
-    num_pictures: Positive = 16
+    """Of the grid's images; null spreads `num_images` over all classes."""
+    num_images: Positive = 16
     """How many, where `classes` does not say."""
     guidance_scale: PositiveNumber = 1.5
     """Classifier-free guidance of the grid; 1 is none."""
@@ -126,7 +126,7 @@ class TrainDiffusionRecipe(Recipe):
     autoencoder: str | None = None
     """The autoencoder that made them (zoo name, hub id or directory); null is the embedded model."""
     resolution: Positive | None = None
-    """Refuse latents of pictures of another size; null takes what they are."""
+    """Refuse latents of images of another size; null takes what they are."""
     dataset: DatasetSettings = DatasetSettings()
     """The order in which latents are seen."""
     loading: LoadingSettings = LoadingSettings()
@@ -150,7 +150,7 @@ class TrainDiffusionRecipe(Recipe):
     ema: EmaSettings | None = EmaSettings()
     """The moving average of the weights; null for none."""
     sampling: SamplingSettings | None = SamplingSettings()
-    """Pictures on the way; null for none."""
+    """Images on the way; null for none."""
     execution: ExecutionSettings = ExecutionSettings()
     """How it is computed."""
     checkpoints: CheckpointSettings = CheckpointSettings()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcae_core.recipes.train_ae import AdversarialSettings
-from dcae_core.training.optimisers import build_player
+from dcae_core.training.optimisers import build_trained_network
 from dcae_core.training.parallel import replicate, synchronise_batch_norm
 
 _MAX_GROWTH = 8
@@ -95,14 +95,14 @@ def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_la
 
     Source: Esser et al. 2021 (arXiv 2012.09841), equation 7, delta = 1e-4 as in the published code.
     """
-    (towards_picture,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
+    (towards_image,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
     (towards_fooling,) = torch.autograd.grad(generator_loss, last_layer, retain_graph=True)
-    ratio = towards_picture.norm() / (towards_fooling.norm() + 1e-4)
+    ratio = towards_image.norm() / (towards_fooling.norm() + 1e-4)
     return ratio.clamp(0.0, _MAX_ADAPTIVE_WEIGHT).detach()
 
 
 def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:
-    """Half the squared gradient of the discriminator at real pictures, averaged over them, as a scalar.
+    """Half the squared gradient of the discriminator at real images, averaged over them, as a scalar.
 
     Args:
         real_logits: the discriminator's output on `real`.
@@ -117,7 +117,7 @@ def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:
 DISCRIMINATOR = "discriminator"
 
 
-class Opponent:
+class AdversarialTerm:
     """A PatchGAN discriminator with its optimiser.
 
     Args:
@@ -127,7 +127,7 @@ class Opponent:
         device: where it trains.
 
     Attributes:
-        player: for the loop.
+        trained: the discriminator and its optimiser, for the loop.
         module: what gradients are averaged over processes for.
     """
 
@@ -138,7 +138,7 @@ class Opponent:
             shape = settings.discriminator
             self._network = PatchDiscriminator(shape.width, shape.num_layers, shape.norm).to(device)
         synchronise_batch_norm(self._network, device)
-        self.player = build_player(self._network, settings.optimiser, steps)
+        self.trained = build_trained_network(self._network, settings.optimiser, steps)
         self.module = replicate(self._network)
 
     def fooling_loss(self, reconstructions: Tensor) -> Tensor:
@@ -156,11 +156,11 @@ class Opponent:
             factor = adaptive_weight(reconstruction_loss, fooling_loss, last_layer)
         return self.settings.weight * factor
 
-    def discriminating_loss(self, pictures: Tensor, reconstructions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """How badly pictures and reconstructions, both (B, 3, H, W), are told apart, and its parts for the log."""
+    def discriminating_loss(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """How badly images and reconstructions, both (B, 3, H, W), are told apart, and its parts for the log."""
         if self.settings.r1 > 0:
-            pictures = pictures.detach().requires_grad_(True)
-        real = self.module(pictures).float()
+            images = images.detach().requires_grad_(True)
+        real = self.module(images).float()
         fake = self.module(reconstructions).float()
         value = hinge_discriminator_loss(real, fake)
         terms = {
@@ -169,7 +169,7 @@ class Opponent:
             "fake_logit": fake.detach().mean(),
         }
         if self.settings.r1 > 0:
-            penalty = r1_penalty(real, pictures)
+            penalty = r1_penalty(real, images)
             value = value + self.settings.r1 * penalty
             terms["r1"] = penalty.detach()
         return value, terms

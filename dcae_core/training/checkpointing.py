@@ -28,10 +28,10 @@ def collect_checkpoint(task: Task, progress: Progress, scaler: torch.amp.GradSca
 
     Costs, where the network is spread over processes, a whole copy in the memory of each machine's CPU.
     """
-    tensors = {name: _gather(player.network.state_dict()) for name, player in task.players.items()}
+    tensors = {name: _gather(trained.network.state_dict()) for name, trained in task.networks.items()}
     if task.ema is not None:
         tensors["ema"] = _gather(task.ema.state_dict())
-    optimisers = {name: _gather_optimiser(player.optimiser) for name, player in task.players.items()}
+    optimisers = {name: _gather_optimiser(trained.optimiser) for name, trained in task.networks.items()}
     state = {
         "progress": asdict(progress),
         "ema_updates": task.ema.num_updates if task.ema is not None else None,
@@ -75,10 +75,10 @@ def read_checkpoint(directory: Path, task: Task, scaler: torch.amp.GradScaler) -
     """
     state = read_state(directory)
     with _explain_damage(directory):
-        for name, player in task.players.items():
-            load_weights(player.network, directory / f"{name}.safetensors")
+        for name, trained in task.networks.items():
+            load_weights(trained.network, directory / f"{name}.safetensors")
             saved = torch.load(directory / f"{name}.optimiser.pt", map_location="cpu", weights_only=True)
-            _load_optimiser(player.optimiser, saved)
+            _load_optimiser(trained.optimiser, saved)
         if task.ema is not None:
             task.ema.load_state_dict(load_file(directory / "ema.safetensors"), state["ema_updates"])
         _restore_random_states(torch.load(directory / "random.pt", map_location="cpu", weights_only=True))

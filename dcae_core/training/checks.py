@@ -130,7 +130,7 @@ def _surroundings_faults(recipe: TrainAutoencoderRecipe, phase: PhaseSettings) -
 
 
 def resolution_faults(resolution: int, config: AutoencoderConfig) -> list[str]:
-    """What is wrong with pictures of this size, as "resolution: message"."""
+    """What is wrong with images of this size, as "resolution: message"."""
     f = config.spatial_compression_ratio
     if resolution % f == 0:
         return []
@@ -187,7 +187,7 @@ def denoiser_config_of(recipe: TrainDiffusionRecipe, kind: LatentKind) -> Denois
 
 
 def sample_settings(sampling: SamplingSettings, guidance_scale: float) -> SampleSettings:
-    """How pictures are made on the way."""
+    """How images are made on the way."""
     return SampleSettings(guidance_scale, sampling.seed, sampling.sampler, sampling.num_steps)
 
 
@@ -250,7 +250,7 @@ def _dataset_faults(recipe: TrainDiffusionRecipe, dataset: LatentDataset) -> lis
         faults.append(f"network.num_classes: {recipe.network.num_classes}, but the latents have {found} classes")
     if recipe.resolution not in (None, manifest.transform.resolution):
         faults.append(
-            f"resolution: {recipe.resolution}, but the latents are of pictures of {manifest.transform.resolution} px"
+            f"resolution: {recipe.resolution}, but the latents are of images of {manifest.transform.resolution} px"
         )
     if recipe.batch_size > len(dataset):
         faults.append(f"batch_size: {recipe.batch_size} is more than the {len(dataset)} latents there are")

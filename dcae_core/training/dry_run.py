@@ -23,7 +23,7 @@ from dcae_core.training.checks import LatentKind, autoencoder_config_of, denoise
 from dcae_core.training.parallel import checkpoint_activations
 from dcae_core.training.resuming import find_checkpoint
 from dcae_core.training.run_directory import RunDirectory
-from dcae_core.training.train_ae import RunOptions, TrainingPictures, train_autoencoder
+from dcae_core.training.train_ae import RunOptions, TrainingImages, train_autoencoder
 from dcae_core.training.train_diffusion import DiffusionRunOptions, load_batches, train_diffusion
 from dcae_core.training.trained_parts import blocks_of, count_trained, set_training_mode, train_only
 
@@ -122,16 +122,16 @@ class Forecast:
     Attributes:
         phases: one after the other.
         available: bytes free on the device now.
-        num_pictures: found.
+        num_images: found.
         loader_images_per_second: what the loader alone delivers.
-        damaged: lines about damaged pictures among those that were looked at.
+        damaged: lines about damaged images among those that were looked at.
         continues_from: the checkpoint that the run would go on from, or None.
         seconds_per_step: of one step of each phase, the first included; None where it does not fit into memory.
     """
 
     phases: list[PhaseForecast]
     available: int
-    num_pictures: int
+    num_images: int
     loader_images_per_second: float
     damaged: list[str]
     continues_from: Path | None
@@ -149,13 +149,13 @@ def forecast(recipe: TrainAutoencoderRecipe, options: RunOptions) -> Forecast:
     if Path(recipe.run_dir).is_dir():
         checkpoint = find_checkpoint(RunDirectory(Path(recipe.run_dir)), options.resume)
     undecoded = recipe.data.model_copy(update={"decoded_cache": None})
-    pictures = TrainingPictures(undecoded)
-    rate, damaged = _measure_loader(pictures, recipe)
+    images = TrainingImages(undecoded)
+    rate, damaged = _measure_loader(images, recipe)
     available = available_memory(options.device)
     seconds = None
     if max(phase.memory.total for phase in phases) < available:
         seconds = dict(_try_each_phase(recipe.model_copy(update={"data": undecoded}), options))
-    return Forecast(phases, available, len(pictures), rate, damaged, checkpoint, seconds)
+    return Forecast(phases, available, len(images), rate, damaged, checkpoint, seconds)
 
 
 def forecast_phase(recipe: TrainAutoencoderRecipe, phase: PhaseSettings) -> PhaseForecast:
@@ -171,19 +171,19 @@ def forecast_phase(recipe: TrainAutoencoderRecipe, phase: PhaseSettings) -> Phas
     return PhaseForecast(phase.name, phase.parts, *count_trained(network), memory)
 
 
-def _measure_loader(pictures: TrainingPictures, recipe: TrainAutoencoderRecipe) -> tuple[float, list[str]]:
-    """Images per second of the first phase's loader, and the damaged pictures that it met."""
+def _measure_loader(images: TrainingImages, recipe: TrainAutoencoderRecipe) -> tuple[float, list[str]]:
+    """Images per second of the first phase's loader, and the damaged images that it met."""
     phase = recipe.phases[0]
     plan, steps = BatchPlan(phase.batch_size), range(phase.steps)
-    with closing(pictures.batches(phase.resolution, (recipe.seed,), plan, steps)) as batches:
+    with closing(images.batches(phase.resolution, (recipe.seed,), plan, steps)) as batches:
         damaged = list(next(batches).damaged)  # starting the workers does not count
-        start, images = time.perf_counter(), 0
+        start, num_seen = time.perf_counter(), 0
         for batch in batches:
-            images += len(batch.names)
+            num_seen += len(batch.names)
             damaged += batch.damaged
             if time.perf_counter() - start > _LOADER_SECONDS:
                 break
-        return images / (time.perf_counter() - start), list(dict.fromkeys(damaged))
+        return num_seen / (time.perf_counter() - start), list(dict.fromkeys(damaged))
 
 
 def _try_each_phase(recipe: TrainAutoencoderRecipe, options: RunOptions) -> Iterator[tuple[str, float]]:
@@ -195,7 +195,7 @@ def _try_each_phase(recipe: TrainAutoencoderRecipe, options: RunOptions) -> Iter
                     "network": recipe.network.model_copy(update={"init": "random"}),
                     "phases": [phase.model_copy(update={"steps": 1})],
                     "validation": None,
-                    "latent_statistics_pictures": 1,
+                    "latent_statistics_images": 1,
                 }
             )
             start = time.perf_counter()

@@ -18,7 +18,7 @@ from dcae_core.errors import DataError, DcaeError
 from dcae_core.training.checkpointing import collect_checkpoint
 from dcae_core.training.parallel import whole
 from dcae_core.training.run_directory import RunDirectory
-from dcae_core.training.task import Batch, Progress, Task, Watcher
+from dcae_core.training.task import Batch, Progress, RunLogger, Task
 from dcae_core.training.trackers import plot_metrics
 
 
@@ -111,7 +111,7 @@ class Loop:
         progress: where to begin; kept up to date.
         scaler: of losses, for float16.
         signals: entered by the caller.
-        watcher: told of every record.
+        logger: told of every record.
         num_workers: of the loader, to tell its rate.
     """
 
@@ -123,12 +123,12 @@ class Loop:
         progress: Progress,
         scaler: torch.amp.GradScaler,
         signals: StopSignals,
-        watcher: Watcher,
+        logger: RunLogger,
         num_workers: int,
     ) -> None:
         self.task, self.settings, self.run = task, settings, run
         self.progress, self.scaler = progress, scaler
-        self.signals, self.watcher = signals, watcher
+        self.signals, self.logger = signals, logger
         self._num_workers = max(1, num_workers)
         self._damaged: set[str] = set()
 
@@ -138,7 +138,7 @@ class Loop:
         Raises:
             StoppedError: a signal asked for it; everything is saved.
             DivergedError: a loss or gradient is not finite.
-            DataError: a damaged picture where none is allowed.
+            DataError: a damaged image where none is allowed.
             ResourceError: a checkpoint could not be written.
         """
         if self.settings.validate_every is not None and self.progress.validation_due:
@@ -170,8 +170,8 @@ class Loop:
         meter = _Meter()
         stop = False
         before = self._buffers() if self.settings.accumulation > 1 else []
-        for player in self.task.players.values():
-            player.optimiser.zero_grad(set_to_none=True)
+        for trained in self.task.networks.values():
+            trained.optimiser.zero_grad(set_to_none=True)
         for part in range(self.settings.accumulation):
             start = time.perf_counter()
             batch = next(batches)
@@ -219,20 +219,20 @@ class Loop:
 
     def _move(self, meter: _Meter) -> None:
         """Let every optimiser take its step."""
-        for name, player in self.task.players.items():
-            rate = player.learning_rate(self.progress.phase_step)
-            for group in player.optimiser.param_groups:
+        for name, trained in self.task.networks.items():
+            rate = trained.learning_rate(self.progress.phase_step)
+            for group in trained.optimiser.param_groups:
                 group["lr"] = rate
-            self.scaler.unscale_(player.optimiser)
-            parameters = [parameter for group in player.optimiser.param_groups for parameter in group["params"]]
-            limit = player.clip_gradient_norm if player.clip_gradient_norm is not None else math.inf
+            self.scaler.unscale_(trained.optimiser)
+            parameters = [parameter for group in trained.optimiser.param_groups for parameter in group["params"]]
+            limit = trained.clip_gradient_norm if trained.clip_gradient_norm is not None else math.inf
             norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
             # In float16 the scaler leaves out a step whose gradients overflowed, and scales less from then on.
             if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
                 self._diverge(f"the gradient of the {name} is not finite", meter)
             meter.terms[f"{name}.gradient_norm"] = norm
             meter.terms[f"{name}.learning_rate"] = torch.tensor(rate, dtype=torch.float64)
-            self.scaler.step(player.optimiser)
+            self.scaler.step(trained.optimiser)
         self.scaler.update()
         if self.task.ema is not None:
             self.task.ema.update()
@@ -243,12 +243,12 @@ class Loop:
         raise DivergedError(
             f"step {self.progress.step} (phase {self.settings.phase}): {what}, in the batch of {shown}; "
             + (f"the last good checkpoint is {latest}; " if latest else "nothing was saved yet; ")
-            + "look at these pictures, lower the learning rate or clip gradients"
+            + "look at these images, lower the learning rate or clip gradients"
         )
 
     def _buffers(self) -> list[tuple[Tensor, Tensor]]:
         return [
-            (buffer, buffer.clone()) for player in self.task.players.values() for buffer in player.network.buffers()
+            (buffer, buffer.clone()) for trained in self.task.networks.values() for buffer in trained.network.buffers()
         ]
 
     def _validate(self) -> None:
@@ -280,14 +280,14 @@ class Loop:
         record = {"step": self.progress.step, "phase": self.settings.phase} | values
         if is_main():
             self.run.append_metrics(record)
-            self.watcher.record(record, self.settings.total_steps)
+            self.logger.record(record, self.settings.total_steps)
 
     def _note_damaged(self, lines: tuple[str, ...]) -> None:
         new = [line for line in dict.fromkeys(lines) if line not in self._damaged]
         if new:
             self._damaged.update(new)
             self.run.append_damaged(new)
-            self.watcher.note(f"skipped {len(new)} damaged picture(s), listed in damaged.txt: {new[0]}")
+            self.logger.note(f"skipped {len(new)} damaged image(s), listed in damaged.txt: {new[0]}")
 
     def _save_and_stop(self) -> None:
         self.save()

@@ -87,7 +87,7 @@ class EfficientNetLoss(nn.Module):
         self.features = load_efficientnet_features()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of reconstructions x from pictures y, both (B, 3, H, W) in [-1, 1], as a scalar."""
+        """Distance of reconstructions x from images y, both (B, 3, H, W) in [-1, 1], as a scalar."""
         with torch.no_grad():
             targets = self.features(y)
         terms = []
@@ -133,12 +133,12 @@ def mse_loss(x: Tensor, y: Tensor) -> Tensor:
 def gradient_loss(x: Tensor, y: Tensor, num_scales: int = 3) -> Tensor:
     """Mean absolute difference of the differences between neighbouring pixels, averaged over scales.
 
-    Each scale halves the pictures by averaging 2x2 pixels. Punishes blur and ringing that pixel losses forgive.
+    Each scale halves the images by averaging 2x2 pixels. Punishes blur and ringing that pixel losses forgive.
 
     Args:
         x: (B, 3, H, W).
         y: the same shape.
-        num_scales: at most; fewer where the pictures get smaller than 2 pixels.
+        num_scales: at most; fewer where the images get smaller than 2 pixels.
 
     Returns:
         A scalar.
@@ -154,7 +154,7 @@ def gradient_loss(x: Tensor, y: Tensor, num_scales: int = 3) -> Tensor:
 
 
 def ssim_loss(x: Tensor, y: Tensor) -> Tensor:
-    """1 - structural similarity of pictures in [-1, 1], mean over windows that lie wholly inside.
+    """1 - structural similarity of images in [-1, 1], mean over windows that lie wholly inside.
 
     Args:
         x: (B, 3, H, W), at least 11 pixels high and wide.
@@ -189,7 +189,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class ReconstructionLoss(nn.Module):
-    """Sum of weighted terms between a reconstruction and its picture, all in float32.
+    """Sum of weighted terms between a reconstruction and its image, all in float32.
 
     Terms of weight 0 are not computed and need no weights.
 
@@ -219,17 +219,17 @@ class ReconstructionLoss(nn.Module):
         if settings.lpips > 0:
             self._terms["lpips"] = (settings.lpips, _lpips(settings, device))
 
-    def forward(self, reconstruction: Tensor, picture: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compare (B, 3, H, W) in about [-1, 1] with pictures in [-1, 1].
+    def forward(self, reconstruction: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compare (B, 3, H, W) in about [-1, 1] with images in [-1, 1].
 
         Returns:
             The weighted sum as a scalar, and each term without its weight, detached.
         """
-        reconstruction, picture = reconstruction.float(), picture.float()
+        reconstruction, image = reconstruction.float(), image.float()
         total = reconstruction.new_zeros(())
         terms = {}
         for name, (weight, function) in self._terms.items():
-            value = function(reconstruction, picture)
+            value = function(reconstruction, image)
             total = total + weight * value
             terms[name] = value.detach()
         return total, terms
@@ -242,4 +242,4 @@ def _lpips(settings: LossSettings, device: torch.device) -> LossFunction:
         directory = Path(settings.lpips_weights)
         files = {"backbone_weights": directory / backbone.file_name, "head_weights": directory / heads.file_name}
     network = load_lpips(settings.lpips_network, device=device, **files)
-    return lambda reconstruction, picture: network(reconstruction, picture).mean()
+    return lambda reconstruction, image: network(reconstruction, image).mean()

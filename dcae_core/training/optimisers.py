@@ -137,7 +137,7 @@ def build_adamw(
 
 
 @dataclass
-class Player:
+class TrainedNetwork:
     """A network with its optimiser.
 
     Attributes:
@@ -153,7 +153,7 @@ class Player:
     clip_gradient_norm: float | None = None
 
 
-def build_player(network: nn.Module, settings: OptimiserSettings, steps: int) -> Player:
+def build_trained_network(network: nn.Module, settings: OptimiserSettings, steps: int) -> TrainedNetwork:
     """An optimiser for what takes gradients in `network` now, over a phase of `steps` steps."""
 
     def rate(step: int) -> float:
@@ -173,4 +173,4 @@ def build_player(network: nn.Module, settings: OptimiserSettings, steps: int) ->
         betas=(settings.betas[0], settings.betas[1]),
         epsilon=settings.epsilon,
     )
-    return Player(network, optimiser, rate, settings.clip_gradient_norm)
+    return TrainedNetwork(network, optimiser, rate, settings.clip_gradient_norm)

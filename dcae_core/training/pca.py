@@ -24,23 +24,23 @@ from dcae_core.models.layers import (
 
 
 @torch.no_grad()
-def initialise_pca(network: Autoencoder, pictures: Tensor) -> None:
-    """Make `network` the stagewise PCA code of `pictures`, in place.
+def initialise_pca(network: Autoencoder, images: Tensor) -> None:
+    """Make `network` the stagewise PCA code of `images`, in place.
 
     Each stage keeps as many components of the 2x2 blocks of the stage before as it has channels, and the latent keeps
     the strongest `latent_channels` of the last stage. The PCA is uncentred: the constant is one of its components.
-    Costs one covariance per stage: seconds on a CPU for a few hundred pictures.
+    Costs one covariance per stage: seconds on a CPU for a few hundred images.
 
     Args:
         network: encoder and decoder of equal widths, `downsample="conv"`, `upsample="pixel_shuffle"`, no head norm,
             no head activation.
-        pictures: (N, 3, H, W) in [-1, 1], H and W multiples of f.
+        images: (N, 3, H, W) in [-1, 1], H and W multiples of f.
 
     Raises:
         UsageError: the configuration is not linear with its residual blocks at zero.
     """
     _check(network)
-    features = pictures.float()
+    features = images.float()
     for block in network.modules():
         _silence(block)
     encoder_steps = [layer for layer in _resampling_layers(network.encoder) if isinstance(layer, Downsample)]

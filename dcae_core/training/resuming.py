@@ -92,6 +92,8 @@ def changes_since(run: RunDirectory, recipe: dict[str, Any], phase: int) -> list
     if not path.is_file():
         return []
     before, now = _flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), _flatten(recipe)
+    # Settings were called num_pictures, pca_pictures, ... before they were num_images, pca_images.
+    before = {key.replace("pictures", "images"): value for key, value in before.items()}
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     fixed = [f"phases.{phase}.{name}" for name in _DECISIVE_IN_PHASE]
     fixed += [f"phases.{index}.name" for index in range(phase)]

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from dcae_core.training.optimisers import Ema, Player
+from dcae_core.training.optimisers import Ema, TrainedNetwork
 
 
-class Watcher(Protocol):
+class RunLogger(Protocol):
     """Told what happens; must not raise and must not change anything. Only the main process has one that speaks."""
 
     def note(self, text: str) -> None:
@@ -20,7 +20,7 @@ class Watcher(Protocol):
         """A line of `metrics.jsonl`, and how many steps the whole run has."""
 
 
-class Silent:
+class SilentLogger:
     """Nobody watches."""
 
     def note(self, text: str) -> None:
@@ -52,12 +52,12 @@ class Loss:
     """One scalar to go backward from.
 
     Attributes:
-        player: whose parameters it is for.
+        network: name of the one whose parameters it is for.
         value: scalar.
         terms: what it is made of, for the log; scalars without gradient.
     """
 
-    player: str
+    network: str
     value: Tensor
     terms: dict[str, Tensor]
 
@@ -83,15 +83,15 @@ class Task(Protocol):
     """One phase of a training.
 
     Attributes:
-        players: the networks by name; the first is the one that counts.
-        ema: the average of the first player's weights.
+        networks: the networks by name; the first is the one that counts.
+        ema: the average of the first one's weights.
     """
 
-    players: dict[str, Player]
+    networks: dict[str, TrainedNetwork]
     ema: Ema | None
 
     def losses(self, batch: Any, step: int) -> Iterator[Loss]:
-        """The losses of a part of a batch, one per player. The loop goes backward from each before asking on."""
+        """The losses of a part of a batch, one per network. The loop goes backward from each before asking on."""
 
     def without_synchronisation(self) -> AbstractContextManager[None]:
         """Within it, backward passes leave gradients in the process they were made in."""

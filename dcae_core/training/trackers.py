@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dcae_core.errors import UsageError
 from dcae_core.files import replace_file
 from dcae_core.recipes.settings import LoggingSettings
-from dcae_core.training.task import Watcher
+from dcae_core.training.task import RunLogger
 
 _WIDTH, _HEIGHT, _MARGIN = 900, 320, 64
 _COLOURS = ("#1f6fb4", "#d95f0e", "#2a9d5c", "#8e44ad", "#7f7f7f", "#b8860b")
@@ -114,21 +114,21 @@ def _logarithmic_ticks(low: float, high: float) -> list[float]:
 _NOT_FIGURES = ("step", "phase", "seconds_left")
 
 
-class Watchers:
-    """Several watchers as one."""
+class RunLoggers:
+    """Several loggers as one."""
 
-    def __init__(self, watchers: Sequence[Watcher]) -> None:
-        self._watchers = watchers
+    def __init__(self, loggers: Sequence[RunLogger]) -> None:
+        self._loggers = loggers
 
     def note(self, text: str) -> None:
         """Pass it on."""
-        for watcher in self._watchers:
-            watcher.note(text)
+        for logger in self._loggers:
+            logger.note(text)
 
     def record(self, record: dict[str, Any], total_steps: int) -> None:
         """Pass it on."""
-        for watcher in self._watchers:
-            watcher.record(record, total_steps)
+        for logger in self._loggers:
+            logger.record(record, total_steps)
 
 
 class TensorBoardTracker:
@@ -178,13 +178,15 @@ class WandbTracker:
         self._run.log(_figures(record), step=record["step"])
 
 
-def open_trackers(settings: LoggingSettings, directory: Path, first_step: int, recipe: dict[str, Any]) -> list[Watcher]:
+def open_trackers(
+    settings: LoggingSettings, directory: Path, first_step: int, recipe: dict[str, Any]
+) -> list[RunLogger]:
     """The trackers that a recipe asks for.
 
     Raises:
         UsageError: a package is not installed.
     """
-    trackers: list[Watcher] = []
+    trackers: list[RunLogger] = []
     if settings.tensorboard:
         trackers.append(TensorBoardTracker(directory / "tensorboard", first_step))
     if settings.wandb_project is not None:

@@ -11,22 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from dcae_core.checkpoints import load_autoencoder, save_autoencoder
-from dcae_core.data.batches import Batch, BatchPlan, CropSettings, CropStream, PictureCollection, load_batches
+from dcae_core.data.batches import Batch, BatchPlan, CropSettings, CropStream, ImageCollection, load_batches
 from dcae_core.data.decoded_cache import DecodedCache, open_decoded_cache
 from dcae_core.data.images import uint8_to_tensor
-from dcae_core.data.sources import DecodedOnDemand, find_pictures
+from dcae_core.data.sources import DecodedOnDemand, find_images
 from dcae_core.distributed import barrier, is_local_main, is_main, rank, world_size
 from dcae_core.files import write_text
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.recipes.loading import write_recipe
 from dcae_core.recipes.settings import ExecutionSettings
 from dcae_core.recipes.train_ae import DataSettings, PhaseSettings, TrainAutoencoderRecipe
-from dcae_core.training.adversarial import DISCRIMINATOR, Opponent
+from dcae_core.training.adversarial import DISCRIMINATOR, AdversarialTerm
 from dcae_core.training.checkpointing import load_weights, read_checkpoint
 from dcae_core.training.checks import autoencoder_config_of
 from dcae_core.training.loop import Loop, LoopSettings, StopSignals, loss_scaler
 from dcae_core.training.losses import ReconstructionLoss
-from dcae_core.training.optimisers import Ema, Player, averaged, build_player
+from dcae_core.training.optimisers import Ema, TrainedNetwork, averaged, build_trained_network
 from dcae_core.training.parallel import (
     checkpoint_activations,
     replicate,
@@ -38,32 +38,32 @@ from dcae_core.training.parallel import (
 from dcae_core.training.pca import initialise_pca
 from dcae_core.training.resuming import changes_since, find_checkpoint, where_to_begin
 from dcae_core.training.run_directory import RunDirectory
-from dcae_core.training.task import Loss, Progress, Silent, Watcher
-from dcae_core.training.trackers import Watchers, open_trackers
+from dcae_core.training.task import Loss, Progress, RunLogger, SilentLogger
+from dcae_core.training.trackers import RunLoggers, open_trackers
 from dcae_core.training.trained_parts import blocks_of, count_trained, set_training_mode, train_only
 from dcae_core.training.validation import ReconstructionValidation
 
 
-class TrainingPictures:
+class TrainingImages:
     """Random crops of the sources that a recipe names.
 
     Finding costs one scan of the folders; a decoded cache is filled on the first use.
 
     Args:
-        settings: which pictures, and how they are cut.
+        settings: which images, and how they are cut.
 
     Attributes:
-        damaged: lines about pictures that could not be put into the cache.
+        damaged: lines about images that could not be put into the cache.
 
     Raises:
-        DataError: no pictures, or only damaged ones.
+        DataError: no images, or only damaged ones.
         ResourceError: the disk is too full for the cache.
     """
 
     def __init__(self, settings: DataSettings) -> None:
         self._settings = settings
         self.damaged: list[str] = []
-        self._collections: list[PictureCollection] = [self._open(source.path) for source in settings.sources]
+        self._collections: list[ImageCollection] = [self._open(source.path) for source in settings.sources]
 
     def __len__(self) -> int:
         return sum(len(collection) for collection in self._collections)
@@ -85,23 +85,23 @@ class TrainingPictures:
         weights = [source.weight for source in settings.sources]
         return CropStream(self._collections, weights, crops, seed, settings.damaged == "skip")
 
-    def _open(self, path: str) -> PictureCollection:
-        pictures = DecodedOnDemand(find_pictures([path]))
+    def _open(self, path: str) -> ImageCollection:
+        images = DecodedOnDemand(find_images([path]))
         if self._settings.decoded_cache is None:
-            return pictures
+            return images
         if is_local_main():
-            cache = self._open_cache(pictures)
+            cache = self._open_cache(images)
         barrier()
         if not is_local_main():
-            cache = self._open_cache(pictures)
+            cache = self._open_cache(images)
         self.damaged += cache.damaged
         return cache
 
-    def _open_cache(self, pictures: DecodedOnDemand) -> DecodedCache:
+    def _open_cache(self, images: DecodedOnDemand) -> DecodedCache:
         settings = self._settings
         assert settings.decoded_cache is not None
         return open_decoded_cache(
-            pictures,
+            images,
             Path(settings.decoded_cache),
             settings.cache_shorter_side,
             skip_damaged=settings.damaged == "skip",
@@ -133,7 +133,7 @@ class AutoencoderTask:
         phase: the settings.
         seed: numbers that chance follows from.
         execution: number type, data parallelism, compilation.
-        validation: held-out pictures, or None.
+        validation: held-out images, or None.
     """
 
     def __init__(
@@ -153,7 +153,9 @@ class AutoencoderTask:
         train_only(network, phase.parts, phase.adjacent_stages)
         set_training_mode(network)
         self.ema = Ema(network, phase.ema.decay, phase.ema.warmup_steps) if phase.ema is not None else None
-        self.players: dict[str, Player] = {AUTOENCODER: build_player(network, phase.optimiser, phase.steps)}
+        self.networks: dict[str, TrainedNetwork] = {
+            AUTOENCODER: build_trained_network(network, phase.optimiser, phase.steps)
+        }
         self._reconstruct: nn.Module = Reconstruct(network)
         if execution.sharding == "ddp":
             self._reconstruct = replicate(self._reconstruct)
@@ -161,30 +163,30 @@ class AutoencoderTask:
             self._reconstruct.compile()
         self._forward_modules = [self._reconstruct]
         self._criterion = ReconstructionLoss(phase.losses, self._device)
-        self._opponent = None
+        self._adversarial = None
         if phase.losses.adversarial is not None:
-            self._opponent = Opponent(phase.losses.adversarial, phase.steps, seed, self._device)
-            self.players[DISCRIMINATOR] = self._opponent.player
-            self._forward_modules.append(self._opponent.module)
+            self._adversarial = AdversarialTerm(phase.losses.adversarial, phase.steps, seed, self._device)
+            self.networks[DISCRIMINATOR] = self._adversarial.trained
+            self._forward_modules.append(self._adversarial.module)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """The autoencoder's loss on a part of a batch, then the discriminator's if there is one."""
-        pictures = uint8_to_tensor(batch.pixels.to(self._device, non_blocking=True))
+        images = uint8_to_tensor(batch.pixels.to(self._device, non_blocking=True))
         if self._channels_last:
-            pictures = pictures.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
         with self._autocast():
-            reconstructions = self._reconstruct(pictures, self._choose_latent_channels(step))
-        value, terms = self._criterion(reconstructions, pictures)
-        if self._opponent is not None and step >= self._opponent.settings.start_step:
+            reconstructions = self._reconstruct(images, self._choose_latent_channels(step))
+        value, terms = self._criterion(reconstructions, images)
+        if self._adversarial is not None and step >= self._adversarial.settings.start_step:
             with self._autocast():
-                fooling = self._opponent.fooling_loss(reconstructions)
-            weight = self._opponent.weight(value, fooling, self._last_layer())
+                fooling = self._adversarial.fooling_loss(reconstructions)
+            weight = self._adversarial.weight(value, fooling, self._last_layer())
             value = value + weight * fooling
             terms |= {"generator": fooling.detach(), "adversarial_weight": weight}
         yield Loss(AUTOENCODER, value, {"loss": value.detach()} | terms)
-        if self._opponent is not None:
+        if self._adversarial is not None:
             with self._autocast():
-                value, terms = self._opponent.discriminating_loss(pictures, reconstructions.detach())
+                value, terms = self._adversarial.discriminating_loss(images, reconstructions.detach())
             yield Loss(DISCRIMINATOR, value, terms)
 
     def without_synchronisation(self) -> AbstractContextManager[None]:
@@ -195,11 +197,11 @@ class AutoencoderTask:
         return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
 
     def _last_layer(self) -> Tensor:
-        """The trained weights nearest to the picture: those of the decoder's head where that is trained."""
+        """The trained weights nearest to the image: those of the decoder's head where that is trained."""
         return [weight for weight in self.network.parameters() if weight.requires_grad and weight.ndim > 1][-1]
 
     def validate(self, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
-        """Figures of the averaged weights on the held-out pictures."""
+        """Figures of the averaged weights on the held-out images."""
         if self._validation is None:
             return {}
         with averaged(self.network, self.ema):
@@ -218,21 +220,21 @@ class AutoencoderTask:
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Of unscaled latents, over pictures and positions.
+    """Of unscaled latents, over images and positions.
 
     Attributes:
         mean: over all values.
         rms: root of the mean square of all values.
         channel_mean: of each channel.
         channel_std: of each channel.
-        num_pictures: measured on.
+        num_images: measured on.
     """
 
     mean: float
     rms: float
     channel_mean: list[float]
     channel_std: list[float]
-    num_pictures: int
+    num_images: int
 
     @property
     def scaling_factor(self) -> float:
@@ -246,34 +248,34 @@ class LatentStatistics:
             "rms": self.rms,
             "channel_mean": self.channel_mean,
             "channel_std": self.channel_std,
-            "num_pictures": self.num_pictures,
+            "num_images": self.num_images,
         }
 
 
 @torch.no_grad()
 def measure_latents(network: Autoencoder, batches: Iterable[Tensor]) -> LatentStatistics:
-    """Encode pictures and sum up in float64: one batch of memory, one encoding each.
+    """Encode images and sum up in float64: one batch of memory, one encoding each.
 
     Args:
         network: put into evaluation mode.
-        batches: uint8 pictures (B, 3, H, W).
+        batches: uint8 images (B, 3, H, W).
     """
     network.eval()
     device = next(network.parameters()).device
     sums = torch.zeros(2, network.latent_channels, dtype=torch.float64)
-    positions = pictures = 0
+    positions = images = 0
     for pixels in batches:
         z = network.encode(uint8_to_tensor(pixels.to(device))).double()
         sums += torch.stack([z.sum(dim=(0, 2, 3)), z.square().sum(dim=(0, 2, 3))]).cpu()
         positions += z.shape[0] * z.shape[2] * z.shape[3]
-        pictures += z.shape[0]
+        images += z.shape[0]
     mean, square = sums / positions
     return LatentStatistics(
         mean=float(mean.mean()),
         rms=math.sqrt(float(square.mean())),
         channel_mean=mean.tolist(),
         channel_std=(square - mean.square()).clamp(min=0).sqrt().tolist(),
-        num_pictures=pictures,
+        num_images=images,
     )
 
 
@@ -295,41 +297,41 @@ class RunOptions:
     phase: str | None = None
 
 
-def train_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions, watcher: Watcher | None = None) -> Path:
+def train_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions, logger: RunLogger | None = None) -> Path:
     """Train as a recipe says, or go on with it; save the autoencoder of every phase.
 
     Args:
         recipe: checked by `check_autoencoder_recipe`.
         options: of this call.
-        watcher: told how it goes.
+        logger: told how it goes.
 
     Returns:
         The directory of the trained autoencoder.
 
     Raises:
         StoppedError: a signal ended it; the same call continues.
-        DataError: pictures are missing or damaged; a loss is not finite.
+        DataError: images are missing or damaged; a loss is not finite.
         ResourceError: the disk is full.
         UsageError: another run uses the directory.
     """
     run = RunDirectory(Path(recipe.run_dir), recipe.checkpoints.keep, recipe.checkpoints.keep_every)
     if not is_main():
-        return _AutoencoderRun(recipe, options, run, Silent()).go()
+        return _AutoencoderRun(recipe, options, run, SilentLogger()).go()
     with run.locked():
-        return _AutoencoderRun(recipe, options, run, watcher or Silent()).go()
+        return _AutoencoderRun(recipe, options, run, logger or SilentLogger()).go()
 
 
 class _AutoencoderRun:
     def __init__(
-        self, recipe: TrainAutoencoderRecipe, options: RunOptions, run: RunDirectory, watcher: Watcher
+        self, recipe: TrainAutoencoderRecipe, options: RunOptions, run: RunDirectory, logger: RunLogger
     ) -> None:
-        self.recipe, self.options, self.run, self.watcher = recipe, options, run, watcher
+        self.recipe, self.options, self.run, self.logger = recipe, options, run, logger
         names, steps = [phase.name for phase in recipe.phases], [phase.steps for phase in recipe.phases]
         self.checkpoint = find_checkpoint(run, options.resume)
         self.progress, self.last_phase = where_to_begin(self.checkpoint, list(names), steps, options.phase)
         self._compare_recipe()
         self._open_trackers()
-        self.pictures = TrainingPictures(recipe.data)
+        self.images = TrainingImages(recipe.data)
         self.validation = self._open_validation()
 
     def go(self) -> Path:
@@ -338,12 +340,12 @@ class _AutoencoderRun:
             step = self.progress.step if self.checkpoint is not None else -1
             self.run.forget_metrics_after(step, validation_due=self.progress.validation_due)
             self.run.forget_checkpoints_after(step)
-            self.run.append_damaged(self.pictures.damaged)
-        self.watcher.note(f"{len(self.pictures):,} pictures, {len(self.pictures.damaged)} damaged")
+            self.run.append_damaged(self.images.damaged)
+        self.logger.note(f"{len(self.images):,} images, {len(self.images.damaged)} damaged")
         network = self._prepare(self._build_network())
         if self.checkpoint is not None:
             load_weights(network, self.checkpoint / f"{AUTOENCODER}.safetensors")
-            self.watcher.note(f"continuing after step {self.progress.step}, from {self.checkpoint}")
+            self.logger.note(f"continuing after step {self.progress.step}, from {self.checkpoint}")
         with StopSignals() as signals:
             for index in range(self.progress.phase, self.last_phase + 1):
                 if index > self.progress.phase:
@@ -355,13 +357,13 @@ class _AutoencoderRun:
         if is_main():
             values = self.recipe.model_dump(mode="json")
             trackers = open_trackers(self.recipe.logging, self.run.path, self.progress.step, values)
-            self.watcher = Watchers([self.watcher, *trackers])
+            self.logger = RunLoggers([self.logger, *trackers])
 
     def _compare_recipe(self) -> None:
         if self.checkpoint is not None:
             changed = changes_since(self.run, self.recipe.model_dump(mode="json"), self.progress.phase)
             if changed:
-                self.watcher.note(f"changed since this run was last started: {', '.join(changed)}")
+                self.logger.note(f"changed since this run was last started: {', '.join(changed)}")
 
     def _train_phase(self, index: int, network: Autoencoder, signals: StopSignals) -> None:
         recipe, phase, progress = self.recipe, self.recipe.phases[index], self.progress
@@ -372,9 +374,9 @@ class _AutoencoderRun:
             read_checkpoint(self.checkpoint, task, scaler)
             self.checkpoint = None
         trained, total = count_trained(network)
-        self.watcher.note(
+        self.logger.note(
             f"phase {phase.name}: training {', '.join(phase.parts)}: {trained:,} of {total:,} parameters, "
-            f"{phase.steps} steps of {phase.batch_size} pictures of {phase.resolution}x{phase.resolution}"
+            f"{phase.steps} steps of {phase.batch_size} images of {phase.resolution}x{phase.resolution}"
         )
         settings = LoopSettings(
             phase=phase.name,
@@ -388,8 +390,8 @@ class _AutoencoderRun:
         )
         plan = BatchPlan(phase.batch_size, phase.accumulation, world_size(), rank())
         steps = range(progress.phase_step, phase.steps)
-        loop = Loop(task, settings, self.run, progress, scaler, signals, self.watcher, recipe.data.num_workers)
-        with closing(self.pictures.batches(phase.resolution, seed, plan, steps)) as batches:
+        loop = Loop(task, settings, self.run, progress, scaler, signals, self.logger, recipe.data.num_workers)
+        with closing(self.images.batches(phase.resolution, seed, plan, steps)) as batches:
             loop.train(batches)
         if task.ema is not None:
             task.ema.apply()
@@ -399,8 +401,8 @@ class _AutoencoderRun:
         settings = self.recipe.validation
         if settings is None:
             return None
-        pictures = find_pictures([settings.path])
-        return ReconstructionValidation(pictures, settings, self.run.path / "samples", self.options.device)
+        images = find_images([settings.path])
+        return ReconstructionValidation(images, settings, self.run.path / "samples", self.options.device)
 
     def _build_network(self) -> Autoencoder:
         recipe, settings = self.recipe, self.recipe.network
@@ -410,7 +412,7 @@ class _AutoencoderRun:
         network = Autoencoder(autoencoder_config_of(settings))
         if settings.init == "pca" and self.checkpoint is None:
             resolution = recipe.phases[0].resolution
-            crops = self.pictures.first_crops(settings.pca_pictures, resolution, (recipe.seed, _PCA_STREAM))
+            crops = self.images.first_crops(settings.pca_images, resolution, (recipe.seed, _PCA_STREAM))
             initialise_pca(network, crops)
         return network
 
@@ -429,7 +431,7 @@ class _AutoencoderRun:
 
     def _save_result(self, network: Autoencoder) -> Path:
         statistics = self._measure_latents(network)
-        self.watcher.note(
+        self.logger.note(
             f"latents: mean {statistics.mean:.4f}, rms {statistics.rms:.4f}, scaling factor 1/rms = "
             f"{statistics.scaling_factor:.4f}"
         )
@@ -439,9 +441,9 @@ class _AutoencoderRun:
 
     def _measure_latents(self, network: Autoencoder) -> LatentStatistics:
         phase = self.recipe.phases[-1]
-        steps = range(-(-self.recipe.latent_statistics_pictures // phase.batch_size))
+        steps = range(-(-self.recipe.latent_statistics_images // phase.batch_size))
         seed = (self.recipe.seed, _STATISTICS_STREAM)
-        with closing(self.pictures.batches(phase.resolution, seed, BatchPlan(phase.batch_size), steps)) as batches:
+        with closing(self.images.batches(phase.resolution, seed, BatchPlan(phase.batch_size), steps)) as batches:
             return measure_latents(network, (batch.pixels for batch in batches))
 
     def _export(self, network: Autoencoder, directory: Path, statistics: LatentStatistics | None) -> None:

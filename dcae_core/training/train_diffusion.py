@@ -37,12 +37,12 @@ from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
 from dcae_core.training.checkpointing import read_checkpoint, read_progress
 from dcae_core.training.checks import LatentKind, denoiser_config_of, open_latents
 from dcae_core.training.loop import Loop, LoopSettings, StopSignals, loss_scaler
-from dcae_core.training.optimisers import Ema, Player, averaged, build_player
+from dcae_core.training.optimisers import Ema, TrainedNetwork, averaged, build_trained_network
 from dcae_core.training.parallel import replicate, shard_by_block, without_synchronisation
 from dcae_core.training.resuming import changes_since, find_checkpoint
 from dcae_core.training.run_directory import RunDirectory
-from dcae_core.training.task import Loss, Progress, Silent, Watcher
-from dcae_core.training.trackers import Watchers, open_trackers
+from dcae_core.training.task import Loss, Progress, RunLogger, SilentLogger
+from dcae_core.training.trackers import RunLoggers, open_trackers
 from dcae_core.training.validation import SamplingValidation
 
 _SAMPLE_STREAM = 1  # tells the chance of samples from that of their order
@@ -59,7 +59,7 @@ class DiffusionBatch:
         times: (b,) network times.
         channels: (b,) leading channels of the second loss, or None.
         names: of the samples, for messages.
-        damaged: nothing; batches of pictures have such lines.
+        damaged: nothing; batches of images have such lines.
         worker_seconds: time that the reading threads spent on it.
     """
 
@@ -74,7 +74,7 @@ class DiffusionBatch:
 
 
 @dataclass(frozen=True)
-class Chance:
+class TrainingNoise:
     """Draws for samples. About 0.1 ms a sample of 32x16x16, in the threads that read.
 
     Attributes:
@@ -150,7 +150,9 @@ class DiffusionTask:
         self._dtype = _AUTOCAST[execution.precision]
         network.train()
         self.ema = Ema(network, recipe.ema.decay, recipe.ema.warmup_steps) if recipe.ema is not None else None
-        self.players: dict[str, Player] = {MODEL: build_player(network, recipe.optimiser, recipe.steps)}
+        self.networks: dict[str, TrainedNetwork] = {
+            MODEL: build_trained_network(network, recipe.optimiser, recipe.steps)
+        }
         self._forward = replicate(network) if execution.sharding == "ddp" else network
         if execution.compile:
             self._forward.compile()
@@ -202,7 +204,7 @@ class DiffusionTask:
         return without_synchronisation([self._forward])
 
     def validate(self, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
-        """Pictures and figures of the averaged weights."""
+        """Images and figures of the averaged weights."""
         if self._validation is None:
             return {}
         with averaged(self.network, self.ema):
@@ -226,13 +228,15 @@ class DiffusionRunOptions:
     resume: str = "auto"
 
 
-def train_diffusion(recipe: TrainDiffusionRecipe, options: DiffusionRunOptions, watcher: Watcher | None = None) -> Path:
+def train_diffusion(
+    recipe: TrainDiffusionRecipe, options: DiffusionRunOptions, logger: RunLogger | None = None
+) -> Path:
     """Train as a recipe says, or go on with it.
 
     Args:
         recipe: checked by `check_diffusion_recipe`.
         options: of this call.
-        watcher: told how it goes.
+        logger: told how it goes.
 
     Returns:
         The run's directory, which `load_diffusion` opens.
@@ -245,7 +249,7 @@ def train_diffusion(recipe: TrainDiffusionRecipe, options: DiffusionRunOptions, 
     """
     run = RunDirectory(Path(recipe.run_dir), recipe.checkpoints.keep, recipe.checkpoints.keep_every)
     with run.locked() if is_main() else nullcontext():
-        return _DiffusionRun(recipe, options, run, watcher if watcher is not None and is_main() else Silent()).go()
+        return _DiffusionRun(recipe, options, run, logger if logger is not None and is_main() else SilentLogger()).go()
 
 
 def load_batches(
@@ -257,7 +261,7 @@ def load_batches(
         DataError: a shard is missing or damaged.
         DownloadError: a remote shard cannot be fetched.
     """
-    chance = Chance(
+    chance = TrainingNoise(
         seed=recipe.seed,
         objective=OBJECTIVES[recipe.objective],
         label_dropout=recipe.label_dropout,
@@ -289,9 +293,9 @@ def _order_of(recipe: TrainDiffusionRecipe, dataset: LatentDataset) -> tuple[Ord
 
 class _DiffusionRun:
     def __init__(
-        self, recipe: TrainDiffusionRecipe, options: DiffusionRunOptions, run: RunDirectory, watcher: Watcher
+        self, recipe: TrainDiffusionRecipe, options: DiffusionRunOptions, run: RunDirectory, logger: RunLogger
     ) -> None:
-        self.recipe, self.options, self.run, self.watcher = recipe, options, run, watcher
+        self.recipe, self.options, self.run, self.logger = recipe, options, run, logger
         self.dataset = open_latents(recipe)
         self.config = denoiser_config_of(recipe, LatentKind.of(self.dataset))
         self.checkpoint = find_checkpoint(run, options.resume)
@@ -299,7 +303,7 @@ class _DiffusionRun:
 
     def go(self) -> Path:
         recipe, manifest = self.recipe, self.dataset.manifest
-        self.watcher.note(
+        self.logger.note(
             f"{len(self.dataset):,} latents of {' x '.join(map(str, manifest.latent_shape))} by "
             f"{manifest.encoder.name}, {len(manifest.classes)} classes, scaling factor {manifest.scaling_factor:.4g}"
         )
@@ -314,11 +318,11 @@ class _DiffusionRun:
         task = DiffusionTask(network, recipe, manifest.scaling_factor, validation)
         if self.checkpoint is not None:
             read_checkpoint(self.checkpoint, task, scaler)
-            self.watcher.note(f"continuing after step {progress.step}, from {self.checkpoint}")
+            self.logger.note(f"continuing after step {progress.step}, from {self.checkpoint}")
         if is_main():
             self.run.forget_metrics_after(progress.step)
             trackers = open_trackers(recipe.logging, self.run.path, progress.step, recipe.model_dump(mode="json"))
-            self.watcher = Watchers([self.watcher, *trackers])
+            self.logger = RunLoggers([self.logger, *trackers])
         with StopSignals() as signals:
             loop = Loop(
                 task,
@@ -327,7 +331,7 @@ class _DiffusionRun:
                 progress,
                 scaler,
                 signals,
-                self.watcher,
+                self.logger,
                 recipe.loading.num_threads,
             )
             loop.train(load_batches(recipe, self.dataset, self.config, progress.step))
@@ -337,7 +341,7 @@ class _DiffusionRun:
         torch.manual_seed(self.recipe.seed)
         network = build_denoiser(self.config).to(self.options.device)
         trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-        self.watcher.note(
+        self.logger.note(
             f"{self.config.architecture}: training {trained:,} parameters to predict {self.recipe.objective}, "
             f"{self.recipe.steps} steps of {self.recipe.batch_size} latents"
         )
@@ -403,4 +407,4 @@ class _DiffusionRun:
                 )
         changed = changes_since(self.run, self.recipe.model_dump(mode="json"), 0)
         if changed:
-            self.watcher.note(f"changed since this run was last started: {', '.join(changed)}")
+            self.logger.note(f"changed since this run was last started: {', '.join(changed)}")

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcae_core.checkpoints.denoisers import DiffusionParts
-from dcae_core.data.images import center_crop_adm, picture_to_tensor, tensor_to_uint8, uint8_to_picture
-from dcae_core.data.sources import PictureList, PictureReference
+from dcae_core.data.images import center_crop_adm, image_to_tensor, tensor_to_uint8, uint8_to_image
+from dcae_core.data.sources import ImageList, ImageReference
 from dcae_core.distributed import all_reduce_sum, any_process, gather_objects, is_main, rank, world_size
 from dcae_core.errors import DataError
 from dcae_core.files import make_directory, replace_file
@@ -31,25 +31,23 @@ _NUM_FEATURES = 2048
 
 
 class ReconstructionValidation:
-    """Reconstructs held-out pictures (ADM centre crop) and measures them; every figure on 8-bit pixels.
+    """Reconstructs held-out images (ADM centre crop) and measures them; every figure on 8-bit pixels.
 
-    PSNR, SSIM and LPIPS are per picture, then averaged; rFID is between all pictures and all reconstructions.
-    Pictures are decoded anew each time; processes share them.
+    PSNR, SSIM and LPIPS are per image, then averaged; rFID is between all images and all reconstructions.
+    Images are decoded anew each time; processes share them.
 
     Args:
-        pictures: at least one.
+        images: at least one.
         settings: how many, how large, which figures.
         samples: where grids go, as `step_N.png`.
-        device: where the networks that judge pictures go.
+        device: where the networks that judge images go.
 
     Raises:
         DownloadError: weights that a figure needs are neither cached nor to be had.
     """
 
-    def __init__(
-        self, pictures: PictureList, settings: ValidationSettings, samples: Path, device: torch.device
-    ) -> None:
-        self._pictures = pictures[: settings.num_pictures]
+    def __init__(self, images: ImageList, settings: ValidationSettings, samples: Path, device: torch.device) -> None:
+        self._images = images[: settings.num_images]
         self._settings, self._samples, self._device = settings, samples, device
         self._lpips: LPIPS | None = load_lpips("alex", device=device) if settings.lpips else None
         self._inception: InceptionExtractor | None = None
@@ -62,12 +60,12 @@ class ReconstructionValidation:
         """The figures, or None where `stop` turned true on the way; draws the grid.
 
         Raises:
-            DataError: not one of the pictures can be decoded.
+            DataError: not one of the images can be decoded.
         """
         sums: dict[str, Tensor] = {}
         features = [GaussianStatistics(_NUM_FEATURES), GaussianStatistics(_NUM_FEATURES)]
         drawn: list[tuple[Tensor, Tensor]] = []
-        mine = self._pictures[rank() :: world_size()]
+        mine = self._images[rank() :: world_size()]
         for start in range(0, len(mine), self._settings.batch_size):
             if stop():
                 break
@@ -81,7 +79,7 @@ class ReconstructionValidation:
                 for statistics, pixels in zip(features, (before, after), strict=True):
                     statistics.update(self._inception(pixels).features)
             drawn += zip(before.cpu(), after.cpu(), strict=True)
-            drawn = drawn[: self._settings.num_grid_pictures]
+            drawn = drawn[: self._settings.num_grid_images]
         if any_process(stop()):
             return None
         figures = self._average(sums)
@@ -91,22 +89,22 @@ class ReconstructionValidation:
             self._draw(drawn, step)
         return figures
 
-    def _decode(self, pictures: list[PictureReference]) -> Tensor | None:
+    def _decode(self, images: list[ImageReference]) -> Tensor | None:
         """(B, 3, R, R) in [-1, 1] of those that can be decoded."""
-        crops = [crop for picture in pictures if (crop := self._crop(picture)) is not None]
-        return torch.stack([picture_to_tensor(crop) for crop in crops]).to(self._device) if crops else None
+        crops = [crop for image in images if (crop := self._crop(image)) is not None]
+        return torch.stack([image_to_tensor(crop) for crop in crops]).to(self._device) if crops else None
 
-    def _crop(self, picture: PictureReference) -> Image.Image | None:
+    def _crop(self, image: ImageReference) -> Image.Image | None:
         try:
-            return center_crop_adm(picture.open(), self._settings.resolution)
+            return center_crop_adm(image.open(), self._settings.resolution)
         except DataError:
             return None
 
     def _judge(self, before: Tensor, after: Tensor) -> dict[str, Tensor]:
-        """One value per picture and figure."""
+        """One value per image and figure."""
         figures = {
             "count": torch.ones(len(before)),
-            # Equal pictures have an infinite PSNR, which would hide all others in the mean.
+            # Equal images have an infinite PSNR, which would hide all others in the mean.
             "psnr": psnr(before, after).clamp(max=100.0),
             "ssim": ssim(before, after),
         }
@@ -118,7 +116,7 @@ class ReconstructionValidation:
         names = ["count", "psnr", "ssim", *(["lpips"] if self._lpips is not None else [])]
         totals = all_reduce_sum(torch.stack([sums.get(name, torch.zeros((), dtype=torch.float64)) for name in names]))
         if not totals[0]:
-            raise DataError("not one of the validation pictures can be decoded")
+            raise DataError("not one of the validation images can be decoded")
         return dict(zip(names[1:], (totals[1:] / totals[0]).tolist(), strict=True))
 
     def _draw(self, pairs: list[tuple[Tensor, Tensor]], step: int) -> None:
@@ -126,13 +124,13 @@ class ReconstructionValidation:
         rows = [torch.cat([pair[row] for pair in pairs], dim=2) for row in (0, 1)]
         path = make_directory(self._samples) / f"step_{step}.png"
         with replace_file(path) as file:
-            uint8_to_picture(torch.cat(rows, dim=1)).save(file, "PNG")
+            uint8_to_image(torch.cat(rows, dim=1)).save(file, "PNG")
 
 
-def _distance(pictures: GaussianStatistics, reconstructions: GaussianStatistics) -> float:
+def _distance(images: GaussianStatistics, reconstructions: GaussianStatistics) -> float:
     """Fréchet distance between what all processes saw."""
     gaussians = []
-    for mine in (pictures, reconstructions):
+    for mine in (images, reconstructions):
         first, *others = gather_objects(mine)
         for other in others:
             first.merge(other)
@@ -145,7 +143,7 @@ class SamplingValidation:
 
     Args:
         parts: everything of the diffusion model; the network is replaced by the one that is measured.
-        settings: how many pictures, how often.
+        settings: how many images, how often.
         last_step: of the run: everything is done once more there.
         samples: where grids go.
     """
@@ -179,21 +177,21 @@ class SamplingValidation:
 
     def _draw_grid(self, pipeline: DiffusionPipeline, step: int, stop: Callable[[], bool]) -> None:
         settings = self._settings
-        pictures = list(self._sample(pipeline, self._grid_classes(), settings.guidance_scale, lambda _: True, stop))
+        images = list(self._sample(pipeline, self._grid_classes(), settings.guidance_scale, lambda _: True, stop))
         if stop():
             return
-        pixels = torch.cat(pictures)
+        pixels = torch.cat(images)
         columns = next(n for n in range(1, len(pixels) + 1) if n * n >= len(pixels))
         missing = -len(pixels) % columns
         pixels = torch.cat([pixels, torch.full((missing, *pixels.shape[1:]), 255, dtype=torch.uint8)])
         rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]
         with replace_file(make_directory(self._samples) / f"step_{step}.png") as file:
-            uint8_to_picture(torch.cat(rows, dim=1)).save(file, "PNG")
+            uint8_to_image(torch.cat(rows, dim=1)).save(file, "PNG")
 
     def _grid_classes(self) -> list[int]:
         if self._settings.classes:
             return self._settings.classes
-        num_classes, num = max(1, self._parts.config.num_classes), self._settings.num_pictures
+        num_classes, num = max(1, self._parts.config.num_classes), self._settings.num_images
         return [place * num_classes // num for place in range(num)]
 
     def _sample(
@@ -204,7 +202,7 @@ class SamplingValidation:
         is_mine: Callable[[int], bool],
         stop: Callable[[], bool],
     ) -> Iterator[Tensor]:
-        """uint8 pictures (n, 3, H, W), batch by batch, until `stop` turns true."""
+        """uint8 images (n, 3, H, W), batch by batch, until `stop` turns true."""
         settings: SampleSettings = sample_settings(self._settings, guidance_scale)
         batches = pipeline.generate_batches(
             classes, settings, batch_size=self._settings.batch_size, skip=lambda number: stop() or not is_mine(number)
@@ -219,7 +217,7 @@ class SamplingValidation:
         if self._extractor is None:
             weights = Path(fid.inception_weights) if fid.inception_weights is not None else None
             self._extractor = load_inception(weights, device=device)
-        classes = draw_classes(fid.num_pictures, self._parts.config.num_classes, self._settings.seed)
+        classes = draw_classes(fid.num_images, self._parts.config.num_classes, self._settings.seed)
         statistics = GaussianStatistics(_NUM_FEATURES)
         share = range(rank(), len(classes), world_size())
         for pixels in self._sample(pipeline, classes, fid.guidance_scale, share.__contains__, stop):

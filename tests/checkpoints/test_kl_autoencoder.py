@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from dcae_core.checkpoints import load_autoencoder
 from dcae_core.data.images import uint8_to_tensor
 from dcae_core.data.latents import LatentDataset
-from dcae_core.data.sources import find_pictures
+from dcae_core.data.sources import find_images
 from dcae_core.diffusion.guidance import sample_noise
 from dcae_core.errors import CheckpointError
 from dcae_core.pipelines.encode import EncodeSettings, encode_dataset
@@ -58,21 +58,21 @@ def test_it_does_what_diffusers_does(saved):
 
 @one_thread
 @torch.inference_mode()
-def test_stored_latents_are_drawn_with_each_pictures_own_noise(saved, tmp_path):
+def test_stored_latents_are_drawn_with_each_images_own_noise(saved, tmp_path):
     directory, _, _ = saved
     for number in range(3):
         (tmp_path / "images" / "a").mkdir(parents=True, exist_ok=True)
         Image.effect_noise((8, 8), 60 + number).convert("RGB").save(tmp_path / "images" / "a" / f"{number}.png")
     network, encoder = load_encoder(str(directory), device=CPU, dtype=torch.float32)
-    pictures = find_pictures([tmp_path / "images"])
+    images = find_images([tmp_path / "images"])
     settings = EncodeSettings(
         resolution=8, batch_size=1, latent_dtype="float32", num_workers=1, flipped_copies=True, seed=7
     )
-    encode_dataset(pictures, network, encoder, tmp_path / "out", settings, device=CPU, dtype=torch.float32)
+    encode_dataset(images, network, encoder, tmp_path / "out", settings, device=CPU, dtype=torch.float32)
     dataset = LatentDataset(tmp_path / "out")
     for item in range(6):
-        with Image.open(pictures[item // 2].path) as picture:
-            pixels = torch.from_numpy(np.array(picture))[None].permute(0, 3, 1, 2)
+        with Image.open(images[item // 2].path) as image:
+            pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)
         x = uint8_to_tensor(pixels.flip(-1) if item % 2 else pixels)
         assert torch.equal(dataset[item][0], network.encode(x, sample_noise(7, [item], (4, 4, 4)))[0])
 

@@ -16,7 +16,7 @@ from ..small import small_autoencoder
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A model and seven pictures in two classes."""
+    """A model and seven images in two classes."""
     directory = tmp_path_factory.mktemp("places")
     network = small_autoencoder()
     network.scaling_factor = 0.5
@@ -50,8 +50,8 @@ def test_encoding_verifying_and_continuing(dcae, encode, tmp_path):
     assert facts["kept"] == 0
     assert facts["shards"] == 4
     assert facts["latent_shape"] == [8, 4, 4]
-    assert facts["encoder_pictures_per_second"] > 0
-    assert facts["decoder_pictures_per_second"] > 0
+    assert facts["encoder_images_per_second"] > 0
+    assert facts["decoder_images_per_second"] > 0
     whole = contents(tmp_path / "out")
 
     verified = dcae("encode-dataset", "--verify", tmp_path / "out")
@@ -86,7 +86,7 @@ def test_damage_is_named(dcae, encode, tmp_path):
     dcae("encode-dataset", "--verify", tmp_path / "nowhere").assert_fails(3, "manifest.json is missing")
 
 
-def test_damaged_pictures_are_listed_and_left_out(dcae, places, tmp_path):
+def test_damaged_images_are_listed_and_left_out(dcae, places, tmp_path):
     shutil.copytree(places / "images", tmp_path / "images")
     (tmp_path / "images" / "a" / "2.png").write_bytes(b"")
     options = ("--images", tmp_path / "images", "--model", places / "model", "--resolution", 16)

@@ -19,15 +19,15 @@ from tests.small import small_autoencoder
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A small model and seven pictures, one of them damaged, in a directory to run in."""
+    """A small model and seven images, one of them damaged, in a directory to run in."""
     folder = tmp_path_factory.mktemp("eval")
     save_autoencoder(small_autoencoder(), folder / "model")
     rng = np.random.default_rng(0)
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for number in range(7):
         coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), "RGB")
-        coarse.resize((40, 40), Image.Resampling.BICUBIC).save(folder / "pictures" / f"{number}.png")
-    (folder / "pictures" / "3.png").write_bytes(b"")
+        coarse.resize((40, 40), Image.Resampling.BICUBIC).save(folder / "images" / f"{number}.png")
+    (folder / "images" / "3.png").write_bytes(b"")
     return folder
 
 
@@ -44,13 +44,13 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dcae_core.pipelines.evaluation.fid_reference.load_inception", lambda *_, **__: extractor)
 
 
-COMMON = ("--model", "model", "--images", "pictures", "--resolution", 32, "--batch-size", 2, "--device", "cpu")
+COMMON = ("--model", "model", "--images", "images", "--resolution", 32, "--batch-size", 2, "--device", "cpu")
 
 
 def test_a_table_with_its_origins_and_what_was_left_out(dcae) -> None:
     run = dcae("eval", *COMMON)
     run.assert_succeeds()
-    for word in ("PSNR (dB)", "SSIM", "latent rms", "6 pictures", "efficientvit: 8-bit, per picture", "n = 6"):
+    for word in ("PSNR (dB)", "SSIM", "latent rms", "6 images", "efficientvit: 8-bit, per image", "n = 6"):
         assert word in run.stdout
     assert "3.png is empty" in run.stderr
 
@@ -59,9 +59,9 @@ def test_json_carries_everything(dcae) -> None:
     run = dcae("eval", *COMMON, "--psnr", "--json")
     run.assert_succeeds()
     document = json.loads(run.stdout)
-    assert document["scores"]["psnr"]["num_pictures"] == 6
-    assert document["scores"]["psnr"]["value"] == pytest.approx(np.mean(document["per_picture"]["psnr"]))
-    assert document["pictures"] == [f"{number}.png" for number in range(7) if number != 3]
+    assert document["scores"]["psnr"]["num_images"] == 6
+    assert document["scores"]["psnr"]["value"] == pytest.approx(np.mean(document["per_image"]["psnr"]))
+    assert document["images"] == [f"{number}.png" for number in range(7) if number != 3]
     assert document["settings"]["resolution"] == 32
     assert len(document["settings"]["network"]) == 64
 
@@ -82,7 +82,7 @@ def test_three_processes_give_the_number_of_one(folder: Path) -> None:
         assert run.returncode == 0, run.stderr
         documents.append(json.loads(run.stdout))  # the main process alone prints
     alone, shared = documents
-    assert shared["pictures"] == alone["pictures"]
+    assert shared["images"] == alone["images"]
     for name in ("psnr", "ssim"):
         assert shared["scores"][name]["value"] == pytest.approx(alone["scores"][name]["value"], rel=1e-9)
 
@@ -90,7 +90,7 @@ def test_three_processes_give_the_number_of_one(folder: Path) -> None:
 def test_published_figures_stand_beside_the_measured_ones(dcae, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        "command: eval\nautoencoder: {model: model}\nimages: pictures\nresolution: 32\nmetrics: [psnr, ssim]\n"
+        "command: eval\nautoencoder: {model: model}\nimages: images\nresolution: 32\nmetrics: [psnr, ssim]\n"
         "expected:\n  psnr: {value: 8, tolerance: 100, source: here}\n"
         "  ssim: {value: 5, tolerance: 0.1, source: here}\n  fid: {value: 1, tolerance: 0.1, source: here}\n"
     )
@@ -117,33 +117,33 @@ def test_the_report_is_one_page_that_needs_nothing_else(dcae, tmp_path: Path) ->
     before = page
     dcae("eval", *COMMON, "--report", report).assert_succeeds()
     assert (report / "index.html").read_text() == before
-    assert json.loads((report / "evaluation.json").read_text())["num_pictures"] == 6
+    assert json.loads((report / "evaluation.json").read_text())["num_images"] == 6
 
 
 def test_names_are_text_in_the_report(dcae, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    Image.new("RGB", (32, 32), "red").save(pictures / "<img src=x onerror=alert(1)>.png")
-    Image.new("RGB", (32, 32), "blue").save(pictures / "b.png")
-    dcae("eval", *COMMON, "--images", pictures, "--report", tmp_path / "report").assert_succeeds()
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (32, 32), "red").save(images / "<img src=x onerror=alert(1)>.png")
+    Image.new("RGB", (32, 32), "blue").save(images / "b.png")
+    dcae("eval", *COMMON, "--images", images, "--report", tmp_path / "report").assert_succeeds()
     page = (tmp_path / "report" / "index.html").read_text()
     assert "<img src=x" not in page
     assert "&lt;img src=x" in page
 
 
-def test_a_reference_made_here_is_at_distance_zero_from_its_pictures(dcae, cheap, tmp_path: Path) -> None:
+def test_a_reference_made_here_is_at_distance_zero_from_its_images(dcae, cheap, tmp_path: Path) -> None:
     reference = tmp_path / "mine.npz"
-    run = dcae("fid-ref", "--images", "pictures", "--resolution", 32, "--out", reference, "--device", "cpu", "--json")
+    run = dcae("fid-ref", "--images", "images", "--resolution", 32, "--out", reference, "--device", "cpu", "--json")
     run.assert_succeeds()
     facts = json.loads(run.stdout)
     assert (facts["num_images"], facts["num_damaged"], facts["resolution"]) == (6, 1, 32)
     run = dcae(
-        "eval", "--generated", "pictures", "--resolution", 32, "--fid", "--is", "--ref", reference, "--json",
+        "eval", "--generated", "images", "--resolution", 32, "--fid", "--is", "--ref", reference, "--json",
         "--set", "batch_size=4",
     )  # fmt: skip
-    assert run.exit_code == 3  # six pictures are too few for an Inception Score
-    assert "at least 10 pictures, got 6" in run.stderr
-    run = dcae("eval", "--generated", "pictures", "--resolution", 32, "--ref", reference, "--json")
+    assert run.exit_code == 3  # six images are too few for an Inception Score
+    assert "at least 10 images, got 6" in run.stderr
+    run = dcae("eval", "--generated", "images", "--resolution", 32, "--ref", reference, "--json")
     run.assert_succeeds()
     fid = json.loads(run.stdout)["scores"]["fid"]
     assert abs(fid["value"]) < 1e-6
@@ -152,20 +152,20 @@ def test_a_reference_made_here_is_at_distance_zero_from_its_pictures(dcae, cheap
 
 
 def test_bad_input_gets_one_line(dcae, folder: Path, tmp_path: Path) -> None:
-    dcae("eval", "--model", "nothing", "--images", "pictures").assert_fails(2, "unknown model 'nothing'")
+    dcae("eval", "--model", "nothing", "--images", "images").assert_fails(2, "unknown model 'nothing'")
     dcae("eval", *COMMON, "--images", "nowhere").assert_fails(3, "nowhere: no such file or folder")
     dcae("eval", "autoencoder-f64c128-in").assert_fails(3, "imagenet/val, which is not here: give --images DIR")
     dcae("eval", "autoencoder-f64").assert_fails(2, "did you mean")
-    dcae("eval", "--generated", "pictures").assert_fails(2, "give a file of `dcae fid-ref`")
-    dcae("eval", "--generated", "pictures", "--psnr").assert_fails(2, "psnr compare reconstructions")
-    dcae("eval", "--generated", "pictures", "--cfg", 2).assert_fails(2, "belong to a diffusion model")
+    dcae("eval", "--generated", "images").assert_fails(2, "give a file of `dcae fid-ref`")
+    dcae("eval", "--generated", "images", "--psnr").assert_fails(2, "psnr compare reconstructions")
+    dcae("eval", "--generated", "images", "--cfg", 2).assert_fails(2, "belong to a diffusion model")
     dcae("eval", *COMMON, "--damaged", "ignore").assert_fails(2, "damaged")
     dcae("eval", *COMMON, "--dtype", "int8").assert_fails(2, "dtype")
     dcae("eval", *COMMON, "--set", "metricss=[psnr]").assert_fails(2, "metricss: unknown key")
     dcae("eval", *COMMON, "--fid", "--ref", "none.npz").assert_fails(3, "make one: dcae fid-ref")
-    dcae("fid-ref", "--images", "pictures", "--out", "ref").assert_fails(2, "ends in .npz")
-    dcae("fid-ref", "--images", "pictures", "--out", "r.npz", "--dtype", "bf16").assert_fails(2, "float32")
-    dcae("fid-ref", "--images", "pictures").assert_fails(2, "--out", "dcae fid-ref --images imagenet/val")
+    dcae("fid-ref", "--images", "images", "--out", "ref").assert_fails(2, "ends in .npz")
+    dcae("fid-ref", "--images", "images", "--out", "r.npz", "--dtype", "bf16").assert_fails(2, "float32")
+    dcae("fid-ref", "--images", "images").assert_fails(2, "--out", "dcae fid-ref --images imagenet/val")
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"half a file")
     options = ("--inception-weights", weights)

@@ -14,10 +14,10 @@ from dcae_cli.progress import progress
 
 def test_a_table_in_a_pipe_has_one_whole_line_a_row(capsys) -> None:
     name = "a [bold]very[/bold] long name " * 20 + "end.png"
-    print_table("Figures", ("picture", "PSNR", "note"), [(name, 25.5, None), ("b.png", 7, "x")])
+    print_table("Figures", ("image", "PSNR", "note"), [(name, 25.5, None), ("b.png", 7, "x")])
     title, header, first, second = capsys.readouterr().out.splitlines()
     assert title == "Figures"
-    assert header.split() == ["picture", "PSNR", "note"]
+    assert header.split() == ["image", "PSNR", "note"]
     assert first.startswith(name)
     assert first.split()[-2:] == ["25.5", "-"]
     assert first.index("25.5") + len("25.5") == second.index("7") + 1, "numbers are aligned to the right"

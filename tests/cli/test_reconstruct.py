@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dcae_core.checkpoints import load_autoencoder, save_autoencoder
-from dcae_core.data.images import center_crop_adm, open_picture, picture_to_uint8
-from dcae_core.data.sources import PictureReference
+from dcae_core.data.images import center_crop_adm, image_to_uint8, open_image
+from dcae_core.data.sources import ImageReference
 from dcae_core.metrics.reconstruction import psnr
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.inference import prepare_for_inference
@@ -30,7 +30,7 @@ def models(tmp_path_factory) -> Path:
     return directory
 
 
-def write_picture(path: Path, width: int = 50, height: int = 37) -> Path:
+def write_image(path: Path, width: int = 50, height: int = 37) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = np.linspace(0, 200, height)[:, None, None] + np.linspace(0, 50, width)[None, :, None]
     Image.fromarray((rows + np.array([0, 2, 5])).astype(np.uint8)).save(path)
@@ -38,16 +38,16 @@ def write_picture(path: Path, width: int = 50, height: int = 37) -> Path:
 
 
 def pixels_of(path: Path) -> torch.Tensor:
-    return picture_to_uint8(open_picture(path))
+    return image_to_uint8(open_image(path))
 
 
-def test_a_picture_comes_back_in_its_size_with_its_figures(dcae, models, tmp_path) -> None:
-    picture = write_picture(tmp_path / "odd name é.png")
-    run = dcae("reconstruct", picture, "--model", models / "a", "-o", tmp_path / "out", "--json")
+def test_an_image_comes_back_in_its_size_with_its_figures(dcae, models, tmp_path) -> None:
+    image = write_image(tmp_path / "odd name é.png")
+    run = dcae("reconstruct", image, "--model", models / "a", "-o", tmp_path / "out", "--json")
     run.assert_succeeds()
     assert run.stderr == ""
     (result,) = json.loads(run.stdout)["results"]
-    expected = reconstruct(load_autoencoder(models / "a"), pixels_of(picture))
+    expected = reconstruct(load_autoencoder(models / "a"), pixels_of(image))
     written = pixels_of(tmp_path / "out" / "odd name é.recon.png")
     assert torch.equal(written, expected.pixels)
     assert result["files"] == {
@@ -56,29 +56,29 @@ def test_a_picture_comes_back_in_its_size_with_its_figures(dcae, models, tmp_pat
     }
     assert (result["width"], result["height"], result["latent"]) == (50, 37, [8, 10, 13])
     assert result["compression"] == pytest.approx(3 * 50 * 37 / (8 * 10 * 13))
-    assert result["psnr"] == pytest.approx(float(psnr(pixels_of(picture)[None], written[None])))
+    assert result["psnr"] == pytest.approx(float(psnr(pixels_of(image)[None], written[None])))
     assert 0 < result["ssim"] < 1
     assert result["milliseconds"] > 0
 
 
-def test_the_table_has_a_row_for_each_picture_and_the_mean(dcae, models, tmp_path) -> None:
+def test_the_table_has_a_row_for_each_image_and_the_mean(dcae, models, tmp_path) -> None:
     for name in ("1.png", "2.png"):
-        write_picture(tmp_path / "in" / name)
+        write_image(tmp_path / "in" / name)
     run = dcae("reconstruct", tmp_path / "in", "--model", models / "a", "-o", tmp_path / "out", "--no-compare")
     run.assert_succeeds()
     lines = run.stdout.splitlines()
-    assert lines[0].split("  ")[0] == "picture"
-    pictures = [str(tmp_path / "in" / name) for name in ("1.png", "2.png")]
-    assert [line.split("  ")[0] for line in lines[1:4]] == [*pictures, "mean of 2"]
+    assert lines[0].split("  ")[0] == "image"
+    images = [str(tmp_path / "in" / name) for name in ("1.png", "2.png")]
+    assert [line.split("  ")[0] for line in lines[1:4]] == [*images, "mean of 2"]
     assert "50 x 37" in lines[1]
     assert "8 x 10 x 13" in lines[1]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.recon.png", "2.recon.png"]
 
 
 def test_several_models_are_set_side_by_side(dcae, models, tmp_path) -> None:
-    picture = write_picture(tmp_path / "p.png", 300, 200)
+    image = write_image(tmp_path / "p.png", 300, 200)
     arguments = ("--model", models / "a", "--model", models / "b", "--model", models / "a", "-o", tmp_path / "out")
-    run = dcae("reconstruct", picture, *arguments, "--json")
+    run = dcae("reconstruct", image, *arguments, "--json")
     run.assert_succeeds()
     assert [result["model"] for result in json.loads(run.stdout)["results"]] == ["a", "b", "a#2"]
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -92,9 +92,9 @@ def test_several_models_are_set_side_by_side(dcae, models, tmp_path) -> None:
 
 
 def test_latents_are_kept_with_what_they_are_and_decode_to_the_same_bytes(dcae, models, tmp_path) -> None:
-    picture = write_picture(tmp_path / "p.png")
+    image = write_image(tmp_path / "p.png")
     settings = ("--model", models / "a", "--tile", 32)
-    dcae("reconstruct", picture, *settings, "-o", tmp_path / "out", "--save-latents").assert_succeeds()
+    dcae("reconstruct", image, *settings, "-o", tmp_path / "out", "--save-latents").assert_succeeds()
     latent = tmp_path / "out" / "p.latent.safetensors"
     with safe_open(latent, framework="pt") as file:
         metadata, tensor = file.metadata(), file.get_tensor("latent")
@@ -110,8 +110,8 @@ def test_latents_are_kept_with_what_they_are_and_decode_to_the_same_bytes(dcae, 
 
 
 def test_latents_of_the_embedded_model_name_it_too(dcae, tmp_path) -> None:
-    picture = write_picture(tmp_path / "p.png")
-    dcae("reconstruct", picture, "-o", tmp_path, "--save-latents", "--no-compare").assert_succeeds()
+    image = write_image(tmp_path / "p.png")
+    dcae("reconstruct", image, "-o", tmp_path, "--save-latents", "--no-compare").assert_succeeds()
     with safe_open(tmp_path / "p.latent.safetensors", framework="pt") as file:
         assert file.metadata()["model"] == "dc-ae-f32c32-tiny-1.0"
     dcae("decode", tmp_path / "p.latent.safetensors", "-o", tmp_path / "out").assert_succeeds()
@@ -119,8 +119,8 @@ def test_latents_of_the_embedded_model_name_it_too(dcae, tmp_path) -> None:
 
 
 def test_a_latent_is_not_decoded_by_other_weights_of_the_same_shape(dcae, models, tmp_path) -> None:
-    picture = write_picture(tmp_path / "p.png")
-    dcae("reconstruct", picture, "--model", models / "a", "-o", tmp_path / "out", "--save-latents").assert_succeeds()
+    image = write_image(tmp_path / "p.png")
+    dcae("reconstruct", image, "--model", models / "a", "-o", tmp_path / "out", "--save-latents").assert_succeeds()
     latent = tmp_path / "out" / "p.latent.safetensors"
     dcae("decode", latent, "--model", models / "b", "-o", tmp_path).assert_fails(3, str(latent), str(models / "a"))
 
@@ -136,7 +136,7 @@ def test_samples_are_decoded_one_by_one(dcae, models, tmp_path) -> None:
 
 
 def test_in_a_batch_of_latents_the_bad_one_is_reported(dcae, models, tmp_path) -> None:
-    good = write_picture(tmp_path / "p.png")
+    good = write_image(tmp_path / "p.png")
     dcae("reconstruct", good, "--model", models / "a", "-o", tmp_path, "--save-latents").assert_succeeds()
     bad = tmp_path / "bad.latent.safetensors"
     save_file({"latent": torch.full((8, 2, 2), torch.nan)}, bad, {"height": "8", "width": "8", "model": "x"})
@@ -147,26 +147,26 @@ def test_in_a_batch_of_latents_the_bad_one_is_reported(dcae, models, tmp_path) -
 
 
 def test_the_published_crop_comes_first_if_asked_for(dcae, models, tmp_path) -> None:
-    picture = write_picture(tmp_path / "p.png", 100, 60)
+    image = write_image(tmp_path / "p.png", 100, 60)
     arguments = ("--model", models / "a", "-o", tmp_path / "out", "--resolution", 32)
-    dcae("reconstruct", picture, *arguments).assert_succeeds()
-    cropped = picture_to_uint8(center_crop_adm(open_picture(picture), 32))
+    dcae("reconstruct", image, *arguments).assert_succeeds()
+    cropped = image_to_uint8(center_crop_adm(open_image(image), 32))
     expected = reconstruct(load_autoencoder(models / "a"), cropped).pixels
     assert torch.equal(pixels_of(tmp_path / "out" / "p.recon.png"), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (401, 3)])
 def test_odd_sizes_work(dcae, models, tmp_path, size) -> None:
-    picture = write_picture(tmp_path / "p.png", *size)
-    dcae("reconstruct", picture, "--model", models / "a", "-o", tmp_path / "out").assert_succeeds()
+    image = write_image(tmp_path / "p.png", *size)
+    dcae("reconstruct", image, "--model", models / "a", "-o", tmp_path / "out").assert_succeeds()
     assert Image.open(tmp_path / "out" / "p.recon.png").size == size
     Image.open(tmp_path / "out" / "p.compare.png").load()
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(dcae, models, tmp_path) -> None:
+def test_images_of_one_name_do_not_overwrite_each_other(dcae, models, tmp_path) -> None:
     for name in ("cats/1.png", "dogs/1.png", "dogs/2.png"):
-        write_picture(tmp_path / "in" / name)
-    inputs = (tmp_path / "in", write_picture(tmp_path / "elsewhere" / "2.png"))
+        write_image(tmp_path / "in" / name)
+    inputs = (tmp_path / "in", write_image(tmp_path / "elsewhere" / "2.png"))
     dcae("reconstruct", *inputs, "--model", models / "a", "-o", tmp_path / "out", "--no-compare").assert_succeeds()
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["2.png.recon.png", "cats_1.png.recon.png", "dogs_1.png.recon.png", "dogs_2.png.recon.png"]
@@ -174,7 +174,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(dcae, models, tmp_path
 
 def test_names_of_outputs_are_different_even_where_the_paths_are_the_same() -> None:
     keys = ["a/x.png", "b/x.jpg", "x.png", "x.png", "y.png", "a_x.png"]
-    names = name_outputs([PictureReference(f"/somewhere/{key}", key) for key in keys])
+    names = name_outputs([ImageReference(f"/somewhere/{key}", key) for key in keys])
     assert names == ["a_x.png", "b_x.jpg", "x.png", "x.png-2", "y", "a_x"]
     assert len(set(names)) == len(names)
 
@@ -191,9 +191,9 @@ def test_orientation_is_applied_unless_told_otherwise(dcae, models, tmp_path) ->
 
 
 def test_the_pixel_limit_can_be_set(dcae, models, tmp_path) -> None:
-    picture = write_picture(tmp_path / "p.png")
-    arguments = ("reconstruct", picture, "--model", models / "a", "-o", tmp_path)
-    dcae(*arguments, "--max-pixels", 1000).assert_fails(3, str(picture), "1,850 pixels", "--max-pixels")
+    image = write_image(tmp_path / "p.png")
+    arguments = ("reconstruct", image, "--model", models / "a", "-o", tmp_path)
+    dcae(*arguments, "--max-pixels", 1000).assert_fails(3, str(image), "1,850 pixels", "--max-pixels")
 
 
 def test_weights_that_give_nan_end_the_run(dcae, tmp_path) -> None:
@@ -202,8 +202,8 @@ def test_weights_that_give_nan_end_the_run(dcae, tmp_path) -> None:
         network.decoder.head.out.bias.fill_(3e38)
         network.decoder.head.out.weight.fill_(3e38)
     save_autoencoder(network, tmp_path / "broken")
-    pictures = [write_picture(tmp_path / "in" / name) for name in ("1.png", "2.png")]
-    run = dcae("reconstruct", *pictures, "--model", tmp_path / "broken", "-o", tmp_path / "out")
+    images = [write_image(tmp_path / "in" / name) for name in ("1.png", "2.png")]
+    run = dcae("reconstruct", *images, "--model", tmp_path / "broken", "-o", tmp_path / "out")
     run.assert_fails(3, "NaN")
 
 
@@ -211,7 +211,7 @@ def test_weights_that_give_nan_end_the_run(dcae, tmp_path) -> None:
 def test_stopped_in_the_middle_it_keeps_what_is_finished_and_leaves_nothing_half(
     dcae, models, tmp_path, monkeypatch, number, exit_code
 ) -> None:
-    pictures = [write_picture(tmp_path / f"{name}.png") for name in "abc"]
+    images = [write_image(tmp_path / f"{name}.png") for name in "abc"]
     real, calls = Autoencoder.decode, []
 
     def stop_at_the_second(network, latent):
@@ -223,7 +223,7 @@ def test_stopped_in_the_middle_it_keeps_what_is_finished_and_leaves_nothing_half
     monkeypatch.setattr(Autoencoder, "decode", stop_at_the_second)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        run = dcae("reconstruct", *pictures, "--model", models / "a", "-o", tmp_path / "out")
+        run = dcae("reconstruct", *images, "--model", models / "a", "-o", tmp_path / "out")
     finally:
         signal.signal(signal.SIGINT, handler)
     assert run.exit_code == exit_code
@@ -232,15 +232,15 @@ def test_stopped_in_the_middle_it_keeps_what_is_finished_and_leaves_nothing_half
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_precision_gives_nearly_the_same(dcae, models, tmp_path, dtype) -> None:
-    picture = write_picture(tmp_path / "p.png")
-    arguments = ("reconstruct", picture, "--model", models / "a", "-o", tmp_path / dtype, "--dtype", dtype)
+    image = write_image(tmp_path / "p.png")
+    arguments = ("reconstruct", image, "--model", models / "a", "-o", tmp_path / dtype, "--dtype", dtype)
     dcae(*arguments).assert_succeeds()
-    expected = reconstruct(load_autoencoder(models / "a"), pixels_of(picture)).pixels
+    expected = reconstruct(load_autoencoder(models / "a"), pixels_of(image)).pixels
     written = pixels_of(tmp_path / dtype / "p.recon.png")
     assert float(psnr(expected[None], written[None])) > 30
 
 
-def test_plain_gives_the_same_picture_without_preparation(dcae, tmp_path, monkeypatch) -> None:
+def test_plain_gives_the_same_image_without_preparation(dcae, tmp_path, monkeypatch) -> None:
     prepared: list[object] = []
 
     def note(network):
@@ -248,10 +248,10 @@ def test_plain_gives_the_same_picture_without_preparation(dcae, tmp_path, monkey
         return prepare_for_inference(network)
 
     monkeypatch.setattr(encoder, "prepare_for_inference", note)
-    picture = write_picture(tmp_path / "a.png", 256, 192)
-    dcae("reconstruct", picture, "-o", tmp_path / "prepared").assert_succeeds()
+    image = write_image(tmp_path / "a.png", 256, 192)
+    dcae("reconstruct", image, "-o", tmp_path / "prepared").assert_succeeds()
     assert len(prepared) == 1
-    dcae("reconstruct", picture, "-o", tmp_path / "plain", "--plain").assert_succeeds()
+    dcae("reconstruct", image, "-o", tmp_path / "plain", "--plain").assert_succeeds()
     assert len(prepared) == 1
     fast, plain = (pixels_of(tmp_path / name / "a.recon.png").int() for name in ("prepared", "plain"))
     assert (fast - plain).abs().max() <= 1

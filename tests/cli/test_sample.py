@@ -35,7 +35,7 @@ def files_of(directory):
     }
 
 
-def test_pictures_grid_latents_and_report(dcae, models, tmp_path) -> None:
+def test_images_grid_latents_and_report(dcae, models, tmp_path) -> None:
     out = tmp_path / "out"
     run = dcae(
         "sample", "--model", models / "imagenet", "--classes", "207,volcano,golden retriever", "--cfg", "1.5",
@@ -61,7 +61,7 @@ def test_pictures_grid_latents_and_report(dcae, models, tmp_path) -> None:
 def test_the_published_sampler_is_the_default(dcae, models, tmp_path, kind) -> None:
     run = dcae("sample", "--model", models / kind, "--num", "2", "-o", tmp_path / "out")
     run.assert_succeeds()
-    assert "2 pictures" in run.stdout
+    assert "2 images" in run.stdout
     assert "images/s" in run.stdout
 
 
@@ -70,11 +70,11 @@ def test_an_interrupted_run_of_64_continues_to_the_same_bytes(dcae, models, tmp_
     dcae(*command, "-o", tmp_path / "whole").assert_succeeds()
     written = []
 
-    def stop_at_the_29th(path, picture):
+    def stop_at_the_29th(path, image):
         if len(written) == 29:
             raise KeyboardInterrupt
         written.append(path)
-        original(path, picture)
+        original(path, image)
 
     original = sample_directory._write_png
     monkeypatch.setattr(sample_directory, "_write_png", stop_at_the_29th)
@@ -119,8 +119,8 @@ def test_killed_and_continued_by_two_processes_it_ends_with_the_bytes_of_one(mod
     process.wait()
     (out / ".0007_c1.png.99.partial").write_bytes(b"half")
     for file in out.glob("[0-9]*.png"):
-        with Image.open(file) as picture:
-            picture.load()
+        with Image.open(file) as image:
+            image.load()
     for place, processes in ((out, "2"), (tmp_path / "whole", "1")):
         subprocess.run([*command, "--nproc", processes, "-o", place], env=environment, check=True, capture_output=True)
     assert files_of(out) == files_of(tmp_path / "whole")
@@ -217,5 +217,5 @@ def test_the_other_kind_of_model_is_called_by_its_name(dcae, tmp_path) -> None:
         2, "is an autoencoder", "did you mean"
     )
     denoiser = "dc-ae-f32c32-in-1.0-uvit-s-in-512px"
-    picture = Path(__file__).parents[2] / "examples" / "test_pictures" / "rocket.png"
-    dcae("reconstruct", picture, "--model", denoiser, "-o", tmp_path).assert_fails(2, "is a diffusion model")
+    image = Path(__file__).parents[2] / "examples" / "test_images" / "rocket.png"
+    dcae("reconstruct", image, "--model", denoiser, "-o", tmp_path).assert_fails(2, "is a diffusion model")

@@ -57,7 +57,7 @@ def test_a_signal_saves_and_leaves(
 def test_dry_run_prints_what_will_happen(dcae, recipe_file: Path, tmp_path: Path) -> None:
     run = dcae("train-ae", recipe_file, "--device", "cpu", "--dry-run")
     run.assert_succeeds()
-    for words in ("latent_adaptation", "activations GB", "10 pictures", "images/s", "begins anew"):
+    for words in ("latent_adaptation", "activations GB", "10 images", "images/s", "begins anew"):
         assert words in run.stdout
     assert not (tmp_path / "run").exists()
 
@@ -65,7 +65,7 @@ def test_dry_run_prints_what_will_happen(dcae, recipe_file: Path, tmp_path: Path
 def test_json_for_a_program_and_a_number_type_beside_the_recipe(dcae, recipe_file: Path, tmp_path: Path) -> None:
     forecast = json.loads(dcae("train-ae", recipe_file, "--device", "cpu", "--dry-run", "--json").stdout)
     assert [phase["name"] for phase in forecast["phases"]] == ["full", "latent_adaptation"]
-    assert forecast["num_pictures"] == 10
+    assert forecast["num_images"] == 10
     run = dcae("train-ae", recipe_file, "--device", "cpu", "--phase", "full", "--dtype", "bfloat16", "--json")
     assert json.loads(run.stdout) == {"directory": str(tmp_path / "run" / "autoencoder")}
     assert (tmp_path / "run" / "autoencoder" / "dcae.json").is_file()
@@ -102,9 +102,9 @@ def test_one_line_before_any_training(arguments, code: int, words, dcae, recipe_
 def test_a_failure_ends_the_program_with_its_workers(fault: str, recipe_file: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     for number in range(3):
-        (tmp_path / "bad" / f"{number}.png").write_bytes(b"no picture")
+        (tmp_path / "bad" / f"{number}.png").write_bytes(b"no image")
     setting, line = {
-        "damaged": (f"data.sources=[{{path: {tmp_path / 'bad'}}}]", "dcae: none of the 3 pictures can be decoded"),
+        "damaged": (f"data.sources=[{{path: {tmp_path / 'bad'}}}]", "dcae: none of the 3 images can be decoded"),
         "diverging": ("phases.full.optimiser.learning_rate=1e30", "dcae: step 1 (phase full): the loss"),
     }[fault]
     command = [sys.executable, "-m", "dcae_cli", "train-ae", str(recipe_file), "--device", "cpu"]

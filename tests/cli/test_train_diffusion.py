@@ -1,4 +1,4 @@
-"""`dcae train-diffusion`: from latents to pictures, through every command on the way."""
+"""`dcae train-diffusion`: from latents to images, through every command on the way."""
 
 import json
 
@@ -24,7 +24,7 @@ objective: velocity
 steps: 4
 batch_size: 4
 optimiser: {{learning_rate: 1e-3}}
-sampling: {{every: 2, num_pictures: 3, sampler: euler, num_steps: 2, batch_size: 2}}
+sampling: {{every: 2, num_images: 3, sampler: euler, num_steps: 2, batch_size: 2}}
 """
 
 
@@ -50,7 +50,7 @@ def latents(dcae, directory):
     return directory / "latents"
 
 
-def test_from_pictures_to_samples(dcae, directory, latents):
+def test_from_images_to_samples(dcae, directory, latents):
     forecast = dcae("train-diffusion", directory / "recipe.yaml", "--dry-run")
     forecast.assert_succeeds()
     assert "8 latents; the loader alone" in forecast.stdout
@@ -89,7 +89,7 @@ def test_bad_input_is_told_before_any_work(dcae, directory, latents):
     train("network.hiden_size=3").assert_fails(2, "hiden_size", "did you mean 'hidden_size'")
     train("network.num_classes=1000").assert_fails(2, "the latents have 2 classes")
     train("batch_size=9").assert_fails(2, "9 is more than the 8 latents")
-    train("resolution=512").assert_fails(2, "pictures of 16 px")
+    train("resolution=512").assert_fails(2, "images of 16 px")
     train(f"latents={directory}/none").assert_fails(3, "latents: ", "manifest.json is missing")
     several = train(f"latents={directory}/none", "network.depth=3")
     assert several.exit_code == 2

@@ -18,7 +18,7 @@ def script():
     return module
 
 
-def test_the_list_has_a_name_for_each_photograph_and_none_of_the_test_pictures(script) -> None:
+def test_the_list_has_a_name_for_each_photograph_and_none_of_the_test_images(script) -> None:
     photographs = script.read_list()
     assert len(photographs) > 250
     names = Counter((photograph.label, photograph.name) for photograph in photographs)
@@ -28,7 +28,7 @@ def test_the_list_has_a_name_for_each_photograph_and_none_of_the_test_pictures(s
         assert photograph.licence or not photograph.package.startswith("pypi:")
 
 
-def test_the_sample_pack_is_part_of_the_list_and_each_picture_has_a_licence(script) -> None:
+def test_the_sample_pack_is_part_of_the_list_and_each_image_has_a_licence(script) -> None:
     pack = SCRIPT.parents[1] / "examples" / "photographs"
     rows = [line.split("\t") for line in (pack / "LICENCES.tsv").read_text().splitlines()[1:]]
     listed = {(f"{one.label}/{one.name}.jpg", one.package, one.path) for one in script.read_list()}
@@ -58,14 +58,14 @@ def test_a_file_is_found_in_a_qt_resource_bundle(script) -> None:
 
 
 def test_the_last_matching_paragraph_of_a_copyright_file_counts(script, tmp_path) -> None:
-    path = tmp_path / "usr/share/doc/pictures/copyright"
+    path = tmp_path / "usr/share/doc/images/copyright"
     path.parent.mkdir(parents=True)
     path.write_text(
         "Format: x\n\nFiles: *\nCopyright: 2001 Everyone\nLicense: GPL-2\n\n"
         "Files: src/animals/cat.jpg\n       src/animals/dog.jpg\nCopyright: 2002 Someone\n           2003 Other\n"
         "License: CC0\n more text\n"
     )
-    cat = script.Photograph("animals", "pictures", "a.rcc!pictures/src/animals/cat.webp", "", "")
+    cat = script.Photograph("animals", "images", "a.rcc!images/src/animals/cat.webp", "", "")
     assert script.author_and_licence(cat, tmp_path) == ("2002 Someone 2003 Other", "CC0")
-    cow = cat._replace(path="a.rcc!pictures/src/animals/cow.webp")
+    cow = cat._replace(path="a.rcc!images/src/animals/cow.webp")
     assert script.author_and_licence(cow, tmp_path) == ("2001 Everyone", "GPL-2")

@@ -17,7 +17,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 @pytest.fixture(params=["memory", "file"])
 def limit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where pictures of the test are kept, in strips of a few rows."""
+    """Where images of the test are kept, in strips of a few rows."""
     monkeypatch.setattr(raster_module, "_STRIP_BYTES", 1000)
     if request.param == "file":
         monkeypatch.setattr(raster_module, "_MEMORY_BYTES", 0)
@@ -50,14 +50,14 @@ def test_a_png_holds_the_pixels(tmp_path: Path, width: int, height: int) -> None
 
 
 def test_a_png_is_about_as_small_as_that_of_pillow(tmp_path: Path) -> None:
-    picture = Image.open(Path(__file__).parents[2] / "examples" / "test_pictures" / "astronaut.png").convert("RGB")
+    image = Image.open(Path(__file__).parents[2] / "examples" / "test_images" / "astronaut.png").convert("RGB")
     ours, theirs = io.BytesIO(), io.BytesIO()
-    write_png(Raster.of_image(picture, tmp_path), ours)
-    picture.save(theirs, "PNG", compress_level=4)
+    write_png(Raster.of_image(image, tmp_path), ours)
+    image.save(theirs, "PNG", compress_level=4)
     assert ours.tell() < 1.02 * theirs.tell()
 
 
-def test_a_large_picture_needs_a_directory_that_can_be_written_to(tmp_path: Path) -> None:
+def test_a_large_image_needs_a_directory_that_can_be_written_to(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="could not write"):
         Raster(4000, 4000, tmp_path / "missing")
 

@@ -12,36 +12,36 @@ from dcae_core.data.batches import (
     BatchPlan,
     CropSettings,
     CropStream,
-    PictureOrder,
+    ImageOrder,
     choose_box,
     load_batches,
     random_crop,
 )
 from dcae_core.data.decoded_cache import open_decoded_cache
-from dcae_core.data.sources import DecodedOnDemand, find_pictures
+from dcae_core.data.sources import DecodedOnDemand, find_images
 from dcae_core.errors import DataError
-from tests.training.small_runs import write_pictures
+from tests.training.small_runs import write_images
 
 
 def stream(*folders: Path, resolution: int = 8, seed: int = 0, weights: list[float] | None = None) -> CropStream:
-    collections = [DecodedOnDemand(find_pictures([folder])) for folder in folders]
+    collections = [DecodedOnDemand(find_images([folder])) for folder in folders]
     return CropStream(collections, weights or [1.0] * len(folders), CropSettings(resolution), (seed,))
 
 
-def test_an_epoch_shows_every_picture_once() -> None:
-    order = PictureOrder((5,), [7], [1.0])
+def test_an_epoch_shows_every_image_once() -> None:
+    order = ImageOrder((5,), [7], [1.0])
     epochs = [[order[epoch * 7 + place][1] for place in range(7)] for epoch in range(4)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
     assert [order[position] for position in (20, 3, 20)] == [order[20], order[3], order[20]]
-    assert [PictureOrder((6,), [7], [1.0])[place][1] for place in range(7)] != epochs[0]
+    assert [ImageOrder((6,), [7], [1.0])[place][1] for place in range(7)] != epochs[0]
 
 
 def test_sources_are_drawn_by_weight() -> None:
-    order = PictureOrder((0,), [10, 1000], [3.0, 1.0])
+    order = ImageOrder((0,), [10, 1000], [3.0, 1.0])
     drawn = [order[position] for position in range(2000)]
     assert np.mean([source == 0 for source, _ in drawn]) == pytest.approx(0.75, abs=0.03)
-    assert {picture for source, picture in drawn if source == 0} == set(range(10))
+    assert {image for source, image in drawn if source == 0} == set(range(10))
 
 
 def test_boxes_have_the_area_and_shape_they_should() -> None:
@@ -61,13 +61,13 @@ def test_boxes_have_the_area_and_shape_they_should() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (500, 2), (2, 500)])
-def test_odd_pictures_still_give_a_crop(size: tuple[int, int]) -> None:
+def test_odd_images_still_give_a_crop(size: tuple[int, int]) -> None:
     crop = random_crop(Image.new("RGB", size, (10, 20, 30)), CropSettings(8), np.random.default_rng(0))
     assert crop.shape == (3, 8, 8)
     assert np.all(crop == np.array([10, 20, 30])[:, None, None])
 
 
-def test_pixels_and_pictures_give_the_same_crop() -> None:
+def test_pixels_and_images_give_the_same_crop() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     crops = [random_crop(x, CropSettings(8), np.random.default_rng(1)) for x in (pixels, Image.fromarray(pixels))]
     assert np.array_equal(*crops)
@@ -91,7 +91,7 @@ def test_what_cannot_be_shared_evenly_ends_in_a_shorter_piece() -> None:
 
 
 def test_workers_and_starting_points_change_nothing(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path)
+    folder = write_images(tmp_path)
     plan = BatchPlan(4)
     batches = [list(load_batches(stream(folder), plan, range(5), workers)) for workers in (0, 2)]
     later = list(load_batches(stream(folder), plan, range(3, 5), 0))
@@ -101,7 +101,7 @@ def test_workers_and_starting_points_change_nothing(tmp_path: Path) -> None:
 
 
 def test_tar_shards_lists_and_folders_give_the_same_crops(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "folder", count=4)
+    folder = write_images(tmp_path / "folder", count=4)
     paths = sorted(folder.iterdir())
     (tmp_path / "list.txt").write_text("".join(f"folder/{path.name}\n" for path in paths))
     with tarfile.open(tmp_path / "shard-000.tar", "w") as archive:
@@ -116,8 +116,8 @@ def test_tar_shards_lists_and_folders_give_the_same_crops(tmp_path: Path) -> Non
     assert np.array_equal(crops[0], crops[2])
 
 
-def test_damaged_picture_gives_way_to_the_next(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path, count=3)
+def test_damaged_image_gives_way_to_the_next(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, count=3)
     (folder / "01.png").write_bytes(b"nothing")
     samples = [stream(folder)[position] for position in range(3)]
     replaced = [sample for sample in samples if sample.damaged]
@@ -126,18 +126,18 @@ def test_damaged_picture_gives_way_to_the_next(tmp_path: Path) -> None:
     assert "01.png" in replaced[0].damaged[0]
 
 
-def test_decoded_cache_holds_shrunk_pictures_and_notices_new_ones(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "pictures", count=3, size=24)
+def test_decoded_cache_holds_shrunk_images_and_notices_new_ones(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", count=3, size=24)
     (folder / "09.png").write_bytes(b"nothing")
 
     def cache():
-        return open_decoded_cache(DecodedOnDemand(find_pictures([folder])), tmp_path / "cache", 12)
+        return open_decoded_cache(DecodedOnDemand(find_images([folder])), tmp_path / "cache", 12)
 
     first = cache()
     assert len(first) == 3
     assert len(first.damaged) == 1
     assert first.pixels(0).shape == (12, 12, 3)
-    exact = open_decoded_cache(DecodedOnDemand(find_pictures([folder])), tmp_path / "cache", 100)
+    exact = open_decoded_cache(DecodedOnDemand(find_images([folder])), tmp_path / "cache", 100)
     assert np.array_equal(exact.pixels(1), np.asarray(Image.open(folder / "01.png")))
     Image.new("RGB", (24, 24), "red").save(folder / "00.png")
     assert np.all(cache().pixels(0) == (255, 0, 0))

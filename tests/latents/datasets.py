@@ -37,7 +37,7 @@ def write_shard(writer: LatentDatasetWriter, counts: list[int], number: int) -> 
         torch.stack(latents) if latents else torch.empty((0, 4, 2, 3), dtype=TORCH_DTYPES[writer.plan.dtype]),
         torch.tensor([item % 3 for item in items]),
         [
-            f"{'abc'[item % 3]}/picture {item:03d}.jpg"
+            f"{'abc'[item % 3]}/image {item:03d}.jpg"
             for item in items[:: 2 if writer.plan.transform.flipped_copies else 1]
         ],
         [DamagedRecord(picture=f"broken {number}.jpg", reason="truncated")] if number == 1 else [],

@@ -16,7 +16,7 @@ from .datasets import ENCODER, file_bytes, latent_of, write_dataset
 def test_npy_folders_hold_scaled_latents_and_come_back(tmp_path):
     write_dataset(tmp_path / "set", [5, 3], "float32")
     export_npy(LatentDataset(tmp_path / "set"), tmp_path / "npy")
-    scaled = np.load(tmp_path / "npy" / "b" / "picture 001.npy")
+    scaled = np.load(tmp_path / "npy" / "b" / "image 001.npy")
     assert scaled.dtype == np.float32
     assert np.array_equal(scaled, 0.5 * latent_of(1, dtype="float32").numpy())
 
@@ -49,7 +49,7 @@ def test_mirrored_copies_have_their_own_file(tmp_path):
     write_dataset(tmp_path / "set", [4], flipped=True)
     export_npy(LatentDataset(tmp_path / "set"), tmp_path / "npy")
     assert sorted(file_bytes(tmp_path / "npy")) == [
-        "a/picture 000.flip.npy", "a/picture 000.npy", "c/picture 002.flip.npy", "c/picture 002.npy",
+        "a/image 000.flip.npy", "a/image 000.npy", "c/image 002.flip.npy", "c/image 002.npy",
     ]  # fmt: skip
 
 

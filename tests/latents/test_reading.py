@@ -58,15 +58,15 @@ def test_manifest_describes_the_latents(tmp_path):
     assert manifest.statistics.channel_mean == pytest.approx(values.mean((0, 2, 3)).tolist())
     assert manifest.statistics.channel_std == pytest.approx(values.std((0, 2, 3), correction=0).tolist())
     assert manifest.statistics.rms == pytest.approx(values.square().mean().sqrt().item())
-    assert [damage.picture for damage in manifest.damaged] == ["broken 1.jpg"]
+    assert [damage.image for damage in manifest.damaged] == ["broken 1.jpg"]
     assert manifest.shards[1].statistics is None
 
 
-def test_names_are_kept_per_picture(tmp_path):
+def test_names_are_kept_per_image(tmp_path):
     write_dataset(tmp_path, [4, 2], flipped=True)
     dataset = LatentDataset(tmp_path)
-    assert dataset.names(0) == ["a/picture 000.jpg", "c/picture 002.jpg"]
-    assert dataset.names(1) == ["b/picture 004.jpg"]
+    assert dataset.names(0) == ["a/image 000.jpg", "c/image 002.jpg"]
+    assert dataset.names(1) == ["b/image 004.jpg"]
 
 
 def test_order_of_writing_and_stops_leave_no_trace(tmp_path):

@@ -82,14 +82,14 @@ def test_gaussian_kernel_distance_by_brute_force(two_sets: tuple[torch.Tensor, t
     assert gaussian_kernel_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
-def test_too_few_pictures_get_one_line() -> None:
-    with pytest.raises(DataError, match="at least 10 pictures, got 9"):
+def test_too_few_images_get_one_line() -> None:
+    with pytest.raises(DataError, match="at least 10 images, got 9"):
         inception_score(torch.zeros(9, 1008))
     with pytest.raises(DataError, match="not finite"):
         inception_score(torch.full((10, 4), torch.nan))
-    with pytest.raises(DataError, match="more than 3 pictures on each side, got 3 and 9"):
+    with pytest.raises(DataError, match="more than 3 images on each side, got 3 and 9"):
         precision_recall(torch.zeros(3, 4), torch.zeros(9, 4))
     with pytest.raises(DataError, match="different dimension: 4 and 5"):
         precision_recall(torch.zeros(9, 4), torch.zeros(9, 5))
-    with pytest.raises(DataError, match="subsets of 1000 pictures"):
+    with pytest.raises(DataError, match="subsets of 1000 images"):
         kernel_inception_distance(torch.zeros(9, 4), torch.zeros(9, 4))

@@ -52,7 +52,7 @@ def test_diagonal_covariances_with_empty_directions() -> None:
 
 
 def test_scaled_rank_deficient_covariance() -> None:
-    """(C, s^2 C) commute: the distance is (1 - s)^2 tr C, also with far fewer pictures than dimensions."""
+    """(C, s^2 C) commute: the distance is (1 - s)^2 tr C, also with far fewer images than dimensions."""
     rows = np.random.default_rng(3).standard_normal((30, 256)) * np.geomspace(10, 1e-3, 256)
     a = fit(rows)
     b = Gaussian(a.mean, 0.49 * a.covariance)
@@ -93,7 +93,7 @@ def test_bad_features_get_one_line() -> None:
     with pytest.raises(DataError, match="not finite"):
         statistics.update(torch.tensor([[1.0, float("nan"), 0.0]]))
     statistics.update(torch.ones(1, 3))
-    with pytest.raises(DataError, match="at least 2 pictures, got 1"):
+    with pytest.raises(DataError, match="at least 2 images, got 1"):
         _ = statistics.covariance
     a = Gaussian(np.zeros(3), np.eye(3))
     with pytest.raises(DataError, match=r"different dimension.*3 and 4"):

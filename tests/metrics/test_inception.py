@@ -16,7 +16,7 @@ from dcae_core.metrics import inception
 from dcae_core.metrics.inception import InceptionExtractor, load_inception, resize_for_fid
 from tests.metrics.inception_weights import random_inception_state
 
-# torch-fidelity 0.4.0, FeatureExtractorInceptionV3 ("2048" and "logits_unbiased"), two pictures per size.
+# torch-fidelity 0.4.0, FeatureExtractorInceptionV3 ("2048" and "logits_unbiased"), two images per size.
 RECORDED = Path(__file__).parent.parent / "fixtures" / "metrics" / "torch_fidelity_inception.safetensors"
 SIZES = [(299, 299), (64, 64), (200, 333)]
 
@@ -33,7 +33,7 @@ def extractor(weights_file: Path) -> InceptionExtractor:
     return load_inception(weights_file)
 
 
-def pictures(height: int, width: int) -> torch.Tensor:
+def images(height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(height).integers(0, 256, (2, 3, height, width), dtype=np.uint8))
 
 
@@ -44,7 +44,7 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_the_inception_score_path_is_torch_fidelitys(extractor: InceptionExtractor, height: int, width: int) -> None:
     recorded = load_file(RECORDED)
-    logits = extractor(pictures(height, width), with_logits=True).logits
+    logits = extractor(images(height, width), with_logits=True).logits
     assert logits is not None
     assert relative_error(logits, recorded[f"logits.{height}x{width}"]) < 1e-5
 
@@ -82,14 +82,14 @@ def test_the_fid_path_is_pytorch_fids(
     peer_module = pytest.importorskip("pytorch_fid.inception")
     monkeypatch.setattr(peer_module, "load_state_dict_from_url", lambda url, progress: extractor.network.state_dict())
     peer = peer_module.InceptionV3().eval()
-    x = pictures(height, width)
+    x = images(height, width)
     expected = peer(x / 255)[0].squeeze(3).squeeze(2)
     sys.modules.pop("pytorch_fid.inception")
     assert relative_error(extractor(x).features, expected) < 1e-5
 
 
 def test_both_paths_agree_where_nothing_is_resized(extractor: InceptionExtractor) -> None:
-    x = pictures(299, 299)
+    x = images(299, 299)
     torch.testing.assert_close(resize_for_fid(x), x / 127.5 - 1)
     recorded = load_file(RECORDED)["features.299x299"]
     # x / 127.5 - 1 against (x - 128) / 128: the two published ranges differ by half a grey level.
@@ -101,7 +101,7 @@ def test_weights_carry_their_hash_and_never_leave_evaluation(extractor: Inceptio
     assert not extractor.network.train().training
 
 
-def test_wrong_weights_and_pictures_get_one_line(
+def test_wrong_weights_and_images_get_one_line(
     extractor: InceptionExtractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = random_inception_state()
@@ -120,5 +120,5 @@ def test_wrong_weights_and_pictures_get_one_line(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(DownloadError, match=r"pt_inception-2015-12-05-6726825d\.pth is not in the cache"):
         load_inception()
-    with pytest.raises(DataError, match="expected uint8 pictures"):
+    with pytest.raises(DataError, match="expected uint8 images"):
         extractor(torch.zeros(1, 3, 8, 8))

@@ -36,7 +36,7 @@ def peer_lpips(ours: LPIPS, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     return peer._LPIPS(pretrained=True, net=ours.backbone, pnet_rand=True)
 
 
-def pictures(seed: int, size: int = 64) -> torch.Tensor:
+def images(seed: int, size: int = 64) -> torch.Tensor:
     return torch.rand(2, 3, size, size + 7, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -46,11 +46,11 @@ def test_agrees_with_torchmetrics_in_value_and_gradient(
 ) -> None:
     ours = random_lpips(backbone, tmp_path)
     theirs = peer_lpips(ours, monkeypatch)
-    target = pictures(0)
+    target = images(0)
     gradients = []
     values = []
     for module in (ours, theirs):
-        x = (0.8 * target + 0.2 * pictures(1)).requires_grad_()
+        x = (0.8 * target + 0.2 * images(1)).requires_grad_()
         value = module(x, target).flatten()
         value.sum().backward()
         values.append(value.detach())
@@ -60,9 +60,9 @@ def test_agrees_with_torchmetrics_in_value_and_gradient(
     assert values[0].min() > 0
 
 
-def test_equal_pictures_have_distance_zero_and_training_mode_is_refused(tmp_path: Path) -> None:
+def test_equal_images_have_distance_zero_and_training_mode_is_refused(tmp_path: Path) -> None:
     module = random_lpips("alex", tmp_path)
-    assert module(pictures(0), pictures(0)).abs().max() == 0
+    assert module(images(0), images(0)).abs().max() == 0
     assert not module.train().training
     assert not any(parameter.requires_grad for parameter in module.parameters())
 

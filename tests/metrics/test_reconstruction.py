@@ -22,7 +22,7 @@ def golden_rng_after_frechet() -> np.random.Generator:
     return rng
 
 
-def random_pictures(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+def random_images(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
@@ -33,7 +33,7 @@ def test_psnr_golden() -> None:
     np.testing.assert_allclose(psnr(a, b).numpy(), expected, rtol=1e-7)
 
 
-def test_psnr_of_equal_pictures_is_infinite_and_of_opposites_zero() -> None:
+def test_psnr_of_equal_images_is_infinite_and_of_opposites_zero() -> None:
     black, white = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
     assert psnr(black, black).item() == float("inf")
     assert psnr(black, white).item() == 0.0
@@ -41,16 +41,16 @@ def test_psnr_of_equal_pictures_is_infinite_and_of_opposites_zero() -> None:
 
 @pytest.mark.parametrize("height_width", [(64, 64), (31, 77), (6, 6)])
 def test_ssim_agrees_with_torchmetrics(height_width: tuple[int, int]) -> None:
-    a = random_pictures((3, 3, *height_width), 0)
-    noise = random_pictures(tuple(a.shape), 1).to(torch.int16) // 8
+    a = random_images((3, 3, *height_width), 0)
+    noise = random_images(tuple(a.shape), 1).to(torch.int16) // 8
     b = (a.to(torch.int16) + noise).clamp(0, 255).to(torch.uint8)
     b[1] = a[1]
-    b[2], a[2] = 255, 3  # flat pictures: the variances vanish
+    b[2], a[2] = 255, 3  # flat images: the variances vanish
     expected = structural_similarity_index_measure(b.double(), a.double(), data_range=255.0, reduction="none")
     torch.testing.assert_close(ssim(b, a).double(), expected, rtol=2e-6, atol=2e-6)
 
 
-def test_ssim_on_smooth_bright_pictures() -> None:
+def test_ssim_on_smooth_bright_images() -> None:
     ramp = torch.linspace(200, 255, 64).round().to(torch.uint8).expand(1, 3, 64, 64).contiguous()
     shifted = ramp.roll(3, dims=-1)
     expected = structural_similarity_index_measure(ramp.double(), shifted.double(), data_range=255.0)
@@ -70,8 +70,8 @@ def test_bad_pairs_are_refused(a: torch.Tensor, b: torch.Tensor, needle: str) ->
         ssim(a, b)
 
 
-def test_measuring_a_large_picture_in_strips_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = random_pictures((2, 3, 203, 40), 0), random_pictures((2, 3, 203, 40), 1)
+def test_measuring_a_large_image_in_strips_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = random_images((2, 3, 203, 40), 0), random_images((2, 3, 203, 40), 1)
     whole = psnr(a, b), ssim(a, b)
     monkeypatch.setattr(reconstruction, "_STRIP_VALUES", 1)
     assert len(list(reconstruction._strips(a.shape))) == 13

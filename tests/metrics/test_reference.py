@@ -27,7 +27,7 @@ def test_written_files_are_what_the_published_code_reads(tmp_path: Path, gaussia
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     reference = read_reference(tmp_path / "a.npz")
     assert reference.description == description
-    assert reference.num_pictures == 0
+    assert reference.num_images == 0
     assert frechet_distance(reference.gaussian, gaussian) == pytest.approx(0, abs=1e-12)
 
 
@@ -39,15 +39,15 @@ def test_published_files_are_read(tmp_path: Path, gaussian: Gaussian) -> None:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_adm_batches_give_their_pictures_one_batch_at_a_time(tmp_path: Path, gaussian: Gaussian, save) -> None:
-    pictures = np.random.default_rng(1).integers(0, 256, (7, 6, 5, 3), dtype=np.uint8)
+def test_adm_batches_give_their_images_one_batch_at_a_time(tmp_path: Path, gaussian: Gaussian, save) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (7, 6, 5, 3), dtype=np.uint8)
     spatial = {"mu_s": np.zeros(3), "sigma_s": np.zeros((3, 3))}
-    save(tmp_path / "adm.npz", pictures, mu=gaussian.mean[None], sigma=gaussian.covariance, **spatial)
+    save(tmp_path / "adm.npz", images, mu=gaussian.mean[None], sigma=gaussian.covariance, **spatial)
     reference = read_reference(tmp_path / "adm.npz")
-    assert reference.num_pictures == 7
-    batches = list(reference.pictures([range(1, 4), range(6, 7), range(2)]))
+    assert reference.num_images == 7
+    batches = list(reference.images([range(1, 4), range(6, 7), range(2)]))
     assert [len(batch) for batch in batches] == [3, 1, 2]
-    np.testing.assert_array_equal(torch.cat(batches).permute(0, 2, 3, 1).numpy(), pictures[[1, 2, 3, 6, 0, 1]])
+    np.testing.assert_array_equal(torch.cat(batches).permute(0, 2, 3, 1).numpy(), images[[1, 2, 3, 6, 0, 1]])
 
 
 def test_files_that_are_no_reference_get_one_line(tmp_path: Path, gaussian: Gaussian) -> None:

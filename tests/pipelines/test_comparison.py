@@ -16,8 +16,8 @@ def flat(value: int, height: int = 64, width: int = 96) -> Raster:
     return raster(Image.new("RGB", (width, height), (value,) * 3))
 
 
-def brightness(picture: Image.Image) -> float:
-    return float(np.asarray(picture.convert("L")).mean())
+def brightness(image: Image.Image) -> float:
+    return float(np.asarray(image.convert("L")).mean())
 
 
 def test_the_error_panel_is_black_where_nothing_differs_and_grows_brighter_with_the_error() -> None:
@@ -36,7 +36,7 @@ def test_the_error_panel_shows_where() -> None:
     assert (error[200:, :100] > 200).all()
 
 
-def test_one_column_is_a_row_of_three_panels_at_the_size_of_the_picture() -> None:
+def test_one_column_is_a_row_of_three_panels_at_the_size_of_the_image() -> None:
     original, other = flat(200, 256, 256), flat(100, 256, 256)
     sheet = np.asarray(compare(original, ("input",), [Column(other, ("model", "PSNR"))]))
     gap = 12
@@ -47,7 +47,7 @@ def test_one_column_is_a_row_of_three_panels_at_the_size_of_the_picture() -> Non
     assert (captions < 100).any()  # ink under the panels
 
 
-def test_large_pictures_are_shrunk_and_tiny_ones_enlarged() -> None:
+def test_large_images_are_shrunk_and_tiny_ones_enlarged() -> None:
     huge = compare(flat(9, 64, 5000), ("input",), [Column(flat(9, 64, 5000), ("model",))])
     assert huge.width < 3 * 1600
     tiny = compare(flat(9, 1, 1), ("input",), [Column(flat(9, 1, 1), ("model",))])

@@ -1,4 +1,4 @@
-"""Pictures to latents: exact, the same for any number of processes, and across any kill."""
+"""Images to latents: exact, the same for any number of processes, and across any kill."""
 
 import multiprocessing
 import os
@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dcae_core.data.images import center_crop_adm, open_picture, picture_to_tensor
+from dcae_core.data.images import center_crop_adm, image_to_tensor, open_image
 from dcae_core.data.latents import LatentDataset, verify_dataset
 from dcae_core.data.latents.manifest import EncoderRecord
-from dcae_core.data.sources import find_pictures
+from dcae_core.data.sources import find_images
 from dcae_core.errors import DataError, ResourceError, UsageError
 from dcae_core.pipelines.encode import EncodeSettings, encode_dataset
 from dcae_core.weights import fingerprint
@@ -39,7 +39,7 @@ def _one_thread():
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    """Eighteen pictures in four classes, one of the pictures damaged."""
+    """Eighteen images in four classes, one of the images damaged."""
     rng = np.random.default_rng(0)
     for number in range(18):
         name = ("100", "2", "ünïcode", "z z")[number % 4]
@@ -48,13 +48,13 @@ def images(tmp_path) -> Path:
         size = (int(rng.integers(16, 60)), int(rng.integers(16, 60)), 3)
         Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{number:02d}.png")
     (tmp_path / "images" / ".hidden").mkdir()
-    (tmp_path / "images" / "2" / "05.png").write_bytes(b"\x89PNG\r\n\x1a\nnot much of a picture")
+    (tmp_path / "images" / "2" / "05.png").write_bytes(b"\x89PNG\r\n\x1a\nnot much of an image")
     return tmp_path / "images"
 
 
-def encode(images: Path, out: Path, settings: EncodeSettings = SETTINGS, network=NETWORK, encoder=ENCODER):
-    pictures = find_pictures([images])
-    return encode_dataset(pictures, network, encoder, out, settings, device=CPU, dtype=torch.float32)
+def encode(folder: Path, out: Path, settings: EncodeSettings = SETTINGS, network=NETWORK, encoder=ENCODER):
+    images = find_images([folder])
+    return encode_dataset(images, network, encoder, out, settings, device=CPU, dtype=torch.float32)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -66,12 +66,12 @@ def with_settings(**changes) -> EncodeSettings:
 
 
 def latent_of(path: Path) -> torch.Tensor:
-    x = picture_to_tensor(center_crop_adm(open_picture(path), 16))[None]
+    x = image_to_tensor(center_crop_adm(open_image(path), 16))[None]
     with torch.inference_mode():
         return NETWORK.encode(x)[0]
 
 
-def good_pictures(images: Path) -> list[Path]:
+def good_images(images: Path) -> list[Path]:
     return [path for path in sorted(images.rglob("*.png")) if path.name != "05.png"]
 
 
@@ -79,7 +79,7 @@ def good_pictures(images: Path) -> list[Path]:
 def test_latents_are_those_of_the_network_on_the_same_crop(images, tmp_path, dtype, tolerance):
     encode(images, tmp_path / "out", with_settings(batch_size=1, latent_dtype=dtype))
     dataset = LatentDataset(tmp_path / "out")
-    paths = good_pictures(images)
+    paths = good_images(images)
     assert len(dataset) == len(paths) == 17
     for item, path in enumerate(paths):
         latent, label = dataset[item]
@@ -102,17 +102,17 @@ def test_classes_are_sorted_as_text_and_damage_is_listed(images, tmp_path):
     manifest = encode(images, tmp_path / "out").manifest
     assert manifest.classes == ["100", "2", "z z", "ünïcode"]
     (damage,) = manifest.damaged
-    assert damage.picture == "2/05.png"
+    assert damage.image == "2/05.png"
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
     assert [shard.count for shard in manifest.shards] == [4, 3, 4, 4, 2]
 
 
-def test_mirrored_copies_follow_their_picture(images, tmp_path):
+def test_mirrored_copies_follow_their_image(images, tmp_path):
     encode(images, tmp_path / "out", with_settings(flipped_copies=True, batch_size=1))
     dataset = LatentDataset(tmp_path / "out")
     assert len(dataset) == 34
-    for place, path in enumerate(good_pictures(images)):
-        x = picture_to_tensor(center_crop_adm(open_picture(path), 16))[None]
+    for place, path in enumerate(good_images(images)):
+        x = image_to_tensor(center_crop_adm(open_image(path), 16))[None]
         with torch.inference_mode():
             assert torch.equal(dataset[2 * place][0], NETWORK.encode(x)[0])
             assert torch.equal(dataset[2 * place + 1][0], NETWORK.encode(x.flip(-1))[0])
@@ -157,7 +157,7 @@ def test_runs_killed_twenty_times_end_with_the_same_bytes(images, tmp_path):
             assert run.exitcode in (-signal.SIGKILL, 0)
         finished = len(list(out.glob("shard-*.json"))) if not (out / "manifest.json").exists() else 17
         report = encode(images, out, settings)
-        assert report.kept in (finished, finished - 1)  # the damaged picture's shard has no items
+        assert report.kept in (finished, finished - 1)  # the damaged image's shard has no items
         assert finished > 0
         assert contents(out) == contents(tmp_path / "whole")
 
@@ -181,7 +181,7 @@ def test_a_continued_run_does_only_what_is_left(images, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         encode_dataset(
-            find_pictures([images]), NETWORK, ENCODER, tmp_path / "out", SETTINGS,
+            find_images([images]), NETWORK, ENCODER, tmp_path / "out", SETTINGS,
             device=CPU, dtype=torch.float32, advance=stop_after_two_shards,
         )  # fmt: skip
     report = encode(images, tmp_path / "out")
@@ -204,13 +204,13 @@ def test_a_directory_of_other_settings_is_refused(images, tmp_path, change, mess
         encode(images, tmp_path / "out", with_settings(**change))
 
 
-def test_another_encoder_and_other_pictures_are_refused(images, tmp_path):
+def test_another_encoder_and_other_images_are_refused(images, tmp_path):
     encode(images, tmp_path / "out")
     other = ENCODER.model_copy(update={"fingerprint": "b" * 64})
     with pytest.raises(UsageError, match=r"encoder\.fingerprint"):
         encode(images, tmp_path / "out", encoder=other)
     (images / "2" / "01.png").rename(images / "2" / "renamed.png")
-    with pytest.raises(UsageError, match=r"encoding\.pictures_sha256"):
+    with pytest.raises(UsageError, match=r"encoding\.images_sha256"):
         encode(images, tmp_path / "out")
 
 
@@ -223,7 +223,7 @@ def test_two_runs_on_one_directory_are_refused(images, tmp_path):
 
     first = start(
         lambda: encode_dataset(
-            find_pictures([images]),
+            find_images([images]),
             NETWORK,
             ENCODER,
             tmp_path / "out",
@@ -247,9 +247,9 @@ def test_damage_can_be_fatal(images, tmp_path):
 
 
 def test_nothing_but_damage_is_an_error(images, tmp_path):
-    for path in good_pictures(images):
+    for path in good_images(images):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="none of the 18 pictures can be decoded"):
+    with pytest.raises(DataError, match="none of the 18 images can be decoded"):
         encode(images, tmp_path / "out")
 
 
@@ -259,7 +259,7 @@ def test_the_resolution_must_fit_the_network(images, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_picture_without_a_class_among_others_is_refused(images, tmp_path):
+def test_an_image_without_a_class_among_others_is_refused(images, tmp_path):
     Image.new("RGB", (20, 20)).save(images / "stray.png")
     with pytest.raises(DataError, match=r"stray\.png has no class"):
         encode(images, tmp_path / "out")

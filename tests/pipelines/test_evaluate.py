@@ -1,4 +1,4 @@
-"""Evaluations: each picture once, the same number for any division of the work, stops that cost nothing."""
+"""Evaluations: each image once, the same number for any division of the work, stops that cost nothing."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from dcae_core import distributed
 from dcae_core.checkpoints import save_autoencoder
-from dcae_core.data.images import center_crop_adm, open_picture
+from dcae_core.data.images import center_crop_adm, open_image
 from dcae_core.errors import CheckpointError, DataError, UsageError
 from dcae_core.metrics.frechet import Gaussian, frechet_distance
 from dcae_core.metrics.inception import load_inception
@@ -28,15 +28,15 @@ from tests.metrics.cheap_inception import CheapExtractor
 from tests.metrics.inception_weights import random_inception_state
 from tests.small import small_autoencoder
 
-NUM_PICTURES = 11  # no batch of 4 divides it
+NUM_IMAGES = 11  # no batch of 4 divides it
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Smooth random pictures of several sizes, one of them damaged."""
+    """Smooth random images of several sizes, one of them damaged."""
     folder = tmp_path_factory.mktemp("photographs")
     rng = np.random.default_rng(0)
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8), "RGB")
         coarse.resize((40 + number, 37), Image.Resampling.BICUBIC).save(folder / f"{number:02d}.png")
     whole = (folder / "05.png").read_bytes()
@@ -82,17 +82,17 @@ def run(recipe: EvaluateRecipe, work: Path, **options: object) -> Evaluation:
     return evaluation
 
 
-def test_every_picture_is_measured_once_by_the_published_rule(recipe, photographs: Path, tmp_path: Path) -> None:
+def test_every_image_is_measured_once_by_the_published_rule(recipe, photographs: Path, tmp_path: Path) -> None:
     evaluation = run(recipe(), tmp_path)
-    assert evaluation.num_pictures == NUM_PICTURES - 1
-    assert evaluation.names == [f"{number:02d}.png" for number in range(NUM_PICTURES) if number != 5]
+    assert evaluation.num_images == NUM_IMAGES - 1
+    assert evaluation.names == [f"{number:02d}.png" for number in range(NUM_IMAGES) if number != 5]
     assert len(evaluation.damaged) == 1
     assert "05.png is damaged" in evaluation.damaged[0]
     network = small_autoencoder()
     expected = []
     latents = []
     for name in evaluation.names:
-        pixels = np.asarray(center_crop_adm(open_picture(photographs / name), 32))
+        pixels = np.asarray(center_crop_adm(open_image(photographs / name), 32))
         original = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
         with torch.no_grad():
             latent = network.encode(original / 127.5 - 1)
@@ -114,13 +114,13 @@ def test_rfid_is_the_frechet_distance_of_the_features(recipe, inception: Path, t
     extractor = load_inception(inception)
     features = []
     for side in ("original", "reconstruction"):
-        pictures = torch.stack([getattr(item, side) for item in sorted(shown.shown, key=lambda item: item.name)])
-        features.append(extractor(pictures).features.double().numpy())
+        images = torch.stack([getattr(item, side) for item in sorted(shown.shown, key=lambda item: item.name)])
+        features.append(extractor(images).features.double().numpy())
     a, b = (Gaussian(rows.mean(axis=0), np.cov(rows, rowvar=False)) for rows in features)
     score = shown.scores[1]
     assert score.value == pytest.approx(frechet_distance(b, a), rel=1e-5)
     assert score.inception_sha256 == extractor.sha256
-    assert score.num_pictures == 3
+    assert score.num_images == 3
     assert any("fewer than 2048 features" in line for line in shown.warnings)
 
 
@@ -129,11 +129,11 @@ def test_a_stopped_evaluation_goes_on_where_it_was(recipe, tmp_path: Path, monke
     calls = []
     measure = measuring.ReconstructionMeasurement.__call__
 
-    def stop_at_the_third(self: object, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        calls.append(len(pictures))
+    def stop_at_the_third(self: object, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        calls.append(len(images))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return measure(self, pictures)
+        return measure(self, images)
 
     monkeypatch.setattr(measuring.ReconstructionMeasurement, "__call__", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
@@ -172,7 +172,7 @@ def test_any_number_of_processes_gives_the_same_numbers(
     assert result.to_dict() == alone.to_dict()
 
 
-def test_parts_cover_every_picture_once_whatever_the_numbers() -> None:
+def test_parts_cover_every_image_once_whatever_the_numbers() -> None:
     for count in (1, 7, 64, 1000, 50_000):
         for batch_size in (1, 16, 48, 5000):
             ranges = divide(count, batch_size)
@@ -193,9 +193,9 @@ def test_a_damaged_part_is_measured_again(recipe, tmp_path: Path, monkeypatch: p
     assert again.to_dict() == whole.to_dict()
 
 
-def test_changed_pictures_are_another_evaluation(recipe, photographs: Path, tmp_path: Path, monkeypatch) -> None:
+def test_changed_images_are_another_evaluation(recipe, photographs: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(PartStore, "remove", lambda self: None)
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in ("00.png", "01.png"):
         (folder / name).write_bytes((photographs / name).read_bytes())
@@ -208,20 +208,20 @@ def test_changed_pictures_are_another_evaluation(recipe, photographs: Path, tmp_
     assert first.values["psnr"][1] == second.values["psnr"][1]
 
 
-def test_a_picture_named_twice_counts_once(recipe, photographs: Path, tmp_path: Path) -> None:
-    listing = tmp_path / "pictures.txt"
+def test_an_image_named_twice_counts_once(recipe, photographs: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "images.txt"
     listing.write_text("".join(f"{photographs / name}\n" for name in ("00.png", "01.png", "00.png")))
     evaluation = run(recipe(images=str(listing)), tmp_path / "work")
-    assert evaluation.num_pictures == 2
-    assert any("1 pictures are named more than once" in line for line in evaluation.warnings)
+    assert evaluation.num_images == 2
+    assert any("1 images are named more than once" in line for line in evaluation.warnings)
 
 
-def test_generated_pictures_against_a_reference_of_themselves_are_at_distance_zero(
+def test_generated_images_against_a_reference_of_themselves_are_at_distance_zero(
     photographs: Path, cheap: CheapExtractor, tmp_path: Path
 ) -> None:
     reference = measure_reference([str(photographs)], 32, batch_size=4, work=tmp_path / "a")
     assert reference is not None
-    assert reference.description["num_images"] == NUM_PICTURES - 1
+    assert reference.description["num_images"] == NUM_IMAGES - 1
     assert reference.description["num_damaged"] == 1
     path = tmp_path / "ref.npz"
     np.savez(path, mu=reference.gaussian.mean, sigma=reference.gaussian.covariance)
@@ -238,13 +238,13 @@ def test_generated_pictures_against_a_reference_of_themselves_are_at_distance_ze
     assert evaluation.scores[0].reference_sha256 is not None
 
 
-def test_precision_and_recall_against_the_pictures_of_an_adm_batch(
+def test_precision_and_recall_against_the_images_of_an_adm_batch(
     photographs: Path, cheap: CheapExtractor, tmp_path: Path
 ) -> None:
-    names = [f"{number:02d}.png" for number in range(NUM_PICTURES) if number != 5]
-    pictures = np.stack([np.asarray(center_crop_adm(open_picture(photographs / name), 32)) for name in names])
+    names = [f"{number:02d}.png" for number in range(NUM_IMAGES) if number != 5]
+    images = np.stack([np.asarray(center_crop_adm(open_image(photographs / name), 32)) for name in names])
     path = tmp_path / "adm.npz"
-    np.savez(path, pictures, mu=np.zeros(2048), sigma=np.eye(2048))
+    np.savez(path, images, mu=np.zeros(2048), sigma=np.eye(2048))
     recipe = EvaluateRecipe(
         generated=str(photographs),
         resolution=32,
@@ -259,23 +259,21 @@ def test_precision_and_recall_against_the_pictures_of_an_adm_batch(
 
 
 def test_bad_input_gets_one_line(recipe, photographs: Path, cheap: CheapExtractor, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"pictures of 30x30 do not fit a network of stride 4.*such as 28"):
+    with pytest.raises(UsageError, match=r"images of 30x30 do not fit a network of stride 4.*such as 28"):
         evaluate(recipe(resolution=30), work=tmp_path)
-    with pytest.raises(
-        DataError, match=r"pictures of different sizes: .*00\.png is 40x37, .*01\.png 41x37; give --res"
-    ):
+    with pytest.raises(DataError, match=r"images of different sizes: .*00\.png is 40x37, .*01\.png 41x37; give --res"):
         evaluate(recipe(resolution=None), work=tmp_path)
     with pytest.raises(DataError, match=r"05\.png is damaged"):
         evaluate(recipe(damaged="fail"), work=tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(DataError, match="no picture in this folder"):
+    with pytest.raises(DataError, match="no image in this folder"):
         evaluate(recipe(images=str(empty)), work=tmp_path)
     (empty / "a.png").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="not one of 1 pictures can be decoded"):
+    with pytest.raises(DataError, match="not one of 1 images can be decoded"):
         evaluate(recipe(images=str(empty)), work=tmp_path)
     one = recipe(images=str(photographs / "00.png"), metrics=["fid"])
-    with pytest.raises(DataError, match="at least 2 pictures, got 1"):
+    with pytest.raises(DataError, match="at least 2 images, got 1"):
         evaluate(one, work=tmp_path)
     other = tmp_path / "other.npz"
     np.savez(other, mu=np.zeros(768), sigma=np.eye(768))
@@ -306,11 +304,11 @@ def test_a_reference_of_other_weights_is_told(recipe, cheap: CheapExtractor, tmp
     assert json.loads(json.dumps(evaluation.to_dict()))["scores"]["fid"]["reference"] == "ref.npz"
 
 
-def test_a_picture_that_comes_back_unchanged_breaks_nothing(
+def test_an_image_that_comes_back_unchanged_breaks_nothing(
     recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unchanged(self: object, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return pictures, torch.zeros(len(pictures), 8, 8, 8)
+    def unchanged(self: object, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return images, torch.zeros(len(images), 8, 8, 8)
 
     monkeypatch.setattr(measuring.ReconstructionMeasurement, "reconstruct", unchanged)
     evaluation = run(recipe(), tmp_path / "work", num_shown=3)

@@ -40,11 +40,11 @@ def recipe(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Eval
 def test_the_score_is_that_of_the_models_own_samples(recipe: EvaluateRecipe, model: Path, tmp_path: Path) -> None:
     evaluation = evaluate(recipe, work=tmp_path / "work", num_shown=1)
     assert evaluation is not None
-    assert evaluation.num_pictures == NUM
+    assert evaluation.num_images == NUM
     pipeline = load_diffusion(model)
     labels = torch.randint(0, 10, (NUM,), generator=torch.Generator().manual_seed(0)).tolist()
-    pictures = pipeline.generate(labels, 1.5, num_steps=2, batch_size=4).pictures
-    batch = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures])
+    images = pipeline.generate(labels, 1.5, num_steps=2, batch_size=4).images
+    batch = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
     features = CheapExtractor()(batch).features.double().numpy()
     reference = np.load(tmp_path / "ref.npz")
     expected = frechet_distance(

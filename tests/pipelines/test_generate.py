@@ -1,4 +1,4 @@
-"""From classes to pictures: what a sample depends on, and what it does not."""
+"""From classes to images: what a sample depends on, and what it does not."""
 
 import json
 
@@ -25,17 +25,17 @@ def pipelines(tmp_path_factory):
     return {kind: load_diffusion(write_diffusion(directory / kind, kind)) for kind in PREDICTIONS}
 
 
-def test_pictures_and_latents_are_those_of_the_parts_put_together(pipelines) -> None:
+def test_images_and_latents_are_those_of_the_parts_put_together(pipelines) -> None:
     pipeline = pipelines["epsilon"]
-    pictures, latents = pipeline.generate(CLASSES, guidance_scale=2.0, seed=3, num_steps=4, batch_size=5)
+    images, latents = pipeline.generate(CLASSES, guidance_scale=2.0, seed=3, num_steps=4, batch_size=5)
     model = guide(pipeline.denoiser, torch.tensor(CLASSES), 10, 2.0)
     with torch.no_grad():
         expected = sample_dpm_solver(model, sample_noise(3, range(5), (4, 8, 8)), 4) / SCALING_FACTOR
         pixels = tensor_to_uint8(pipeline.autoencoder.decode(expected[:1]))
     assert relative_error(latents, expected) < 1e-6
-    assert [picture.size for picture in pictures] == [(64, 64)] * 5
+    assert [image.size for image in images] == [(64, 64)] * 5
     assert torch.equal(
-        torch.frombuffer(bytearray(pictures[0].tobytes()), dtype=torch.uint8), pixels[0].permute(1, 2, 0).flatten()
+        torch.frombuffer(bytearray(images[0].tobytes()), dtype=torch.uint8), pixels[0].permute(1, 2, 0).flatten()
     )
 
 
@@ -49,9 +49,9 @@ def test_a_sample_depends_on_seed_and_number_not_on_the_batch(pipelines, kind, s
         pipelines[kind].generate(classes, seed=5, sampler=sampler, num_steps=6, batch_size=batch_size)
         for batch_size in (1, 16, 5)
     ]
-    for pictures, latents in runs[1:]:
+    for images, latents in runs[1:]:
         assert relative_error(latents, runs[0].latents) < 1e-5
-        for ours, theirs in zip(pictures, runs[0].pictures, strict=True):
+        for ours, theirs in zip(images, runs[0].images, strict=True):
             assert max(abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)) <= 1
     longer = pipelines[kind].generate([*classes, 3], seed=5, sampler=sampler, num_steps=6, batch_size=1)
     assert torch.equal(longer.latents[:16], runs[0].latents)
@@ -94,7 +94,7 @@ def test_values_beyond_the_number_type_are_told_not_drawn(pipelines, monkeypatch
 
 def test_out_of_memory_while_decoding_falls_back_to_tiles(pipelines, tmp_path, monkeypatch) -> None:
     pipeline = load_diffusion(write_diffusion(tmp_path / "model"))
-    whole = pipeline.generate([1, 2], num_steps=3).pictures
+    whole = pipeline.generate([1, 2], num_steps=3).images
     decode = pipeline.autoencoder.decode
 
     def limited(z):
@@ -103,9 +103,9 @@ def test_out_of_memory_while_decoding_falls_back_to_tiles(pipelines, tmp_path, m
         return decode(z)
 
     monkeypatch.setattr(pipeline.autoencoder, "decode", limited)
-    tiled = pipeline.generate([1, 2], num_steps=3).pictures
+    tiled = pipeline.generate([1, 2], num_steps=3).images
     assert pipeline.tile == 32
-    assert [picture.size for picture in tiled] == [picture.size for picture in whole]
+    assert [image.size for image in tiled] == [image.size for image in whole]
     monkeypatch.setattr(pipeline.autoencoder, "decode", lambda z: limited(torch.zeros(1, 4, 8, 8)))
     with pytest.raises(ResourceError, match="decoding"):
         pipeline.generate([1], num_steps=3)

@@ -9,7 +9,7 @@ from dcae_core.pipelines import reconstruct as memory
 from dcae_core.pipelines.reconstruct import (
     decode_latent,
     decode_rows,
-    encode_picture,
+    encode_image,
     encode_rows,
     padding_indices,
     plan_tiles,
@@ -21,11 +21,11 @@ from tests.small import small_autoencoder
 
 @pytest.fixture(scope="module")
 def network() -> Autoencoder:
-    """f = 4, with linear attention over the whole picture."""
+    """f = 4, with linear attention over the whole image."""
     return small_autoencoder()
 
 
-def smooth_picture(height: int, width: int) -> Tensor:
+def smooth_image(height: int, width: int) -> Tensor:
     y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     channels = [100 * torch.sin(2.1 * x + 1.3 * y), 90 * torch.cos(1.7 * x - 2.3 * y), 120 * x * y - 50 * y]
     return (128 + torch.stack(channels)).clamp(0, 255).to(torch.uint8)
@@ -63,16 +63,16 @@ def test_tiles_cover_the_axis_and_their_weights_add_up_to_one(length: int, tile:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (33, 47), (40, 24)])
 @pytest.mark.parametrize("tile", [None, 32])
-def test_pictures_of_any_size_come_back_in_their_size(
+def test_images_of_any_size_come_back_in_their_size(
     network: Autoencoder, height: int, width: int, tile: int | None
 ) -> None:
-    result = reconstruct(network, smooth_picture(height, width), tile=tile)
+    result = reconstruct(network, smooth_image(height, width), tile=tile)
     assert result.pixels.shape == (3, height, width)
     assert result.latent.shape == (8, -(-height // 4), -(-width // 4))
 
 
-def test_a_picture_that_needs_neither_padding_nor_tiles_is_what_the_network_gives(network: Autoencoder) -> None:
-    pixels = smooth_picture(40, 24)
+def test_an_image_that_needs_neither_padding_nor_tiles_is_what_the_network_gives(network: Autoencoder) -> None:
+    pixels = smooth_image(40, 24)
     with torch.no_grad():
         latent = network.encode(uint8_to_tensor(pixels)[None])
         expected = tensor_to_uint8(network.decode(latent))[0]
@@ -83,11 +83,11 @@ def test_a_picture_that_needs_neither_padding_nor_tiles_is_what_the_network_give
 
 
 def assert_seamless(network: Autoencoder, side: int, tile: int) -> None:
-    """The difference to the whole picture is nowhere larger than in the interior of the tiles."""
+    """The difference to the whole image is nowhere larger than in the interior of the tiles."""
     f = network.spatial_compression_ratio
-    pixels, size = smooth_picture(side, side), (side, side)
-    whole = decode_latent(network, encode_picture(network, pixels), size).int()
-    tiled = decode_latent(network, encode_picture(network, pixels, tile=tile), size, tile=tile).int()
+    pixels, size = smooth_image(side, side), (side, side)
+    whole = decode_latent(network, encode_image(network, pixels), size).int()
+    tiled = decode_latent(network, encode_image(network, pixels, tile=tile), size, tile=tile).int()
     difference = (whole - tiled).abs().amax(dim=0)
 
     near_border = torch.zeros(side, dtype=torch.bool)
@@ -105,7 +105,7 @@ def test_tiles_are_seamless(network: Autoencoder) -> None:
 
 
 def test_no_more_rows_than_a_tile_are_held(network: Autoencoder) -> None:
-    pixels, size = smooth_picture(300, 90), (300, 90)
+    pixels, size = smooth_image(300, 90), (300, 90)
     read = []
 
     def rows(top: int, bottom: int) -> torch.Tensor:
@@ -113,7 +113,7 @@ def test_no_more_rows_than_a_tile_are_held(network: Autoencoder) -> None:
         return pixels[:, top:bottom]
 
     latent = encode_rows(network, rows, size, tile=64)
-    assert torch.equal(latent, encode_picture(network, pixels, tile=64))
+    assert torch.equal(latent, encode_image(network, pixels, tile=64))
     assert max(bottom - top for top, bottom in read) <= 64
     assert (read[0][0], read[-1][1]) == (0, 300)
 
@@ -131,7 +131,7 @@ def test_tiles_of_a_published_network_are_seamless(side: int, tile: int) -> None
 
 def test_without_attention_tiles_change_only_what_lies_beside_their_borders() -> None:
     local = small_autoencoder(blocks=("res",) * 3)
-    pixels = smooth_picture(256, 64)
+    pixels = smooth_image(256, 64)
     whole, tiled = reconstruct(local, pixels), reconstruct(local, pixels, tile=128)
     changed = (whole.latent - tiled.latent).abs().amax(dim=(0, 2)) > 1e-4
     assert not changed[:16].any()
@@ -140,13 +140,13 @@ def test_without_attention_tiles_change_only_what_lies_beside_their_borders() ->
 
 def test_progress_counts_the_tiles(network: Autoencoder) -> None:
     calls: list[tuple[int, int]] = []
-    encode_picture(network, smooth_picture(128, 64), tile=64, progress=lambda done, total: calls.append((done, total)))
+    encode_image(network, smooth_image(128, 64), tile=64, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_tile_that_is_too_small_is_refused(network: Autoencoder) -> None:
     with pytest.raises(UsageError, match="--tile 15 is too small: this network needs at least 16"):
-        encode_picture(network, smooth_picture(64, 64), tile=15)
+        encode_image(network, smooth_image(64, 64), tile=15)
 
 
 def test_a_network_that_gives_nan_is_refused(network: Autoencoder) -> None:
@@ -154,9 +154,7 @@ def test_a_network_that_gives_nan_is_refused(network: Autoencoder) -> None:
         decode_latent(network, torch.full((8, 4, 4), torch.inf), (16, 16))
 
 
-def test_large_pictures_are_tiled_where_memory_asks_for_it(
-    network: Autoencoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_images_are_tiled_where_memory_asks_for_it(network: Autoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "memory_of", lambda device: 16 << 30)
     assert memory.choose_tile(network, 512, 512) is None
     assert memory.choose_tile(network, 8192, 8192) == 1024

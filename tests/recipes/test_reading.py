@@ -13,7 +13,7 @@ run_dir: runs/x
 network: {model: dc-ae-f32c32-in-1.0}
 data:
   sources:
-    - path: pictures
+    - path: images
 phases:
   - name: full
     resolution: 64
@@ -66,7 +66,7 @@ def test_scalars_are_what_they_look_like() -> None:
         ("phases.full.batch_size=two", "phases.0.batch_size: expected a whole number, not 'two'"),
         ("phases.full.batch_size=0", "phases.0.batch_size: expected greater than or equal to 1, not 0"),
         ("data.flip=no", "data.flip: expected true or false, not 'no'"),
-        ("data.sources=pictures", "data.sources: expected a list, not 'pictures'"),
+        ("data.sources=images", "data.sources: expected a list, not 'images'"),
         ("data=3", "data: expected keys and values, not 3"),
         ("phases.full.optimiser.learning_rate=.nan", "phases.0.optimiser.learning_rate: expected a finite number"),
         ("phases.full.optimiser.learning_rate=null", "phases.0.optimiser.learning_rate: expected a number, not None"),

@@ -1,4 +1,4 @@
-"""Training runs of a few steps on a few thousand parameters and a dozen small pictures."""
+"""Training runs of a few steps on a few thousand parameters and a dozen small images."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ GAN = {
 }
 
 
-def write_pictures(folder: Path, count: int = 10, size: int = 24) -> Path:
+def write_images(folder: Path, count: int = 10, size: int = 24) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         generator = np.random.default_rng(index)
@@ -59,18 +59,18 @@ def phase(name: str = "full", **changes: Any) -> dict[str, Any]:
 
 
 def recipe_for(folder: Path, *phases: dict[str, Any], **changes: Any) -> TrainAutoencoderRecipe:
-    """A recipe whose pictures and run directory lie in `folder`."""
-    if not (folder / "pictures").is_dir():
-        write_pictures(folder / "pictures")
+    """A recipe whose images and run directory lie in `folder`."""
+    if not (folder / "images").is_dir():
+        write_images(folder / "images")
     document: dict[str, Any] = {
         "command": "train-ae",
         "run_dir": str(folder / "run"),
         "seed": 3,
         "network": {"model": "custom", "config": NETWORK},
-        "data": {"sources": [{"path": str(folder / "pictures")}], "num_workers": 0},
+        "data": {"sources": [{"path": str(folder / "images")}], "num_workers": 0},
         "phases": list(phases) or [phase()],
         "logging": {"every": 1},
-        "latent_statistics_pictures": 4,
+        "latent_statistics_images": 4,
     }
     text = json.dumps(document | changes)
     return read_recipe(text, "test recipe", TrainAutoencoderRecipe, None, check_autoencoder_recipe)

@@ -14,10 +14,10 @@ from dcae_core.errors import DataError, RecipeError, UsageError
 from dcae_core.training.optimisers import ema_decay, learning_rate_at
 from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.train_diffusion import (
-    Chance,
     DiffusionBatch,
     DiffusionRunOptions,
     DiffusionTask,
+    TrainingNoise,
     train_diffusion,
 )
 
@@ -103,7 +103,7 @@ def test_window_shuffling_trains_and_goes_on_in_another_number_of_processes(tmp_
 
 
 def test_chance_belongs_to_positions():
-    chance = Chance(5, OBJECTIVES["velocity"], 0.5, 4, (2, 6))
+    chance = TrainingNoise(5, OBJECTIVES["velocity"], 0.5, 4, (2, 6))
 
     def draw(positions: range) -> DiffusionBatch:
         latents = torch.zeros(len(positions), 8, 4, 4)
@@ -135,7 +135,7 @@ def test_the_second_loss_sees_leading_channels_only(tmp_path):
     write_latents(tmp_path / "latents")
     recipe = recipe_for(tmp_path, augmentation={"channels": [2], "weight": 0.5})
     task = DiffusionTask(_Linear(), recipe, scaling_factor=0.5, validation=None)
-    chance = Chance(0, OBJECTIVES["velocity"], 0.0, 4, (2,))
+    chance = TrainingNoise(0, OBJECTIVES["velocity"], 0.0, 4, (2,))
     items = np.arange(3)
     batch = chance.complete(LatentBatch(torch.randn(3, 8, 4, 4), torch.zeros(3).long(), items, items, 0.0))
     (loss,) = task.losses(batch, 0)
@@ -164,7 +164,7 @@ def test_all_faults_of_a_recipe_come_in_one_report(tmp_path):
         )
     for words in (
         "network.num_classes: 1000, but the latents have 4 classes",
-        "resolution: 512, but the latents are of pictures of 16 px",
+        "resolution: 512, but the latents are of images of 16 px",
         "batch_size: 21 is more than the 20 latents there are",
         "accumulation: a batch of 21 cannot fill 22 parts",
         "augmentation.channels: 9 is more than the 8 there are",

@@ -20,13 +20,13 @@ from ..processes import one_thread, run_in_group
 from ..small import small_autoencoder
 
 CONFIG = UViTConfig(input_size=4, in_channels=8, hidden_size=16, depth=2, num_heads=2, num_classes=3)
-NUM_PICTURES = 5
+NUM_IMAGES = 5
 
 
-def features_of(pictures: torch.Tensor) -> SimpleNamespace:
+def features_of(images: torch.Tensor) -> SimpleNamespace:
     """Stands for Inception: the means of the colours, and nothing else."""
-    features = torch.zeros(len(pictures), 2048)
-    features[:, :3] = pictures.float().mean(dim=(2, 3))
+    features = torch.zeros(len(images), 2048)
+    features[:, :3] = images.float().mean(dim=(2, 3))
     return SimpleNamespace(features=features)
 
 
@@ -36,17 +36,17 @@ def made(tmp_path, monkeypatch):
     torch.manual_seed(0)
     network = UViT(CONFIG).eval()
     parts = DiffusionParts(network, small_autoencoder(), "velocity", 0.5, CONFIG)
-    classes = draw_classes(NUM_PICTURES, 3, 0)
+    classes = draw_classes(NUM_IMAGES, 3, 0)
     settings = {"seed": 0, "num_steps": 2, "sampler": "euler", "batch_size": 2}
-    pictures = DiffusionPipeline(parts).generate(classes, **settings).pictures
+    images = DiffusionPipeline(parts).generate(classes, **settings).images
     statistics = GaussianStatistics(2048)
     statistics.update(
-        features_of(torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2)).features
+        features_of(torch.from_numpy(np.stack([np.asarray(p) for p in images])).permute(0, 3, 1, 2)).features
     )
     write_reference(tmp_path / "ref.npz", Gaussian(statistics.mean, statistics.covariance), {})
     monkeypatch.setattr(diffusion_validation, "load_inception", lambda *_, **__: features_of)
-    fid = {"reference": str(tmp_path / "ref.npz"), "every": 4, "num_pictures": NUM_PICTURES}
-    sampling = SamplingSettings(every=2, num_pictures=4, guidance_scale=1.0, fid=fid, **settings)
+    fid = {"reference": str(tmp_path / "ref.npz"), "every": 4, "num_images": NUM_IMAGES}
+    sampling = SamplingSettings(every=2, num_images=4, guidance_scale=1.0, fid=fid, **settings)
     return network, lambda: SamplingValidation(parts, sampling, 7, tmp_path / "samples")
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dcae_core.checkpoints import load_autoencoder
-from dcae_core.data.images import picture_to_tensor
+from dcae_core.data.images import image_to_tensor
 from dcae_core.errors import CheckpointError, DownloadError, UsageError
 from dcae_core.metrics.lpips import LPIPS
 from dcae_core.metrics.reconstruction import psnr
@@ -83,7 +83,7 @@ def test_compiled_network_trains_nearly_the_same(tmp_path: Path) -> None:
 
 
 def test_training_learns(tmp_path: Path) -> None:
-    """From noise to something that resembles the pictures, in a few seconds."""
+    """From noise to something that resembles the images, in a few seconds."""
     train(recipe_for(tmp_path, phase(steps=60, optimiser={"learning_rate": 3e-3, "schedule": "cosine"})))
     losses = [record["l1"] for record in losses_of(tmp_path / "run") if "l1" in record]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
@@ -105,26 +105,26 @@ def test_result_opens_in_diffusers(tmp_path: Path) -> None:
 
 
 def test_scaling_factor_is_one_over_the_rms_of_latents(tmp_path: Path) -> None:
-    directory = train(recipe_for(tmp_path, latent_statistics_pictures=64))
+    directory = train(recipe_for(tmp_path, latent_statistics_images=64))
     network = load_autoencoder(directory, prepare=False)
-    pictures = [Image.open(path).resize((16, 16)) for path in sorted((tmp_path / "pictures").glob("*.png"))]
+    images = [Image.open(path).resize((16, 16)) for path in sorted((tmp_path / "images").glob("*.png"))]
     with torch.no_grad():
-        latents = network.encode(torch.stack([picture_to_tensor(picture) for picture in pictures]))
+        latents = network.encode(torch.stack([image_to_tensor(image) for image in images]))
     assert network.scaling_factor == pytest.approx(1 / latents.square().mean().sqrt().item(), rel=0.25)
     statistics = json.loads((directory / "dcae.json").read_text())["metadata"]["latent_statistics"]
-    assert statistics["num_pictures"] == 64
+    assert statistics["num_images"] == 64
     assert len(statistics["channel_mean"]) == 4
 
 
 def test_validation_measures_the_averages_on_8_bit_crops(tmp_path: Path) -> None:
-    folder = recipe_for(tmp_path) and tmp_path / "pictures"
-    validation = {"path": str(folder), "resolution": 16, "num_pictures": 3, "every": 1000, "batch_size": 2}
+    folder = recipe_for(tmp_path) and tmp_path / "images"
+    validation = {"path": str(folder), "resolution": 16, "num_images": 3, "every": 1000, "batch_size": 2}
     directory = train(recipe_for(tmp_path, validation=validation))
     network = load_autoencoder(directory, prepare=False)
     from dcae_core.data.images import center_crop_adm, tensor_to_uint8
 
     crops = [center_crop_adm(Image.open(path), 16) for path in sorted(folder.glob("*.png"))[:3]]
-    x = torch.stack([picture_to_tensor(crop) for crop in crops])
+    x = torch.stack([image_to_tensor(crop) for crop in crops])
     with torch.no_grad():
         expected = psnr(tensor_to_uint8(x), tensor_to_uint8(network(x))).mean().item()
     records = [record for record in losses_of(tmp_path / "run") if "validation.psnr" in record]
@@ -160,7 +160,7 @@ def test_dry_run_tells_and_leaves_nothing(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     found = forecast(recipe, RunOptions(CPU))
     assert sorted(tmp_path.rglob("*")) == before
-    assert found.num_pictures == 10
+    assert found.num_images == 10
     assert found.loader_images_per_second > 0
     assert set(found.seconds_per_step) == {"full", "latent_adaptation", "local_refinement"}
     train(recipe)

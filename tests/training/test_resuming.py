@@ -72,7 +72,7 @@ def test_stopping_leaves_no_trace(stops: set[int], tmp_path: Path, monkeypatch: 
 
 def test_two_stops_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once in the validation of what the run begins with, once in the first part of the first step."""
-    validation = {"path": str(tmp_path / "pictures"), "resolution": 16, "num_pictures": 2, "every": 9}
+    validation = {"path": str(tmp_path / "images"), "resolution": 16, "num_images": 2, "every": 9}
     recipe_for(tmp_path)
     steps = phase(steps=2, accumulation=2)
     train(recipe_for(tmp_path, steps, run_dir=str(tmp_path / "whole"), validation=validation))
@@ -97,7 +97,7 @@ def test_number_of_workers_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_stop_during_validation_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    validation = {"path": str(tmp_path / "pictures"), "resolution": 16, "num_pictures": 3, "every": 2, "batch_size": 1}
+    validation = {"path": str(tmp_path / "images"), "resolution": 16, "num_images": 3, "every": 2, "batch_size": 1}
     recipe_for(tmp_path)
     train(recipe_for(tmp_path, run_dir=str(tmp_path / "whole"), validation=validation))
 

@@ -22,7 +22,7 @@ from tests.training.small_runs import (
     phase,
     recipe_for,
     train,
-    write_pictures,
+    write_images,
 )
 
 CONSTANTLY = {"checkpoints": {"every": 1, "keep": 2}}
@@ -189,28 +189,28 @@ def test_old_checkpoints_go_and_chosen_ones_stay(tmp_path: Path) -> None:
     assert names == {"step_3", "step_6", "step_7"}
 
 
-def test_damaged_pictures_are_skipped_and_listed_or_fatal(tmp_path: Path) -> None:
+def test_damaged_images_are_skipped_and_listed_or_fatal(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path)
-    (tmp_path / "pictures" / "04.png").write_bytes(b"\x89PNG nothing")
+    (tmp_path / "images" / "04.png").write_bytes(b"\x89PNG nothing")
     train(recipe)
     train(recipe.model_copy(update={"phases": [recipe.phases[0].model_copy(update={"steps": 6})]}))
     listed = (tmp_path / "run" / "damaged.txt").read_text().splitlines()
     assert len(listed) == 1
     assert "04.png" in listed[0]
-    sources = {"sources": [{"path": str(tmp_path / "pictures")}], "damaged": "fail"}
+    sources = {"sources": [{"path": str(tmp_path / "images")}], "damaged": "fail"}
     for workers in (0, 1):
         fatal = recipe_for(tmp_path, run_dir=str(tmp_path / f"f{workers}"), data=sources | {"num_workers": workers})
         with pytest.raises(DataError, match=r"^[^\n]*04.png[^\n]*$"):
             train(fatal)
 
 
-@pytest.mark.parametrize("content", [None, b"not a picture"])
-def test_datasets_without_good_pictures_are_refused(content: bytes | None, tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "pictures", count=2)
+@pytest.mark.parametrize("content", [None, b"not an image"])
+def test_datasets_without_good_images_are_refused(content: bytes | None, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", count=2)
     recipe = recipe_for(tmp_path)
     for path in folder.iterdir():
         path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(DataError, match=r"no picture|none of the 2 pictures can be decoded"):
+    with pytest.raises(DataError, match=r"no image|none of the 2 images can be decoded"):
         train(recipe)
 
 

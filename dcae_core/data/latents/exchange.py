@@ -36,7 +36,7 @@ def import_npy(
         source: the folder of class folders.
         directory: where the dataset is to lie.
         encoder: what made the latents: the files do not say. Its factor undoes the published scaling.
-        resolution: side of the pictures that were encoded.
+        resolution: side of the images that were encoded.
         shard_size: items per shard.
         advance: called with the number of items after each shard.
 
@@ -98,13 +98,13 @@ _BATCH = 256
 
 
 def export_npy(dataset: LatentDataset, directory: Path, advance: Callable[[int], object] | None = None) -> None:
-    """Write one `<class>/<picture name>.npy` of (C, h, w) float32 per item, multiplied by the scaling factor.
+    """Write one `<class>/<image name>.npy` of (C, h, w) float32 per item, multiplied by the scaling factor.
 
-    That is what the published training reads. A mirrored copy is called `<picture name>.flip.npy`; a dataset without
+    That is what the published training reads. A mirrored copy is called `<image name>.flip.npy`; a dataset without
     classes is written straight into `directory`. Holds one batch of latents; costs one file per item.
 
     Raises:
-        DataError: two pictures would get the same file.
+        DataError: two images would get the same file.
         ResourceError: the disk is full, or the place cannot be written to.
     """
     scaling_factor = dataset.manifest.scaling_factor
@@ -112,9 +112,7 @@ def export_npy(dataset: LatentDataset, directory: Path, advance: Callable[[int],
     for name, latent, _ in _items(dataset):
         path = directory / f"{name}.npy"
         if path in written:
-            raise DataError(
-                f"two pictures of {dataset.store.where} are called {name}; .npy files cannot tell them apart"
-            )
+            raise DataError(f"two images of {dataset.store.where} are called {name}; .npy files cannot tell them apart")
         written.add(path)
         make_directory(path.parent)
         scaled = latent.float() * scaling_factor
@@ -156,7 +154,7 @@ def export_webdataset(
 
 
 def _items(dataset: LatentDataset) -> Iterator[tuple[str, Tensor, int]]:
-    """Each item's name without the picture's suffix, unscaled latent, and label, in the dataset's order."""
+    """Each item's name without the image's suffix, unscaled latent, and label, in the dataset's order."""
     start = 0
     for number, count in enumerate(dataset.shard_counts.tolist()):
         names = dataset.names(number)
@@ -169,10 +167,10 @@ def _items(dataset: LatentDataset) -> Iterator[tuple[str, Tensor, int]]:
 
 
 def _item_name(names: list[str], item: int, copies: int) -> str:
-    picture = PurePosixPath(names[item // copies])
-    if picture.is_absolute() or ".." in picture.parts:
-        raise DataError(f"a picture of the dataset is called {picture}; such a name is not written to")
-    return str(picture.with_suffix("")) + (".flip" if item % copies else "")
+    image = PurePosixPath(names[item // copies])
+    if image.is_absolute() or ".." in image.parts:
+        raise DataError(f"an image of the dataset is called {image}; such a name is not written to")
+    return str(image.with_suffix("")) + (".flip" if item % copies else "")
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

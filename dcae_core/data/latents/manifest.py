@@ -32,12 +32,12 @@ class EncoderRecord(_Record):
 
 
 class TransformRecord(_Record):
-    """How a picture became the encoder's input."""
+    """How an image became the encoder's input."""
 
     resolution: int = Field(gt=0)  # side of the square crop, pixels
     crop: Literal["adm", "unknown"] = "adm"
     apply_exif: bool = True
-    flipped_copies: bool = False  # items 2i and 2i + 1 are picture i and its mirror image
+    flipped_copies: bool = False  # items 2i and 2i + 1 are image i and its mirror image
 
 
 class StatisticsRecord(_Record):
@@ -70,13 +70,13 @@ class ShardRecord(_Record):
     count: int = Field(ge=0)
     bytes: int = Field(gt=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    statistics: StatisticsRecord | None  # None for a shard without items (every picture of it was damaged)
+    statistics: StatisticsRecord | None  # None for a shard without items (every image of it was damaged)
 
 
 class DamagedRecord(_Record):
-    """A picture that could not be decoded and was left out."""
+    """An image that could not be decoded and was left out."""
 
-    picture: str
+    picture: str  # the field is called this on disk
     reason: str
 
 
@@ -91,7 +91,7 @@ class Manifest(_Record):
     dtype: LatentDtype
     latent_shape: tuple[int, int, int]  # (C, h, w)
     count: int = Field(ge=0)
-    classes: list[str]  # label k is classes[k]; one class for pictures without
+    classes: list[str]  # label k is classes[k]; one class for images without
     statistics: StatisticsRecord | None
     damaged: list[DamagedRecord] = []
     shards: list[ShardRecord]
@@ -122,7 +122,7 @@ class Manifest(_Record):
 
     @property
     def copies(self) -> int:
-        """Items per picture: 2 with flipped copies, else 1."""
+        """Items per image: 2 with flipped copies, else 1."""
         return 2 if self.transform.flipped_copies else 1
 
     def identity(self) -> str:

@@ -58,7 +58,7 @@ def build_shard(number: int, latents: Tensor, labels: Tensor, names: Sequence[st
         number: position among the dataset's shards; part of the bytes, so that no two shards are ever equal.
         latents: (n, C, h, w), unscaled, on the CPU, in the dtype to store.
         labels: (n,) integers.
-        names: one per picture; no newlines in them.
+        names: one per image; no newlines in them.
 
     Returns:
         The file's content and its record for the manifest.
@@ -246,7 +246,7 @@ class LatentDataset:
         self.store.prefetch(self.manifest.shards[int(number)] for number in shard_numbers)
 
     def names(self, shard_number: int) -> list[str]:
-        """Names of the pictures of one shard, in order (one per picture, also where there are two items of each)."""
+        """Names of the images of one shard, in order (one per image, also where there are two items of each)."""
         shard = self._shard(shard_number)
         layout = shard.layout
         text = shard.read(layout.names, layout.end - layout.names).decode("utf-8", "surrogateescape")

@@ -1,1 +1,1 @@
-"""The parts of an evaluation: where pictures come from, what is measured on them, how the work is divided and added."""
+"""The parts of an evaluation: where images come from, what is measured on them, how the work is divided and added."""

@@ -25,9 +25,9 @@ from dcae_core.metrics.reference import Reference, read_reference
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.pipelines.evaluation.inputs import (
     GeneratedSamples,
-    PictureFiles,
-    PictureSource,
-    ReferencePictures,
+    ImageFiles,
+    ImageSource,
+    ReferenceImages,
     find_once,
     identity_of,
     sample_pack_directory,
@@ -36,7 +36,7 @@ from dcae_core.pipelines.evaluation.parts import Measure, PartStore, measure_par
 from dcae_core.pipelines.evaluation.scores import (
     FEATURES,
     METRICS,
-    PER_PICTURE,
+    PER_IMAGE,
     Comparison,
     FeatureMeasurement,
     Gathered,
@@ -85,7 +85,7 @@ class ExpectedFigure:
         label: for people.
         measured: the figure; None where a figure is expected but was not measured.
         spread: its standard deviation, where there is one.
-        num_pictures: that it is over.
+        num_images: that it is over.
         expected: the published figure, where there is one.
     """
 
@@ -93,7 +93,7 @@ class ExpectedFigure:
     label: str
     measured: float | None
     spread: float | None
-    num_pictures: int
+    num_images: int
     expected: Expectation | None
 
     @property
@@ -137,7 +137,7 @@ def compare(evaluation: "Evaluation", expected: Mapping[str, Expectation]) -> li
             label=_LATENT_LABELS.get(name) or METRICS[name].label,
             measured=measured.get(name),
             spread=spreads.get(name),
-            num_pictures=evaluation.num_pictures,
+            num_images=evaluation.num_images,
             expected=expected.get(name),
         )
         for name in names
@@ -151,8 +151,8 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
-class ShownPicture:
-    """A picture for people to look at: where it stands among the others, and what came out (reconstructions only)."""
+class ShownImage:
+    """An image for people to look at: where it stands among the others, and what came out (reconstructions only)."""
 
     name: str
     standing: str
@@ -169,25 +169,25 @@ class Evaluation:
         subject: what was measured, in words.
         settings: the whole recipe, and the fingerprint of the network.
         scores: in the order they were asked for.
-        num_pictures: how many were measured.
-        damaged: a line for each picture that could not be decoded.
+        num_images: how many were measured.
+        damaged: a line for each image that could not be decoded.
         warnings: what keeps the scores from being compared with published ones.
         latent: statistics of the latents, for an autoencoder.
-        names: of the measured pictures, where each has values of its own.
+        names: of the measured images, where each has values of its own.
         values: "psnr", "ssim", "lpips" -> one number for each of `names`.
-        shown: pictures for the report.
+        shown: images for the report.
     """
 
     subject: str
     settings: dict[str, Any]
     scores: list[Score]
-    num_pictures: int
+    num_images: int
     damaged: list[str]
     warnings: list[str]
     latent: LatentStatistics | None
     names: list[str]
     values: dict[str, list[float]]
-    shown: list[ShownPicture]
+    shown: list[ShownImage]
 
     def measured(self) -> dict[str, float]:
         """Every figure by name: the scores, and the latents' mean, rms and std."""
@@ -201,15 +201,15 @@ class Evaluation:
         return [score.origin() for score in self.scores]
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the pictures, for JSON; what is infinite (PSNR of equal pictures) becomes null."""
+        """All but the images, for JSON; what is infinite (PSNR of equal images) becomes null."""
         document = {
             "subject": self.subject,
             "settings": self.settings,
-            "num_pictures": self.num_pictures,
+            "num_images": self.num_images,
             "scores": {score.name: score.to_dict() for score in self.scores},
             "latent": None if self.latent is None else asdict(self.latent),
-            "pictures": self.names,
-            "per_picture": self.values,
+            "images": self.names,
+            "per_image": self.values,
             "damaged": self.damaged,
             "warnings": self.warnings,
         }
@@ -226,10 +226,10 @@ def _without_infinities(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is measured on which pictures, once everything is loaded."""
+    """What is measured on which images, once everything is loaded."""
 
     subject: str
-    source: PictureSource
+    source: ImageSource
     measure: Measure
     identity: dict[str, Any]
     show: Callable[[Tensor], Tensor] | None = None
@@ -251,21 +251,21 @@ def evaluate(
 ) -> Evaluation | None:
     """Measure what a recipe says.
 
-    Processes of one group share the pictures. Finished parts lie in a directory of their own until the end, so a
-    stopped evaluation goes on where it was; that costs 8 KB of disk a picture for each set of Inception features.
+    Processes of one group share the images. Finished parts lie in a directory of their own until the end, so a
+    stopped evaluation goes on where it was; that costs 8 KB of disk an image for each set of Inception features.
 
     Args:
         recipe: what to measure.
         device: where networks run.
         work: where finished parts are kept; None: the user's cache.
-        num_shown: how many pictures to keep for a report, from the best, the middle and the worst each.
+        num_shown: how many images to keep for a report, from the best, the middle and the worst each.
         progress: shows how far it is.
 
     Returns:
         The evaluation in the main process, None in the others.
 
     Raises:
-        DataError: pictures or the reference are missing, damaged, or do not fit.
+        DataError: images or the reference are missing, damaged, or do not fit.
         UsageError: an unknown model, or a resolution that does not fit it.
         DownloadError: weights are neither cached nor to be had.
         ResourceError: no room for the finished parts.
@@ -275,7 +275,7 @@ def evaluate(
     if reference is not None and extractor is not None:
         require_comparable(reference)
     needs_their_features = reference is not None and {"precision_recall", "kid"} & set(recipe.metrics)
-    their_pictures = ReferencePictures(reference) if reference is not None and needs_their_features else None
+    their_images = ReferenceImages(reference) if reference is not None and needs_their_features else None
     plan = _plan(recipe, device, extractor, reference)
     work = work or default_work_directory()
     key = evaluation_key(
@@ -285,14 +285,14 @@ def evaluate(
         device=torch.device(device).type,
         identity=plan.identity,
     )
-    # Copies of the pictures on several machines may differ in their times: the main process's key counts.
+    # Copies of the images on several machines may differ in their times: the main process's key counts.
     key = broadcast_object(key)
     store = PartStore(work / key)
     gathered = _run(plan.source, plan.measure, store, recipe, progress, "measure")
     their_store, theirs = PartStore(work / f"{key}-reference"), None
-    if their_pictures is not None and extractor is not None:
+    if their_images is not None and extractor is not None:
         measure = FeatureMeasurement(extractor)
-        theirs = _run(their_pictures, measure, their_store, recipe, progress, "measure the reference")
+        theirs = _run(their_images, measure, their_store, recipe, progress, "measure the reference")
     if gathered is None:
         return None
     comparison = None
@@ -305,7 +305,7 @@ def evaluate(
 
 
 def _run(
-    source: PictureSource,
+    source: ImageSource,
     measure: Measure,
     store: PartStore,
     recipe: EvaluateRecipe,
@@ -338,9 +338,9 @@ def _plan(
     if recipe.diffusion is not None:
         return _plan_diffusion(recipe, device, features)
     assert recipe.generated is not None
-    pictures, notes = find_once([recipe.generated])
-    source = PictureFiles(pictures, recipe.resolution, recipe.damaged == "skip")
-    return _Plan(f"pictures in {recipe.generated}", source, features, {"pictures": identity_of(pictures)}, notes=notes)
+    images, notes = find_once([recipe.generated])
+    source = ImageFiles(images, recipe.resolution, recipe.damaged == "skip")
+    return _Plan(f"images in {recipe.generated}", source, features, {"images": identity_of(images)}, notes=notes)
 
 
 def _plan_autoencoder(
@@ -350,13 +350,13 @@ def _plan_autoencoder(
     reference: Reference | None,
 ) -> _Plan:
     assert recipe.autoencoder is not None
-    pictures, notes = find_once([recipe.images or str(sample_pack_directory())])
+    images, notes = find_once([recipe.images or str(sample_pack_directory())])
     if recipe.num_images is not None:
-        pictures = pictures[: recipe.num_images]
-    source = PictureFiles(pictures, recipe.resolution, recipe.damaged == "skip")
+        images = images[: recipe.num_images]
+    source = ImageFiles(images, recipe.resolution, recipe.damaged == "skip")
     lpips = load_lpips("alex", device=device) if "lpips" in recipe.metrics else None
     plain = load_autoencoder(recipe.autoencoder.model, prepare=False)
-    identity = {"pictures": identity_of(pictures), "network": fingerprint(plain)}
+    identity = {"images": identity_of(images), "network": fingerprint(plain)}
     network = prepare_for_inference(plain.to(device, parse_dtype(recipe.autoencoder.dtype)))
     measure = ReconstructionMeasurement(
         network, recipe.metrics, lpips=lpips, features=features, with_original_features=reference is None
@@ -389,18 +389,18 @@ def _conclude(
     num_shown: int,
 ) -> Evaluation:
     if gathered.count == 0:
-        raise DataError(f"not one of {len(plan.source)} pictures can be decoded; the first says: {gathered.damaged[0]}")
+        raise DataError(f"not one of {len(plan.source)} images can be decoded; the first says: {gathered.damaged[0]}")
     if comparison is None and extractor is not None and plan.show is not None:
         comparison = compare_with_originals(gathered)
     sha256 = extractor.sha256 if extractor else None
     scores = compute_scores(gathered, recipe.metrics, sha256, comparison)
-    values = {name: gathered.columns[name].tolist() for name in PER_PICTURE if name in gathered.columns}
-    network = {key: value for key, value in plan.identity.items() if key != "pictures"}
+    values = {name: gathered.columns[name].tolist() for name in PER_IMAGE if name in gathered.columns}
+    network = {key: value for key, value in plan.identity.items() if key != "images"}
     return Evaluation(
         subject=plan.subject,
         settings=recipe.model_dump(exclude_none=True, exclude={"expected"}) | network,
         scores=scores,
-        num_pictures=gathered.count,
+        num_images=gathered.count,
         damaged=gathered.damaged,
         warnings=plan.notes + warnings_about(scores, reference, sha256),
         latent=gathered.latent,
@@ -410,10 +410,8 @@ def _conclude(
     )
 
 
-def _choose_shown(
-    plan: _Plan, gathered: Gathered, values: dict[str, list[float]], num_shown: int
-) -> list[ShownPicture]:
-    """Best, middle and worst by the first per-picture metric; the first pictures where there is none."""
+def _choose_shown(plan: _Plan, gathered: Gathered, values: dict[str, list[float]], num_shown: int) -> list[ShownImage]:
+    """Best, middle and worst by the first per-image metric; the first images where there is none."""
     if num_shown == 0:
         return []
     if not values or plan.show is None:
@@ -434,13 +432,13 @@ def _choose_shown(
     return shown
 
 
-def _show(plan: _Plan, gathered: Gathered, values: dict[str, list[float]], place: int, standing: str) -> ShownPicture:
+def _show(plan: _Plan, gathered: Gathered, values: dict[str, list[float]], place: int, standing: str) -> ShownImage:
     index = gathered.indices[place]
     batch = next(iter(plan.source.batches([range(index, index + 1)])))
-    return ShownPicture(
+    return ShownImage(
         name=plan.source.name(index),
         standing=standing,
-        original=batch.pictures[0],
-        reconstruction=plan.show(batch.pictures)[0] if plan.show else None,
+        original=batch.images[0],
+        reconstruction=plan.show(batch.images)[0] if plan.show else None,
         values={name: column[place] for name, column in values.items()},
     )

@@ -1,4 +1,4 @@
-"""FID reference statistics of a set of pictures."""
+"""FID reference statistics of a set of images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from dcae_core.errors import DataError
 from dcae_core.metrics.frechet import Gaussian
 from dcae_core.metrics.inception import FID_RESIZE, NUM_FEATURES, load_inception
 from dcae_core.pipelines.evaluation.evaluate import Progress, default_work_directory, evaluation_key, no_progress
-from dcae_core.pipelines.evaluation.inputs import PictureFiles, find_once, identity_of
+from dcae_core.pipelines.evaluation.inputs import ImageFiles, find_once, identity_of
 from dcae_core.pipelines.evaluation.parts import PartStore, measure_parts
 from dcae_core.pipelines.evaluation.scores import FeatureMeasurement, gather, gaussian_of
 
@@ -21,8 +21,8 @@ class FidReference:
 
     Attributes:
         gaussian: mean and covariance of the features.
-        description: number of pictures, resolution, transform, resize rule and hash of the weights.
-        warnings: lines about damaged pictures, repeated ones, and too few.
+        description: number of images, resolution, transform, resize rule and hash of the weights.
+        warnings: lines about damaged images, repeated ones, and too few.
     """
 
     gaussian: Gaussian
@@ -31,7 +31,7 @@ class FidReference:
 
 
 def measure_reference(
-    images: list[str],
+    inputs: list[str],
     resolution: int | None,
     *,
     inception_weights: Path | None = None,
@@ -41,17 +41,17 @@ def measure_reference(
     work: Path | None = None,
     progress: Progress = no_progress,
 ) -> FidReference | None:
-    """Mean and covariance of the Inception features of pictures.
+    """Mean and covariance of the Inception features of images.
 
-    Processes of one group share the pictures; a stopped run goes on where it was. Costs about 6 GMACs a picture, and
-    8 KB of disk a picture until the end.
+    Processes of one group share the images; a stopped run goes on where it was. Costs about 6 GMACs an image, and
+    8 KB of disk an image until the end.
 
     Args:
-        images: folders, globs, file lists, tar shards.
-        resolution: side of the ADM centre crop; None takes pictures as they are, all of one size.
+        inputs: folders, globs, file lists, tar shards.
+        resolution: side of the ADM centre crop; None takes images as they are, all of one size.
         inception_weights: a file of weights; None: the published one.
-        batch_size: pictures at a time in each process.
-        skip_damaged: leave damaged pictures out and list them, or fail at the first.
+        batch_size: images at a time in each process.
+        skip_damaged: leave damaged images out and list them, or fail at the first.
         device: where the network runs.
         work: where finished parts are kept; None: the user's cache.
         progress: shows how far it is.
@@ -60,14 +60,14 @@ def measure_reference(
         The statistics in the main process, None in the others.
 
     Raises:
-        DataError: no pictures, fewer than two good ones, or of different sizes.
+        DataError: no images, fewer than two good ones, or of different sizes.
         DownloadError: the weights are neither cached nor to be had.
     """
-    pictures, notes = find_once(images)
-    source = PictureFiles(pictures, resolution, skip_damaged)
+    images, notes = find_once(inputs)
+    source = ImageFiles(images, resolution, skip_damaged)
     extractor = load_inception(inception_weights, device=device)
     key = evaluation_key(
-        pictures=identity_of(pictures),
+        images=identity_of(images),
         resolution=resolution,
         batch_size=batch_size,
         inception=extractor.sha256,
@@ -80,7 +80,7 @@ def measure_reference(
         return None
     gathered = gather(parts, ("fid",))
     if gathered.count == 0:
-        raise DataError(f"not one of {len(source)} pictures can be decoded; the first says: {gathered.damaged[0]}")
+        raise DataError(f"not one of {len(source)} images can be decoded; the first says: {gathered.damaged[0]}")
     gaussian = gaussian_of(gathered)
     store.remove()
     description: dict[str, str | int] = {
@@ -93,5 +93,5 @@ def measure_reference(
     }
     warnings = gathered.damaged + notes
     if gathered.count < NUM_FEATURES:
-        warnings.append(f"{gathered.count} pictures are fewer than {NUM_FEATURES} features: the covariance is singular")
+        warnings.append(f"{gathered.count} images are fewer than {NUM_FEATURES} features: the covariance is singular")
     return FidReference(gaussian, description, warnings)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dcae_core.data.images import center_crop_adm
-from dcae_core.data.sources import PictureReference, find_pictures
+from dcae_core.data.sources import ImageReference, find_images
 from dcae_core.errors import DataError
 from dcae_core.metrics.reference import Reference
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings, draw_classes
@@ -30,67 +30,67 @@ def sample_pack_directory() -> Path:
     for candidate in (package / "shipped_photographs", package.parent / "examples" / "photographs"):
         if candidate.is_dir():
             return candidate
-    raise DataError("the sample pack is not part of this installation; give pictures: dcae eval --images DIR")
+    raise DataError("the sample pack is not part of this installation; give images: dcae eval --images DIR")
 
 
 _DECODING_THREADS = 8
 
 
 @dataclass
-class PictureBatch:
-    """Some pictures in order.
+class ImageBatch:
+    """Some images in order.
 
     Attributes:
-        pictures: uint8 (B, 3, H, W).
-        damaged: place in the batch -> a line, for each picture that could not be decoded and is black instead.
+        images: uint8 (B, 3, H, W).
+        damaged: place in the batch -> a line, for each image that could not be decoded and is black instead.
     """
 
-    pictures: Tensor
+    images: Tensor
     damaged: dict[int, str] = field(default_factory=dict)
 
 
-class PictureSource(Protocol):
-    """A fixed number of pictures of one size, read or made by number."""
+class ImageSource(Protocol):
+    """A fixed number of images of one size, read or made by number."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What reports call a picture."""
+        """What reports call an image."""
 
-    def batches(self, ranges: Sequence[range]) -> Iterator[PictureBatch]:
-        """One batch for each range of picture numbers."""
+    def batches(self, ranges: Sequence[range]) -> Iterator[ImageBatch]:
+        """One batch for each range of image numbers."""
 
 
-class PictureFiles:
-    """Pictures from files and tar shards, decoded by a few threads while the batch before is measured.
+class ImageFiles:
+    """Images from files and tar shards, decoded by a few threads while the batch before is measured.
 
     Args:
-        pictures: at least one.
-        resolution: side of the ADM centre crop; None takes pictures as they are, all of one size.
-        skip_damaged: go on without pictures that cannot be decoded.
+        images: at least one.
+        resolution: side of the ADM centre crop; None takes images as they are, all of one size.
+        skip_damaged: go on without images that cannot be decoded.
 
     Raises:
-        DataError: not one of the pictures can be decoded.
+        DataError: not one of the images can be decoded.
     """
 
-    def __init__(self, pictures: Sequence[PictureReference], resolution: int | None, skip_damaged: bool = True) -> None:
-        self._pictures = pictures
+    def __init__(self, images: Sequence[ImageReference], resolution: int | None, skip_damaged: bool = True) -> None:
+        self._images = images
         self._resolution = resolution
         self._skip_damaged = skip_damaged
         self._size, self._pattern = self._first_size()
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def name(self, index: int) -> str:
         """Its path below the searched folder."""
-        return self._pictures[index].key
+        return self._images[index].key
 
-    def batches(self, ranges: Sequence[range]) -> Iterator[PictureBatch]:
+    def batches(self, ranges: Sequence[range]) -> Iterator[ImageBatch]:
         """Read them in order, one batch ahead.
 
         Raises:
-            DataError: a damaged picture where none is allowed, or pictures of different sizes.
+            DataError: a damaged image where none is allowed, or images of different sizes.
         """
         threads = min(_DECODING_THREADS, os.cpu_count() or 1)
         with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as ahead:
@@ -101,78 +101,78 @@ class PictureFiles:
                     waiting.append(ahead.submit(self._read, following, readers))
                 yield batch
 
-    def _read(self, indices: range, readers: ThreadPoolExecutor) -> PictureBatch:
+    def _read(self, indices: range, readers: ThreadPoolExecutor) -> ImageBatch:
         width, height = self._size
-        batch = PictureBatch(torch.zeros(len(indices), 3, height, width, dtype=torch.uint8))
-        for place, picture in enumerate(readers.map(self._try_to_open, indices)):
-            if isinstance(picture, DataError):
+        batch = ImageBatch(torch.zeros(len(indices), 3, height, width, dtype=torch.uint8))
+        for place, image in enumerate(readers.map(self._try_to_open, indices)):
+            if isinstance(image, DataError):
                 if not self._skip_damaged:
-                    raise picture
-                batch.damaged[place] = str(picture)
+                    raise image
+                batch.damaged[place] = str(image)
                 continue
-            if picture.size != self._size:
+            if image.size != self._size:
                 raise DataError(
-                    f"pictures of different sizes: {self._pattern} is {width}x{height}, "
-                    f"{self._pictures[indices[place]].name} {picture.width}x{picture.height}; "
+                    f"images of different sizes: {self._pattern} is {width}x{height}, "
+                    f"{self._images[indices[place]].name} {image.width}x{image.height}; "
                     "give --resolution N to cut all to one size"
                 )
-            batch.pictures[place] = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+            batch.images[place] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return batch
 
     def _try_to_open(self, index: int) -> Image.Image | DataError:
         try:
-            # As stored: the published code does not turn pictures as their EXIF block says.
-            picture = self._pictures[index].open(apply_exif=False)
-            return picture if self._resolution is None else center_crop_adm(picture, self._resolution)
+            # As stored: the published code does not turn images as their EXIF block says.
+            image = self._images[index].open(apply_exif=False)
+            return image if self._resolution is None else center_crop_adm(image, self._resolution)
         except DataError as error:
             return error
 
     def _first_size(self) -> tuple[tuple[int, int], str]:
-        """(width, height) of all pictures, and the name of the one it was read from."""
+        """(width, height) of all images, and the name of the one it was read from."""
         if self._resolution is not None:
             return (self._resolution, self._resolution), ""
         damaged = None
-        for index in range(len(self._pictures)):
-            picture = self._try_to_open(index)
-            if isinstance(picture, Image.Image):
-                return picture.size, self._pictures[index].name
-            damaged = damaged or picture
-        raise DataError(f"not one of {len(self._pictures)} pictures can be decoded; the first says: {damaged}")
+        for index in range(len(self._images)):
+            image = self._try_to_open(index)
+            if isinstance(image, Image.Image):
+                return image.size, self._images[index].name
+            damaged = damaged or image
+        raise DataError(f"not one of {len(self._images)} images can be decoded; the first says: {damaged}")
 
 
-class ReferencePictures:
-    """The pictures that lie in a reference batch.
+class ReferenceImages:
+    """The images that lie in a reference batch.
 
     Raises:
         DataError: it holds statistics alone.
     """
 
     def __init__(self, reference: Reference) -> None:
-        if reference.num_pictures == 0:
+        if reference.num_images == 0:
             raise DataError(
-                f"{reference.path} holds statistics alone; precision, recall and KID compare with pictures: "
+                f"{reference.path} holds statistics alone; precision, recall and KID compare with images: "
                 "give ADM's reference batch"
             )
         self._reference = reference
 
     def __len__(self) -> int:
-        return self._reference.num_pictures
+        return self._reference.num_images
 
     def name(self, index: int) -> str:
         """Its number in the file."""
         return f"{self._reference.path.name} {index}"
 
-    def batches(self, ranges: Sequence[range]) -> Iterator[PictureBatch]:
+    def batches(self, ranges: Sequence[range]) -> Iterator[ImageBatch]:
         """Read them from the file.
 
         Raises:
             DataError: the file ends early.
         """
-        return map(PictureBatch, self._reference.pictures(ranges))
+        return map(ImageBatch, self._reference.images(ranges))
 
 
 class GeneratedSamples:
-    """Pictures that a diffusion model makes: sample i depends on the seed and on i alone.
+    """Images that a diffusion model makes: sample i depends on the seed and on i alone.
 
     Args:
         pipeline: the model.
@@ -194,7 +194,7 @@ class GeneratedSamples:
         """Its number and class, as `dcae sample` names files."""
         return f"{index:05d}_c{self._classes[index]}"
 
-    def batches(self, ranges: Sequence[range]) -> Iterator[PictureBatch]:
+    def batches(self, ranges: Sequence[range]) -> Iterator[ImageBatch]:
         """Make them; each range must lie within one batch.
 
         Raises:
@@ -208,34 +208,34 @@ class GeneratedSamples:
         )
         for indices, batch in zip(ranges, made, strict=True):
             first = batch.number * size
-            yield PictureBatch(batch.pixels[indices.start - first : indices.stop - first])
+            yield ImageBatch(batch.pixels[indices.start - first : indices.stop - first])
 
 
-def identity_of(pictures: Sequence[PictureReference]) -> list[tuple[str, int, int, int]]:
-    """What changes when a picture is replaced: path, place in its shard, size, time of change. One stat a picture."""
+def identity_of(images: Sequence[ImageReference]) -> list[tuple[str, int, int, int]]:
+    """What changes when an image is replaced: path, place in its shard, size, time of change. One stat an image."""
     identity = []
-    for picture in pictures:
-        status = os.stat(picture.path) if os.path.exists(picture.path) else None
+    for image in images:
+        status = os.stat(image.path) if os.path.exists(image.path) else None
         size, time = (status.st_size, status.st_mtime_ns) if status else (0, 0)
-        identity.append((picture.name, picture.offset, size, time))
+        identity.append((image.name, image.offset, size, time))
     return identity
 
 
-def find_once(images: list[str]) -> tuple[Sequence[PictureReference], list[str]]:
-    """The pictures that are named, each file once however often it is, and a line about it if that happened.
+def find_once(inputs: list[str]) -> tuple[Sequence[ImageReference], list[str]]:
+    """The images that are named, each file once however often it is, and a line about it if that happened.
 
     Raises:
         DataError: there are none, or a name stands for nothing.
     """
-    pictures = find_pictures(images)
+    images = find_images(inputs)
     seen: set[tuple[str, int]] = set()
     repeated = set()
-    for index, picture in enumerate(pictures):
-        place = (os.path.realpath(picture.path), picture.offset)
+    for index, image in enumerate(images):
+        place = (os.path.realpath(image.path), image.offset)
         if place in seen:
             repeated.add(index)
         seen.add(place)
     if not repeated:
-        return pictures, []
-    once = [picture for index, picture in enumerate(pictures) if index not in repeated]
-    return once, [f"{len(repeated)} pictures are named more than once; each file is counted once"]
+        return images, []
+    once = [image for index, image in enumerate(images) if index not in repeated]
+    return once, [f"{len(repeated)} images are named more than once; each file is counted once"]

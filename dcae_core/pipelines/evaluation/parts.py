@@ -1,6 +1,6 @@
 """An evaluation divided into parts, each measured once: by any number of processes, stopped and continued at will.
 
-The division depends on the number of pictures and the batch size alone, and results are put together in the order of
+The division depends on the number of images and the batch size alone, and results are put together in the order of
 the parts. So the number at the end is the same whoever measured what, and however often it was stopped.
 """
 
@@ -18,24 +18,24 @@ from torch import Tensor
 from dcae_core.distributed import barrier, broadcast_object, is_main, rank, world_size
 from dcae_core.errors import DataError
 from dcae_core.files import make_directory, write_bytes
-from dcae_core.pipelines.evaluation.inputs import PictureSource
+from dcae_core.pipelines.evaluation.inputs import ImageSource
 
 _NUM_PARTS = 64  # wanted at least, so that processes share evenly ...
-_LARGEST_PART = 1024  # ... and at most this many pictures are measured again after a stop
+_LARGEST_PART = 1024  # ... and at most this many images are measured again after a stop
 
 Measure = Callable[[Tensor], dict[str, Tensor]]
-"""Measures of uint8 pictures (B, 3, H, W): per picture (B, ...)."""
+"""Measures of uint8 images (B, 3, H, W): per image (B, ...)."""
 Advance = Callable[[int], None]
 
 
 @dataclass
 class Part:
-    """What was measured on some pictures.
+    """What was measured on some images.
 
     Attributes:
-        tensors: name -> one row for each good picture.
-        indices: (N,) int64, which pictures the rows belong to.
-        damaged: a line for each picture that could not be decoded.
+        tensors: name -> one row for each good image.
+        indices: (N,) int64, which images the rows belong to.
+        damaged: a line for each image that could not be decoded.
     """
 
     tensors: dict[str, Tensor]
@@ -44,7 +44,7 @@ class Part:
 
 
 def divide(count: int, batch_size: int) -> list[range]:
-    """Split `count` pictures into parts of whole batches (the last one may be short)."""
+    """Split `count` images into parts of whole batches (the last one may be short)."""
     batches = min(count // (batch_size * _NUM_PARTS), _LARGEST_PART // batch_size)
     size = batch_size * max(1, batches)
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
@@ -105,7 +105,7 @@ class PartStore:
 
 
 def measure_parts(
-    source: PictureSource, measure: Measure, store: PartStore, batch_size: int, advance: Advance
+    source: ImageSource, measure: Measure, store: PartStore, batch_size: int, advance: Advance
 ) -> Iterator[Part] | None:
     """Measure whatever is not measured yet, shared among the processes.
 
@@ -113,7 +113,7 @@ def measure_parts(
         In the main process all parts in order, read from disk one at a time; None in the others.
 
     Raises:
-        DataError: a damaged picture where none is allowed, or pictures of different sizes.
+        DataError: a damaged image where none is allowed, or images of different sizes.
         ResourceError: the disk is full.
     """
     batch_size = min(batch_size, len(source))
@@ -144,13 +144,13 @@ class _Shown:
             self._advance(step)
 
 
-def _measure_part(source: PictureSource, measure: Measure, indices: range, batch_size: int, advance: Advance) -> Part:
+def _measure_part(source: ImageSource, measure: Measure, indices: range, batch_size: int, advance: Advance) -> Part:
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
     rows: dict[str, list[Tensor]] = {}
     good: list[int] = []
     damaged: list[str] = []
     for chosen, batch in zip(batches, source.batches(batches), strict=True):
-        measured = measure(_pad(batch.pictures, batch_size))
+        measured = measure(_pad(batch.images, batch_size))
         keep = torch.tensor([place for place in range(len(chosen)) if place not in batch.damaged], dtype=torch.int64)
         for name, tensor in measured.items():
             rows.setdefault(name, []).append(tensor[keep])
@@ -160,7 +160,7 @@ def _measure_part(source: PictureSource, measure: Measure, indices: range, batch
     return Part({name: torch.cat(tensors) for name, tensors in rows.items()}, torch.tensor(good), damaged)
 
 
-def _pad(pictures: Tensor, batch_size: int) -> Tensor:
-    """Repeat the last picture up to a full batch: a network's float32 results move with the shape of its batch."""
-    missing = batch_size - len(pictures)
-    return torch.cat((pictures, pictures[-1:].expand(missing, -1, -1, -1))) if missing else pictures
+def _pad(images: Tensor, batch_size: int) -> Tensor:
+    """Repeat the last image up to a full batch: a network's float32 results move with the shape of its batch."""
+    missing = batch_size - len(images)
+    return torch.cat((images, images[-1:].expand(missing, -1, -1, -1))) if missing else images

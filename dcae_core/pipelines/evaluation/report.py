@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dcae_core.data.images import uint8_to_picture
+from dcae_core.data.images import uint8_to_image
 from dcae_core.files import make_directory, write_text
 from dcae_core.pipelines.comparison import ERROR_AT_WHITE, ERROR_COLOURS, colour_errors, error_levels
 from dcae_core.pipelines.evaluation.evaluate import compare
@@ -22,14 +22,14 @@ from dcae_core.pipelines.evaluation.scores import METRICS, LatentStatistics
 from dcae_core.recipes.evaluate import Expectation
 
 if TYPE_CHECKING:
-    from dcae_core.pipelines.evaluation.evaluate import Evaluation, ShownPicture
+    from dcae_core.pipelines.evaluation.evaluate import Evaluation, ShownImage
 
 
-def data_url(picture: Image.Image | Tensor) -> str:
-    """A picture as text that an <img> shows; JPEG of quality 95 without chroma subsampling."""
-    image = picture if isinstance(picture, Image.Image) else uint8_to_picture(picture)
+def data_url(image: Image.Image | Tensor) -> str:
+    """An image as text that an <img> shows; JPEG of quality 95 without chroma subsampling."""
+    shown = image if isinstance(image, Image.Image) else uint8_to_image(image)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95, subsampling=0)
+    shown.save(buffer, "JPEG", quality=95, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -97,7 +97,7 @@ def _y_axis(low: float, high: float) -> _Axis:
 
 
 def histogram(values: Sequence[float], label: str) -> str:
-    """How many pictures have which value."""
+    """How many images have which value."""
     finite = [value for value in values if math.isfinite(value)]
     bins = min(_MAX_BINS, max(5, math.ceil(math.sqrt(len(finite)))))
     counts, edges = np.histogram(finite, bins=bins)
@@ -109,13 +109,13 @@ def histogram(values: Sequence[float], label: str) -> str:
         left, right, top = x.place(low) + 1, x.place(high) - 1, y.place(count)
         bars.append(
             f'<rect class="bar" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{y.place(0) - top:.1f}"'
-            f' rx="2"><title>{count} pictures from {low:.4g} to {high:.4g}</title></rect>'
+            f' rx="2"><title>{count} images from {low:.4g} to {high:.4g}</title></rect>'
         )
-    return _frame(x, y, label, "pictures", "".join(bars), f"histogram of {label}")
+    return _frame(x, y, label, "images", "".join(bars), f"histogram of {label}")
 
 
 def sorted_values(values: Sequence[float], names: Sequence[str], label: str) -> str:
-    """Every picture's value, from the lowest to the highest (evenly chosen ones where there are very many)."""
+    """Every image's value, from the lowest to the highest (evenly chosen ones where there are very many)."""
     order = sorted((i for i, value in enumerate(values) if math.isfinite(values[i])), key=lambda i: values[i])
     if len(order) > _MAX_POINTS:
         order = [order[round(k * (len(order) - 1) / (_MAX_POINTS - 1))] for k in range(_MAX_POINTS)]
@@ -126,7 +126,7 @@ def sorted_values(values: Sequence[float], names: Sequence[str], label: str) -> 
         f"<title>{escape(names[i])}: {values[i]:.4g}</title></circle>"
         for share, i in zip(shares, order, strict=True)
     )
-    return _frame(x, y, "share of pictures below (%)", label, dots, f"{label} of every picture, sorted")
+    return _frame(x, y, "share of images below (%)", label, dots, f"{label} of every image, sorted")
 
 
 def channel_statistics(mean: Sequence[float], std: Sequence[float]) -> str:
@@ -147,7 +147,7 @@ def channel_statistics(mean: Sequence[float], std: Sequence[float]) -> str:
 def write_report(directory: Path, evaluation: "Evaluation", expected: Mapping[str, Expectation]) -> Path:
     """Write `index.html`, which needs no other file, and `evaluation.json` with every number.
 
-    The same evaluation gives the same bytes. About 0.5 MB for each picture shown at 512 pixels.
+    The same evaluation gives the same bytes. About 0.5 MB for each image shown at 512 pixels.
 
     Returns:
         The page.
@@ -169,7 +169,7 @@ def _page(evaluation: "Evaluation", expected: Mapping[str, Expectation]) -> str:
     sections = (
         _scores(evaluation, expected),
         _distributions(evaluation),
-        _pictures(evaluation.shown),
+        _images(evaluation.shown),
         "" if evaluation.latent is None else _latent(evaluation.latent),
         _settings(evaluation),
         _damaged(evaluation.damaged),
@@ -179,7 +179,7 @@ def _page(evaluation: "Evaluation", expected: Mapping[str, Expectation]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         f"<h1>{escape(title)}</h1>\n"
-        f'<p class="quiet">{evaluation.num_pictures} pictures, measured with dcae</p>\n'
+        f'<p class="quiet">{evaluation.num_images} images, measured with dcae</p>\n'
         + "\n".join(section for section in sections if section)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -220,8 +220,8 @@ def _distributions(evaluation: "Evaluation") -> str:
         label = METRICS[name].label
         cards.append(f'<div class="card"><h3>{label}: how often</h3>{histogram(values, label)}</div>')
         chart = sorted_values(values, evaluation.names, label)
-        cards.append(f'<div class="card"><h3>{label}: picture by picture</h3>{chart}</div>')
-    return f'<h2>Over the pictures</h2><div class="charts">{"".join(cards)}</div>' if cards else ""
+        cards.append(f'<div class="card"><h3>{label}: image by image</h3>{chart}</div>')
+    return f'<h2>Over the images</h2><div class="charts">{"".join(cards)}</div>' if cards else ""
 
 
 def _figure(url: str, caption: str, alternative: str) -> str:
@@ -229,7 +229,7 @@ def _figure(url: str, caption: str, alternative: str) -> str:
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def _pictures(shown: "list[ShownPicture]") -> str:
+def _images(shown: "list[ShownImage]") -> str:
     if not shown:
         return ""
     if shown[0].reconstruction is None:
@@ -238,10 +238,10 @@ def _pictures(shown: "list[ShownPicture]") -> str:
     colours = ", ".join(f"rgb{colour}" for colour in ERROR_COLOURS)
     scale = f'<span class="scale" style="background: linear-gradient(90deg, {colours})"></span>'
     legend = f"Error: mean absolute difference, 0 {scale} {ERROR_AT_WHITE} grey levels and more."
-    return f'<h2>Best, median and worst pictures</h2><p class="quiet">{legend}</p>' + "".join(map(_trio, shown))
+    return f'<h2>Best, median and worst images</h2><p class="quiet">{legend}</p>' + "".join(map(_trio, shown))
 
 
-def _trio(item: "ShownPicture") -> str:
+def _trio(item: "ShownImage") -> str:
     assert item.reconstruction is not None
     error = colour_errors(error_levels(item.original, item.reconstruction))
     values = "".join(f"<span>{METRICS[name].label} {value:.4g}</span>" for name, value in item.values.items())
@@ -251,7 +251,7 @@ def _trio(item: "ShownPicture") -> str:
         + _figure(data_url(error), "error", f"{item.name}, error map")
     )
     return (
-        f'<div class="card picture"><div class="picture-name"><strong>{item.standing}</strong>'
+        f'<div class="card image"><div class="image-name"><strong>{item.standing}</strong>'
         f'<span>{escape(item.name)}</span>{values}</div><div class="trio">{figures}</div></div>'
     )
 
@@ -287,4 +287,4 @@ def _damaged(lines: list[str]) -> str:
     if not lines:
         return ""
     rows = [_row([("long", escape(line))]) for line in lines]
-    return f"<h2>Damaged pictures, left out ({len(lines)})</h2>{_table(rows)}"
+    return f"<h2>Damaged images, left out ({len(lines)})</h2>{_table(rows)}"

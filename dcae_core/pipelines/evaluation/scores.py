@@ -23,35 +23,35 @@ LATENT_SUM, LATENT_SQUARE_SUM, LATENT_POSITIONS = "latent_sum", "latent_square_s
 
 
 class FeatureMeasurement:
-    """Inception features, and logits where they are asked for, of pictures from anywhere."""
+    """Inception features, and logits where they are asked for, of images from anywhere."""
 
     def __init__(self, extractor: InceptionExtractor, *, with_logits: bool = False) -> None:
         self._extractor = extractor
         self._with_logits = with_logits
 
-    def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Rows `features` (B, 2048) and `logits` (B, 1008).
 
         Raises:
             DataError: the network gives values that are not finite.
         """
-        output = self._extractor(pictures, with_logits=self._with_logits)
+        output = self._extractor(images, with_logits=self._with_logits)
         if not torch.isfinite(output.features).all():
             raise DataError("the Inception network gives features that are not finite numbers (NaN): check its weights")
         return {FEATURES: output.features} | ({LOGITS: output.logits} if output.logits is not None else {})
 
 
 class ReconstructionMeasurement:
-    """Pictures through an autoencoder, compared with what comes out, and its latents.
+    """Images through an autoencoder, compared with what comes out, and its latents.
 
     Args:
         network: computes where its weights are, in their number type.
         metrics: names of what is measured.
         lpips: for the metric of that name.
         features: for metrics on Inception features.
-        with_original_features: also take the features of the pictures themselves, as the reference.
+        with_original_features: also take the features of the images themselves, as the reference.
 
-    Source: the published evaluation (efficientvit aecore/evaluator.py): pictures are 8-bit before every metric.
+    Source: the published evaluation (efficientvit aecore/evaluator.py): images are 8-bit before every metric.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ReconstructionMeasurement:
         self._device, self._dtype = weight.device, weight.dtype
 
     @torch.inference_mode()
-    def reconstruct(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The reconstruction, uint8 (B, 3, H, W), and the latent, float32 (B, C, h, w), on the network's device.
 
         Raises:
@@ -80,13 +80,13 @@ class ReconstructionMeasurement:
             CheckpointError: the network gives NaN or infinite values.
         """
         stride = self._network.spatial_compression_ratio
-        height, width = pictures.shape[-2:]
+        height, width = images.shape[-2:]
         if height % stride or width % stride:
             raise UsageError(
-                f"pictures of {width}x{height} do not fit a network of stride {stride}: give --resolution a multiple "
+                f"images of {width}x{height} do not fit a network of stride {stride}: give --resolution a multiple "
                 f"of {stride}, such as {max(stride, min(height, width) // stride * stride)}"
             )
-        x = uint8_to_tensor(pictures.to(self._device)).to(self._dtype)
+        x = uint8_to_tensor(images.to(self._device)).to(self._dtype)
         latent = self._network.encode(x)
         decoded = self._network.decode(latent)
         if not torch.isfinite(decoded).all():
@@ -97,15 +97,15 @@ class ReconstructionMeasurement:
         return tensor_to_uint8(decoded), latent.float()
 
     @torch.inference_mode()
-    def __call__(self, pictures: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Rows for each metric, and sums of each latent channel.
 
         Raises:
             UsageError: the sides are no multiples of the network's stride.
             CheckpointError: the network gives NaN or infinite values.
         """
-        decoded, latent = self.reconstruct(pictures)
-        original = pictures.to(self._device)
+        decoded, latent = self.reconstruct(images)
+        original = images.to(self._device)
         rows = _latent_rows(latent)
         if "psnr" in self._metrics:
             rows["psnr"] = psnr(original, decoded)
@@ -130,7 +130,7 @@ def _latent_rows(latent: Tensor) -> dict[str, Tensor]:
     }
 
 
-PER_PICTURE = ("psnr", "ssim", "lpips")
+PER_IMAGE = ("psnr", "ssim", "lpips")
 _USUAL_NUMBER = 50_000
 
 
@@ -144,8 +144,8 @@ class MetricDescription:
 
 
 METRICS = {
-    "psnr": MetricDescription("PSNR (dB)", "efficientvit: 8-bit, per picture, averaged", True),
-    "ssim": MetricDescription("SSIM", "torchmetrics default, data range 255, per picture, averaged", True),
+    "psnr": MetricDescription("PSNR (dB)", "efficientvit: 8-bit, per image, averaged", True),
+    "ssim": MetricDescription("SSIM", "torchmetrics default, data range 255, per image, averaged", True),
     "lpips": MetricDescription("LPIPS", "LPIPS v0.1 AlexNet as in torchmetrics, 8-bit, averaged", False),
     "fid": MetricDescription("FID", "efficientvit: pool features 2048, float64, N - 1", False),
     "is": MetricDescription("Inception Score", "torch-fidelity: unbiased logits, 10 splits, shuffle 2020", True),
@@ -163,18 +163,18 @@ class Score:
         name: key in `METRICS`.
         value: the number.
         protocol: the published rules it follows.
-        num_pictures: how many pictures it is over.
-        spread: standard deviation, over pictures or splits; None where there is none.
+        num_images: how many images it is over.
+        spread: standard deviation, over images or splits; None where there is none.
         inception_sha256: hash of the Inception weights, for metrics that use them.
-        resize: how pictures became Inception's input.
+        resize: how images became Inception's input.
         reference: what it compares with.
-        reference_sha256: hash of the reference file; None where pictures were compared directly.
+        reference_sha256: hash of the reference file; None where images were compared directly.
     """
 
     name: str
     value: float
     protocol: str
-    num_pictures: int
+    num_images: int
     spread: float | None = None
     inception_sha256: str | None = None
     resize: str | None = None
@@ -182,8 +182,8 @@ class Score:
     reference_sha256: str | None = None
 
     def origin(self) -> str:
-        """In one line: protocol, number of pictures, resize rule, hashes of the weights and the reference."""
-        parts = [f"{METRICS[self.name].label}: {self.protocol}", f"n = {self.num_pictures}"]
+        """In one line: protocol, number of images, resize rule, hashes of the weights and the reference."""
+        parts = [f"{METRICS[self.name].label}: {self.protocol}", f"n = {self.num_images}"]
         if self.resize is not None:
             parts += [self.resize, f"Inception {str(self.inception_sha256)[:16]}"]
         if self.reference is not None:
@@ -211,10 +211,10 @@ class Gathered:
     """The rows of all parts, as far as they are needed whole.
 
     Attributes:
-        count: pictures that were measured.
+        count: images that were measured.
         indices: which they are.
         damaged: a line for each that could not be decoded.
-        columns: name -> (N,) per-picture values, and (N, D) features or logits where a metric needs all at once.
+        columns: name -> (N,) per-image values, and (N, D) features or logits where a metric needs all at once.
         gaussians: statistics of `features` and `original_features`.
     """
 
@@ -229,8 +229,8 @@ class Gathered:
 def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
     """Add parts up in their order, holding one at a time.
 
-    Features stay in memory whole only for precision and recall and for KID (8 KB a picture), logits for the Inception
-    Score (4 KB a picture).
+    Features stay in memory whole only for precision and recall and for KID (8 KB an image), logits for the Inception
+    Score (4 KB an image).
     """
     keep_features = bool({"precision_recall", "kid"} & set(metrics))
     gathered = Gathered()
@@ -244,7 +244,7 @@ def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
         for name, rows in part.tensors.items():
             if name in (FEATURES, ORIGINAL_FEATURES):
                 gathered.gaussians.setdefault(name, GaussianStatistics(NUM_FEATURES)).update(rows)
-            if name in (*PER_PICTURE, LOGITS) or (name in (FEATURES, ORIGINAL_FEATURES) and keep_features):
+            if name in (*PER_IMAGE, LOGITS) or (name in (FEATURES, ORIGINAL_FEATURES) and keep_features):
                 columns.setdefault(name, []).append(rows)
     gathered.columns = {name: torch.cat(rows) for name, rows in columns.items()}
     gathered.latent = latent.result()
@@ -293,7 +293,7 @@ class Comparison:
 
 
 def compare_with_originals(gathered: Gathered) -> Comparison:
-    """The pictures that went into the autoencoder, as the reference for what came out."""
+    """The images that went into the autoencoder, as the reference for what came out."""
     gaussian = gaussian_of(gathered, ORIGINAL_FEATURES)
     return Comparison(f"the {gathered.count} originals", gaussian, gathered.columns.get(ORIGINAL_FEATURES))
 
@@ -307,7 +307,7 @@ def gaussian_of(gathered: Gathered, name: str = FEATURES) -> Gaussian:
     """Mean and covariance of the features.
 
     Raises:
-        DataError: there are fewer than two pictures.
+        DataError: there are fewer than two images.
     """
     statistics = gathered.gaussians.get(name, GaussianStatistics(NUM_FEATURES))
     return Gaussian(statistics.mean, statistics.covariance)
@@ -319,11 +319,11 @@ def compute_scores(
     """All scores, in the order of `metrics`.
 
     Raises:
-        DataError: too few pictures for a metric, or features of another dimension than the reference's.
+        DataError: too few images for a metric, or features of another dimension than the reference's.
     """
     scores: list[Score] = []
     for metric in metrics:
-        if metric in PER_PICTURE:
+        if metric in PER_IMAGE:
             values = gathered.columns[metric].double()
             spread = values.std().item() if len(values) > 1 and values.isfinite().all() else None
             scores.append(_score(metric, values.mean().item(), gathered, spread=spread))
@@ -366,15 +366,15 @@ def _score(name: str, value: float, gathered: Gathered, **origin: Any) -> Score:
 def warnings_about(scores: Iterable[Score], reference: Reference | None, inception_sha256: str | None) -> list[str]:
     """What keeps the scores from being compared with published ones, one line each."""
     lines = []
-    counts = [score.num_pictures for score in scores if score.inception_sha256 is not None]
+    counts = [score.num_images for score in scores if score.inception_sha256 is not None]
     if counts and counts[0] < NUM_FEATURES:
         lines.append(
-            f"FID and its kin are over {counts[0]} pictures only: fewer than {NUM_FEATURES} features leave the "
-            "covariance singular and the value far too large; compare it with nothing but the same number of pictures"
+            f"FID and its kin are over {counts[0]} images only: fewer than {NUM_FEATURES} features leave the "
+            "covariance singular and the value far too large; compare it with nothing but the same number of images"
         )
     elif counts and counts[0] < _USUAL_NUMBER:
         lines.append(
-            f"FID and its kin are over {counts[0]} pictures; published figures are over {_USUAL_NUMBER}, "
+            f"FID and its kin are over {counts[0]} images; published figures are over {_USUAL_NUMBER}, "
             "and with fewer the value is larger"
         )
     if reference is not None and inception_sha256 is not None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dcae_core.data.images import center_crop_adm, open_picture, picture_to_tensor, tensor_to_uint8, uint8_to_picture
+from dcae_core.data.images import center_crop_adm, image_to_tensor, open_image, tensor_to_uint8, uint8_to_image
 from dcae_core.errors import DataError
 from tests.golden import golden_tensors
 
-TEST_PICTURES = Path(__file__).parents[2] / "examples" / "test_pictures"
+TEST_IMAGES = Path(__file__).parents[2] / "examples" / "test_images"
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -23,7 +23,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def pixel(content: bytes, x: int = 0, y: int = 0, **options) -> tuple[int, int, int]:
-    image = open_picture(content, **options)
+    image = open_image(content, **options)
     assert image.mode == "RGB"
     return image.getpixel((x, y))
 
@@ -31,12 +31,12 @@ def pixel(content: bytes, x: int = 0, y: int = 0, **options) -> tuple[int, int, 
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea"])
 @pytest.mark.parametrize("size", [64, 128])
 def test_adm_crop_agrees_with_the_published_one(name: str, size: int) -> None:
-    crop = center_crop_adm(open_picture(TEST_PICTURES / f"{name}.png"), size)
+    crop = center_crop_adm(open_image(TEST_IMAGES / f"{name}.png"), size)
     expected = golden_tensors("misc")[f"dmcrop.{name}.{size}"].numpy()
     np.testing.assert_array_equal(np.asarray(crop), expected)
 
 
-def test_adm_crop_enlarges_a_small_picture_and_refuses_one_that_would_fill_the_memory() -> None:
+def test_adm_crop_enlarges_a_small_image_and_refuses_one_that_would_fill_the_memory() -> None:
     assert center_crop_adm(Image.new("RGB", (5, 9)), 32).size == (32, 32)
     with pytest.raises(DataError, match="too long and thin"):
         center_crop_adm(Image.new("RGB", (1, 100_000)), 512)
@@ -44,9 +44,9 @@ def test_adm_crop_enlarges_a_small_picture_and_refuses_one_that_would_fill_the_m
 
 def test_every_8_bit_value_survives_the_way_to_a_tensor_and_back() -> None:
     ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
-    x = picture_to_tensor(ramp)
+    x = image_to_tensor(ramp)
     assert (x.shape, x.dtype, float(x.min()), float(x.max())) == ((3, 16, 16), torch.float32, -1.0, 1.0)
-    assert uint8_to_picture(tensor_to_uint8(x)).tobytes() == ramp.tobytes()
+    assert uint8_to_image(tensor_to_uint8(x)).tobytes() == ramp.tobytes()
 
 
 def test_quantisation_rounds_to_nearest_and_clamps() -> None:
@@ -61,12 +61,12 @@ def test_exif_orientation_is_applied_unless_told_otherwise() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: upright is 90 degrees clockwise
     content = encoded(image, exif=exif)
-    assert open_picture(content).size == (2, 4)
+    assert open_image(content).size == (2, 4)
     assert pixel(content, 1, 0) == (255, 0, 0)
-    assert open_picture(content, apply_exif=False).size == (4, 2)
+    assert open_image(content, apply_exif=False).size == (4, 2)
 
 
-def test_transparent_pictures_are_composed_on_white() -> None:
+def test_transparent_images_are_composed_on_white() -> None:
     assert pixel(encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 0)))) == (255, 255, 255)
     assert pixel(encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 51)))) == (255, 204, 204)
     assert pixel(encoded(Image.new("LA", (2, 2), (0, 0)))) == (255, 255, 255)
@@ -79,14 +79,14 @@ def test_transparent_pictures_are_composed_on_white() -> None:
 
 def test_deep_greyscale_is_rescaled_not_clipped() -> None:
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
-    assert list(open_picture(encoded(Image.fromarray(values))).getchannel("R").tobytes()) == [0, 1, 128, 255]
-    assert list(open_picture(encoded(Image.fromarray(values), "TIFF")).getchannel("G").tobytes()) == [0, 1, 128, 255]
+    assert list(open_image(encoded(Image.fromarray(values))).getchannel("R").tobytes()) == [0, 1, 128, 255]
+    assert list(open_image(encoded(Image.fromarray(values), "TIFF")).getchannel("G").tobytes()) == [0, 1, 128, 255]
     integers = Image.fromarray(np.array([[-1000, 0, 1000]], dtype=np.int32))
-    assert list(open_picture(encoded(integers, "TIFF")).getchannel("B").tobytes()) == [0, 128, 255]
+    assert list(open_image(encoded(integers, "TIFF")).getchannel("B").tobytes()) == [0, 128, 255]
     floats = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
-    assert list(open_picture(encoded(floats, "TIFF")).getchannel("R").tobytes()) == [0, 128, 255]
+    assert list(open_image(encoded(floats, "TIFF")).getchannel("R").tobytes()) == [0, 128, 255]
     with pytest.raises(DataError, match="NaN"):
-        open_picture(encoded(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)), "TIFF"))
+        open_image(encoded(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)), "TIFF"))
 
 
 def test_greyscale_one_bit_cmyk_and_animations_become_rgb() -> None:
@@ -103,9 +103,9 @@ def test_greyscale_one_bit_cmyk_and_animations_become_rgb() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_a_damaged_exif_block_does_not_lose_the_picture() -> None:
+def test_a_damaged_exif_block_does_not_lose_the_image() -> None:
     content = encoded(Image.new("RGB", (4, 2), "red"), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 30)
-    assert open_picture(content).size == (4, 2)
+    assert open_image(content).size == (4, 2)
 
 
 def png_header_of_size(width: int, height: int) -> bytes:
@@ -120,20 +120,20 @@ def test_the_pixel_limit_is_checked_before_decoding_and_is_the_callers() -> None
     bomb = png_header_of_size(200_000, 200_000)
     limit = Image.MAX_IMAGE_PIXELS
     with pytest.raises(DataError, match=r"200000 x 200000 = 40,000,000,000 pixels.*--max-pixels"):
-        open_picture(bomb, name="bomb.png")
+        open_image(bomb, name="bomb.png")
     assert limit == Image.MAX_IMAGE_PIXELS
     small = encoded(Image.new("RGB", (11, 10)))
     with pytest.raises(DataError, match="limit of 100;"):
-        open_picture(small, max_pixels=100)
-    assert open_picture(small, max_pixels=110).size == (11, 10)
+        open_image(small, max_pixels=100)
+    assert open_image(small, max_pixels=110).size == (11, 10)
 
 
 HOSTILE = {
     "empty": (b"", "is empty"),
     "web page": (b"\n <!DOCTYPE html><html><body>404</body></html>", "is a web page"),
-    "text": (b"not a picture at all", "not a picture in a known format"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "not a picture in a known format"),
-    "vector": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a picture in a known format"),
+    "text": (b"not an image at all", "not an image in a known format"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "not an image in a known format"),
+    "vector": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image in a known format"),
     "truncated jpeg": (encoded(Image.effect_noise((256, 256), 60), "JPEG")[:4000], "is damaged"),
     "truncated png": (encoded(Image.effect_noise((256, 256), 60))[:4000], "is damaged"),
     "png without data": (png_header_of_size(64, 64), "is damaged"),
@@ -143,16 +143,16 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_bad_files_are_named_in_one_line(kind: str, tmp_path: Path) -> None:
     content, words = HOSTILE[kind]
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(content)
     with pytest.raises(DataError, match=words) as error:
-        open_picture(path)
+        open_image(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_bit_flips_end_in_a_picture_or_in_a_data_error() -> None:
+def test_bit_flips_end_in_an_image_or_in_a_data_error() -> None:
     rng = np.random.default_rng(0)
     for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"):
         whole = bytearray(encoded(Image.effect_noise((32, 32), 60), kind))
@@ -161,13 +161,13 @@ def test_bit_flips_end_in_a_picture_or_in_a_data_error() -> None:
             for position in rng.integers(0, len(whole), 3):
                 flipped[position] ^= int(rng.integers(1, 256))
             with contextlib.suppress(DataError):
-                assert open_picture(bytes(flipped), max_pixels=1 << 20).mode == "RGB"
+                assert open_image(bytes(flipped), max_pixels=1 << 20).mode == "RGB"
 
 
 def test_missing_files_and_directories_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
-        open_picture(tmp_path / "absent.png")
+        open_image(tmp_path / "absent.png")
     with pytest.raises(DataError, match="is a directory"):
-        open_picture(tmp_path)
+        open_image(tmp_path)
     with pytest.raises(DataError, match="not a regular file"):
-        open_picture("/dev/zero")
+        open_image("/dev/zero")

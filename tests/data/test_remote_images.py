@@ -1,4 +1,4 @@
-"""Pictures behind fsspec URLs are found and encoded as those on this machine are."""
+"""Images behind fsspec URLs are found and encoded as those on this machine are."""
 
 import http.server
 import io
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dcae_core.data.latents.manifest import EncoderRecord
-from dcae_core.data.sources import find_pictures
+from dcae_core.data.sources import find_images
 from dcae_core.errors import DataError, DcaeError
 from dcae_core.pipelines.encode import EncodeSettings, encode_dataset
 
@@ -22,7 +22,7 @@ from ..small import small_autoencoder
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Five pictures in two classes, a hidden one, and a file that is no picture."""
+    """Five images in two classes, a hidden one, and a file that is no image."""
     names = ("a/1.png", "a/2.png", "b/deep/3.png", "b/x y.png", "b/ü.png", ".hidden/4.png", "a/readme.txt")
     for number, name in enumerate(names):
         path = tmp_path / "images" / name
@@ -30,7 +30,7 @@ def folder(tmp_path) -> Path:
         if path.suffix == ".png":
             Image.effect_noise((20, 16), 50 + number).save(path)
         else:
-            path.write_text("no picture")
+            path.write_text("no image")
     return tmp_path / "images"
 
 
@@ -43,9 +43,9 @@ def put_in_memory(directory: Path, url: str) -> str:
 
 
 def test_a_folder_behind_a_url_is_the_folder(folder):
-    local = find_pictures([folder])
-    remote = find_pictures([put_in_memory(folder, "memory://pictures/folder")])
-    assert [picture.key for picture in remote] == [picture.key for picture in local]
+    local = find_images([folder])
+    remote = find_images([put_in_memory(folder, "memory://images/folder")])
+    assert [image.key for image in remote] == [image.key for image in local]
     assert len(remote) == 5
     assert remote.classes == local.classes == ["a", "b"]
     for here, there in zip(local, remote, strict=True):
@@ -56,11 +56,11 @@ def test_a_folder_behind_a_url_is_the_folder(folder):
 def test_encoding_from_a_url_gives_the_same_bytes(folder, tmp_path):
     settings = EncodeSettings(resolution=16, batch_size=2, shard_size=2, num_workers=2)
     encoder = EncoderRecord(name="small", scaling_factor=1.0)
-    url = put_in_memory(folder, "memory://pictures/encoded")
+    url = put_in_memory(folder, "memory://images/encoded")
     for place, name in ((folder, "local"), (url, "remote")):
         out = tmp_path / name
         arguments = (small_autoencoder(), encoder, out, settings)
-        encode_dataset(find_pictures([place]), *arguments, device=torch.device("cpu"), dtype=torch.float32)
+        encode_dataset(find_images([place]), *arguments, device=torch.device("cpu"), dtype=torch.float32)
     local, remote = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("local", "remote")
     )
@@ -70,9 +70,9 @@ def test_encoding_from_a_url_gives_the_same_bytes(folder, tmp_path):
 def write_tar(path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         for number in range(3):
-            picture = io.BytesIO()
-            Image.effect_noise((9, 9), 50 + number).save(picture, "PNG")
-            for suffix, content in ((".png", picture.getvalue()), (".cls", str(2 * number).encode())):
+            image = io.BytesIO()
+            Image.effect_noise((9, 9), 50 + number).save(image, "PNG")
+            for suffix, content in ((".png", image.getvalue()), (".cls", str(2 * number).encode())):
                 member = tarfile.TarInfo(f"{number}{suffix}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
@@ -86,14 +86,14 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 def test_a_tar_shard_in_memory_or_on_a_server_is_the_shard(tmp_path):
     (tmp_path / "shards").mkdir()
     write_tar(tmp_path / "shards" / "0.tar")
-    local = find_pictures([tmp_path / "shards" / "0.tar"])
-    put_in_memory(tmp_path / "shards", "memory://pictures/shards")
+    local = find_images([tmp_path / "shards" / "0.tar"])
+    put_in_memory(tmp_path / "shards", "memory://images/shards")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         web = f"http://127.0.0.1:{server.server_port}/shards/0.tar"
-        for url in ("memory://pictures/shards", "memory://pictures/shards/0.tar", web):
-            remote = find_pictures([url])
-            assert [picture.label for picture in remote] == [0, 2, 4]
+        for url in ("memory://images/shards", "memory://images/shards/0.tar", web):
+            remote = find_images([url])
+            assert [image.label for image in remote] == [0, 2, 4]
             for here, there in zip(local, remote, strict=True):
                 assert here.open().tobytes() == there.open().tobytes()
         server.shutdown()
@@ -102,18 +102,18 @@ def test_a_tar_shard_in_memory_or_on_a_server_is_the_shard(tmp_path):
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("memory://pictures/nowhere", "no picture and no tar shard"),
-        ("memory://pictures/nowhere/a.tar", "no such file"),
+        ("memory://images/nowhere", "no image and no tar shard"),
+        ("memory://images/nowhere/a.tar", "no such file"),
         ("unheard://of/it", "cannot be opened"),
     ],
 )
 def test_what_is_not_there_is_told_in_one_line(url, words):
     with pytest.raises(DataError, match=words) as caught:
-        find_pictures([url])
+        find_images([url])
     assert "\n" not in str(caught.value)
 
 
 def test_a_server_that_does_not_answer_is_told_in_one_line():
     with pytest.raises(DcaeError, match=r"127\.0\.0\.1:9") as caught:
-        find_pictures(["http://127.0.0.1:9/a.tar"])
+        find_images(["http://127.0.0.1:9/a.tar"])
     assert "\n" not in str(caught.value)
