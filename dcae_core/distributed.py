@@ -138,7 +138,7 @@ def launch(num_processes: int, argv: Sequence[str]) -> int:
 
 
 def _wait_for_all(workers: list[Any]) -> int:
-    """Wait forevery process; once one has failed, end the others after a moment of grace."""
+    """Wait for every process; once one has failed, end the others after a moment of grace."""
     import subprocess
     import time
 

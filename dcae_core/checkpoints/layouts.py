@@ -41,7 +41,7 @@ class LayerNames:
 
 
 def key_prefixes(config: AutoencoderConfig, names: LayerNames) -> dict[str, str]:
-    """Our prefix -> theirs forevery layer; the parameter's own name (weight, running_mean, ...) follows both."""
+    """Our prefix -> theirs for every layer; the parameter's own name (weight, running_mean, ...) follows both."""
     prefixes = {
         "encoder.stem" if config.encoder_depths[0] else "encoder.stem.conv": names.encoder_stem,
         "encoder.head.conv": names.encoder_head,
@@ -100,7 +100,7 @@ _ORIGINAL_ATTENTION_SCALE = {
 
 
 def original_key_prefixes(config: AutoencoderConfig) -> dict[str, str]:
-    """Our prefix -> their prefix, forevery layer with parameters."""
+    """Our prefix -> their prefix, for every layer with parameters."""
     return key_prefixes(config, _names(config))
 
 
@@ -305,7 +305,7 @@ def from_diffusers(config: AutoencoderConfig, state: dict[str, Tensor]) -> dict[
 
 
 def _key_prefixes(config: AutoencoderConfig) -> dict[str, str]:
-    """Our prefix -> theirs forevery layer with parameters; that of q, k and v is their common parent."""
+    """Our prefix -> theirs for every layer with parameters; that of q, k and v is their common parent."""
     names = LayerNames(
         encoder_stem="encoder.conv_in" if config.encoder_depths[0] else "encoder.conv_in.conv",
         encoder_head="encoder.conv_out",
