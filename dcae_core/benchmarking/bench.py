@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dcae_core.benchmarking.measuring import Measurement, Progress, Subject, measure
-from dcae_core.benchmarking.networks import open_denoiser
+from dcae_core.benchmarking.measuring import Measurement, ProgressCallback, Subject, measure
+from dcae_core.benchmarking.networks import notes_about, open_denoiser
 from dcae_core.benchmarking.subjects import (
     BenchSettings,
     autoencoder_step,
@@ -28,14 +28,9 @@ SUBJECTS = (*AUTOENCODER_SUBJECTS, *DENOISER_SUBJECTS, TRAIN_STEP, LATENT_READIN
 
 
 def run_benchmarks(
-    whats: list[str], settings: BenchSettings, progress: Progress = lambda done, total, what: None
+    whats: list[str], settings: BenchSettings, progress: ProgressCallback = lambda done, total, what: None
 ) -> tuple[list[Measurement], list[str]]:
     """Measure subjects of `SUBJECTS`.
-
-    Args:
-        whats: which.
-        settings: how.
-        progress: called after each round.
 
     Returns:
         One measurement for each subject and implementation, and notes for the reader.
@@ -64,19 +59,18 @@ def _groups(whats: list[str], settings: BenchSettings, scratch: Path) -> Iterato
     if chosen := [what for what in whats if what in DENOISER_SUBJECTS]:
         yield denoiser_subjects(chosen, settings)
     if TRAIN_STEP in whats:
-        yield _training(settings)
+        yield _training(settings, scratch / "run")
     if LATENT_READING in whats:
         yield [reading_subject(scratch / "latents")], []
 
 
-def _training(settings: BenchSettings) -> tuple[list[Subject], list[str]]:
+def _training(settings: BenchSettings, directory: Path) -> tuple[list[Subject], list[str]]:
     if settings.model is not None and _names_autoencoder(settings.model):
-        subject, notes = autoencoder_step(settings)
+        subject, notes = autoencoder_step(settings, directory)
         return [subject], notes
 
     opened = open_denoiser(settings.model, settings.device, torch.float32, settings.resolution)
-    notes = [f"{opened.name}: random weights, as none are cached"] if opened.random_weights else []
-    return [denoiser_step(opened, settings)], notes
+    return [denoiser_step(opened, settings, directory)], notes_about(opened)
 
 
 def _names_autoencoder(model: str) -> bool:

@@ -6,14 +6,23 @@ guidance and without the decoders. Source: DC-AE (arXiv 2410.10733), table 3 (on
 """
 
 import gc
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcae_core.benchmarking.measuring import Contestant, Machine, Measurement, Progress, Subject, held_bytes, measure
+from dcae_core.benchmarking.measuring import (
+    Contestant,
+    Machine,
+    Measurement,
+    ProgressCallback,
+    Subject,
+    held_bytes,
+    measure,
+)
 from dcae_core.benchmarking.networks import NamedDenoiser, random_denoiser
 from dcae_core.benchmarking.subjects import BenchSettings, denoiser_step
 from dcae_core.diffusion.samplers import EPSILON, run_sampler
@@ -49,12 +58,7 @@ class HeadlineSettings:
 
 @dataclass(frozen=True)
 class Headline:
-    """What was measured.
-
-    Attributes:
-        measurements: by (what, side): what is "train" or "infer", side is "f8" or "f64".
-        evaluations: that one timed call of "infer" made.
-    """
+    """What was measured."""
 
     measurements: dict[tuple[str, str], Measurement]
     evaluations: int
@@ -94,25 +98,24 @@ def headline_config(side: str, small: bool = False) -> DenoiserConfig:
 def measure_headline(
     headline: HeadlineSettings,
     settings: BenchSettings,
-    progress: Progress = lambda done, total, what: None,
+    progress: ProgressCallback = lambda done, total, what: None,
 ) -> Headline:
     """Measure both sides, in inference and in training; one network is in memory at a time.
 
     UViT-H needs 2 GB in float32 for inference and four times that for training, and activations. On two CPU cores
     the default takes about three minutes, on one H100 less than one, and compilation.
-
-    Args:
-        headline: how.
-        settings: device, number type, repeats, compilation; model, resolution and batch are not looked at.
-        progress: called after each round.
     """
     measured = {}
     for what in ("infer", "train"):
         for side in ("f8", "f64"):
             batch = headline.batch or _default_batch(what, side, settings.device)
-            subject_of: Callable[..., Subject] = _sampling if what == "infer" else _training
-            subject = subject_of(side, headline, replace(settings, batch=batch))
-            measured[what, side] = measure(subject, settings.repeats, settings.device, progress)[0]
+            with TemporaryDirectory() as scratch:
+                side_settings = replace(settings, batch=batch)
+                if what == "infer":
+                    subject = _sampling(side, headline, side_settings)
+                else:
+                    subject = _training(side, headline, side_settings, Path(scratch))
+                measured[what, side] = measure(subject, settings.repeats, settings.device, progress)[0]
             subject.contestants.clear()
             del subject
             _free(settings.device)
@@ -149,11 +152,11 @@ def _sampling(side: str, headline: HeadlineSettings, settings: BenchSettings) ->
     return Subject("infer", setting, batch, macs, 2 * noise.nbytes, [contestant])
 
 
-def _training(side: str, headline: HeadlineSettings, settings: BenchSettings) -> Subject:
+def _training(side: str, headline: HeadlineSettings, settings: BenchSettings, directory: Path) -> Subject:
     config = headline_config(side, headline.small)
     network = random_denoiser(config, settings.device, torch.float32)
     opened = NamedDenoiser(_name(side, headline.small), network, config, EPSILON, None, random_weights=True)
-    return replace(denoiser_step(opened, settings), what="train")
+    return replace(denoiser_step(opened, settings, directory), what="train")
 
 
 def _free(device: torch.device) -> None:

@@ -36,13 +36,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class NamedAutoencoder:
-    """An autoencoder as it was read, not yet prepared.
-
-    Attributes:
-        name: for tables.
-        network: in evaluation mode.
-        random_weights: whether its weights are random.
-    """
+    """An autoencoder as it was read, not yet prepared."""
 
     name: str
     network: Autoencoder
@@ -68,6 +62,11 @@ class NamedDenoiser:
     prediction: str
     autoencoder: str | None
     random_weights: bool
+
+
+def notes_about(opened: NamedAutoencoder | NamedDenoiser) -> list[str]:
+    """What a reader of its figures has to know."""
+    return [f"{opened.name}: random weights, as none are cached"] if opened.random_weights else []
 
 
 def open_autoencoder(model: str | None, device: torch.device, dtype: torch.dtype) -> NamedAutoencoder:

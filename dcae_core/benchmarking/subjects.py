@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from dcae_core.benchmarking.networks import (
     NamedAutoencoder,
     NamedDenoiser,
     diffusers_peer,
+    notes_about,
     open_autoencoder,
     open_denoiser,
 )
@@ -34,8 +36,9 @@ from dcae_core.pipelines.reconstruct import reconstruct
 from dcae_core.recipes.settings import ExecutionSettings, OptimiserSettings
 from dcae_core.recipes.train_ae import LossSettings, PhaseSettings
 from dcae_core.recipes.train_diffusion import DenoiserSettings, TrainDiffusionRecipe
-from dcae_core.training.loop import loss_scaler
-from dcae_core.training.task import Task
+from dcae_core.training.loop import Loop, LoopSettings, StopSignals, loss_scaler
+from dcae_core.training.run_directory import RunDirectory
+from dcae_core.training.task import Progress, SilentLogger, Task
 from dcae_core.training.train_ae import AutoencoderTask
 from dcae_core.training.train_diffusion import DiffusionTask, TrainingNoise
 
@@ -129,7 +132,7 @@ def autoencoder_subjects(whats: list[str], settings: BenchSettings) -> tuple[lis
         contestants = [Contestant(way.name, _inference(call_of(way)), _holder(way.network)) for way in ways]
         setting = f"{opened.name}, {size} px, batch {settings.batch}"
         subjects.append(Subject(what, setting, settings.batch, settings.batch * macs, moved_bytes, contestants))
-    return subjects, [f"{opened.name}: random weights, as none are cached"] if opened.random_weights else []
+    return subjects, notes_about(opened)
 
 
 def _ways(opened: NamedAutoencoder, settings: BenchSettings) -> list[_Way]:
@@ -232,7 +235,7 @@ def sample_subject(opened: NamedDenoiser, settings: BenchSettings) -> tuple[Subj
     )
     per_sample = evaluated / settings.batch
     setting = f"{opened.name}, {size} px, batch {settings.batch}, {per_sample:g} evaluations each"
-    notes = [f"{autoencoder.name}: random weights, as none are cached"] if autoencoder.random_weights else []
+    notes = notes_about(autoencoder)
     return Subject("sample", setting, settings.batch, macs, settings.batch * 3 * size**2, [contestant]), notes
 
 
@@ -243,7 +246,7 @@ def denoiser_subjects(whats: list[str], settings: BenchSettings) -> tuple[list[S
         UsageError: no such model, or a resolution that does not fit.
     """
     opened = open_denoiser(settings.model, settings.device, settings.dtype, settings.resolution)
-    notes = [f"{opened.name}: random weights, as none are cached"] if opened.random_weights else []
+    notes = notes_about(opened)
     subjects = []
     for what in whats:
         if what == "denoise":
@@ -321,14 +324,14 @@ def write_noise(directory: Path, num_shards: int, shard_size: int) -> LatentData
 
 _FORWARD_AND_BACKWARD = 3  # the backward pass multiplies twice as much as the forward pass
 _STEPS = 10**6  # of the recipe: far more than are timed
-_OPTIMISER = OptimiserSettings(learning_rate=1e-4, betas=[0.99, 0.99], weight_decay=0.03)
+_OPTIMISER = OptimiserSettings(learning_rate=1e-4, betas=[0.99, 0.99], weight_decay=0.03, clip_gradient_norm=1.0)
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def denoiser_step(opened: NamedDenoiser, settings: BenchSettings) -> Subject:
-    """One step of training a diffusion network: loss, gradients, AdamW, averaged weights. Data is at hand.
+def denoiser_step(opened: NamedDenoiser, settings: BenchSettings, directory: Path) -> Subject:
+    """One step of the training loop: loss, gradients, AdamW, averaged weights of a diffusion network. Data is at hand.
 
-    The network's own weights are trained, so it is good for nothing else afterwards.
+    The network's own weights are trained, so it is good for nothing else afterwards. `directory` stands for a run's.
     """
     config, batch = opened.config, settings.batch
     recipe = TrainDiffusionRecipe(
@@ -355,11 +358,11 @@ def denoiser_step(opened: NamedDenoiser, settings: BenchSettings) -> Subject:
     data = TrainingNoise(0, OBJECTIVES[opened.prediction], recipe.label_dropout, config.num_classes).complete(read)
     macs = _FORWARD_AND_BACKWARD * batch * denoiser_complexity(config).macs
     setting = f"{opened.name}, batch {batch}, {recipe.execution.precision}"
-    return _subject(task, data, setting, batch, macs, latents.nbytes, settings)
+    return _subject(task, data, setting, batch, macs, latents.nbytes, settings, directory)
 
 
-def autoencoder_step(settings: BenchSettings) -> tuple[Subject, list[str]]:
-    """One step of training a whole autoencoder on L1 alone: the pretrained networks of other losses are left out.
+def autoencoder_step(settings: BenchSettings, directory: Path) -> tuple[Subject, list[str]]:
+    """The same for a whole autoencoder on L1 alone: the pretrained networks of other losses are left out.
 
     Raises:
         UsageError: no such model.
@@ -380,8 +383,8 @@ def autoencoder_step(settings: BenchSettings) -> tuple[Subject, list[str]]:
     encoding, decoding = autoencoder_complexity(opened.network.config, size)
     macs = _FORWARD_AND_BACKWARD * batch * (encoding.macs + decoding.macs)
     setting = f"{opened.name}, {size} px, batch {batch}, {_PRECISIONS[settings.dtype]}, L1 alone"
-    notes = [f"{opened.name}: random weights, as none are cached"] if opened.random_weights else []
-    return _subject(task, data, setting, batch, macs, pixels.nbytes, settings), notes
+    notes = notes_about(opened)
+    return _subject(task, data, setting, batch, macs, pixels.nbytes, settings, directory), notes
 
 
 def _execution(settings: BenchSettings) -> ExecutionSettings:
@@ -393,31 +396,31 @@ def _execution(settings: BenchSettings) -> ExecutionSettings:
 
 
 def _subject(
-    task: Task, data: object, setting: str, batch: int, macs: int, moved_bytes: int, settings: BenchSettings
+    task: Task,
+    data: Any,
+    setting: str,
+    batch: int,
+    macs: int,
+    moved_bytes: int,
+    settings: BenchSettings,
+    directory: Path,
 ) -> Subject:
-    step = _stepper(task, data, settings)
+    loop_settings = LoopSettings(
+        phase="benchmark",
+        steps=_STEPS,
+        total_steps=_STEPS,
+        batch_size=batch,
+        accumulation=1,
+        checkpoint_every=_STEPS,
+        validate_every=None,
+        log_every=_STEPS,
+    )
+    scaler, run = loss_scaler(settings.device, _PRECISIONS[settings.dtype]), RunDirectory(directory)
+    loop = Loop(task, loop_settings, run, Progress(), scaler, StopSignals(), SilentLogger(), num_workers=0)
+    batches = itertools.repeat(data)
     name = "dcae compiled" if settings.compiles else "dcae"
-    contestant = Contestant(name, step, lambda: _training_bytes(task))
+    contestant = Contestant(name, lambda: loop.step(batches), lambda: _training_bytes(task))
     return Subject("train-step", setting, batch, macs, moved_bytes, [contestant])
-
-
-def _stepper(task: Task, data: object, settings: BenchSettings) -> Callable[[], None]:
-    scaler = loss_scaler(settings.device, _PRECISIONS[settings.dtype])
-
-    def step() -> None:
-        for trained in task.networks.values():
-            trained.optimiser.zero_grad(set_to_none=True)
-        for loss in task.losses(data, 0):
-            scaler.scale(loss.value).backward()
-        for trained in task.networks.values():
-            scaler.unscale_(trained.optimiser)
-            torch.nn.utils.clip_grad_norm_(trained.network.parameters(), 1.0)
-            scaler.step(trained.optimiser)
-        scaler.update()
-        if task.ema is not None:
-            task.ema.update()
-
-    return step
 
 
 def _training_bytes(task: Task) -> int:

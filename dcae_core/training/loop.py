@@ -145,7 +145,7 @@ class Loop:
             self._validate()
         while self.progress.phase_step < self.settings.steps:
             start = time.perf_counter()
-            meter, stop = self._step(batches)
+            meter, stop = self.step(batches)
             if self._is_due(self.settings.log_every):
                 self._log(meter, time.perf_counter() - start)
             if self.settings.validate_every is not None and self._is_due(self.settings.validate_every):
@@ -165,8 +165,8 @@ class Loop:
     def _is_due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.phase_step == self.settings.steps
 
-    def _step(self, batches: Iterator[Batch]) -> tuple[_Meter, bool]:
-        """One optimiser step; whether to stop after it."""
+    def step(self, batches: Iterator[Batch]) -> tuple[_Meter, bool]:
+        """One optimiser step; what it measured, and whether to stop after it."""
         meter = _Meter()
         stop = False
         before = self._buffers() if self.settings.accumulation > 1 else []
@@ -181,7 +181,7 @@ class Loop:
                 finite = self._accumulate(batch, meter)
             stop = self._agree(finite, meter)
             if stop and not last:
-                # Gradients are not saved: the step begins anew, as if it had never begun.
+                # Gradients are not saved: the step is done again from its beginning.
                 for buffer, value in before:
                     buffer.copy_(value)
                 self._save_and_stop()

@@ -70,10 +70,10 @@ def test_transformed_weights_count_as_held_and_plain_has_none() -> None:
     assert prepared > 1.4 * parameters
 
 
-def test_a_training_step_trains_and_counts_three_forward_passes() -> None:
+def test_a_training_step_trains_and_counts_three_forward_passes(tmp_path) -> None:
     network = opened()
     before = [weight.clone() for weight in network.network.parameters()]
-    subject = denoiser_step(network, BenchSettings(CPU, torch.float32, batch=4))
+    subject = denoiser_step(network, BenchSettings(CPU, torch.float32, batch=4), tmp_path)
     subject.contestants[0].call()
     moved = [not torch.equal(a, b) for a, b in zip(before, network.network.parameters(), strict=True)]
     assert sum(moved) > 0.9 * len(moved)
