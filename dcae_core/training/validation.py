@@ -1,4 +1,4 @@
-"""Looking at a network on the way: reconstructions of held-out images, or samples."""
+"""Validation during training: reconstructions of held-out images, or samples."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,30 +11,37 @@ from torch import Tensor, nn
 from dcae_core.checkpoints.denoisers import DiffusionParts
 from dcae_core.data.images import center_crop_adm, image_to_tensor, tensor_to_uint8, uint8_to_image
 from dcae_core.data.sources import ImageList, ImageReference
-from dcae_core.distributed import all_reduce_sum, any_process, gather_objects, is_main, rank, world_size
+from dcae_core.distributed import any_process, gather_objects, is_main, rank, world_size
 from dcae_core.errors import DataError
 from dcae_core.files import make_directory, replace_file
-from dcae_core.metrics.frechet import Gaussian, GaussianStatistics, frechet_distance
-from dcae_core.metrics.inception import InceptionExtractor, load_inception
+from dcae_core.metrics.frechet import GaussianStatistics, frechet_distance
+from dcae_core.metrics.inception import NUM_FEATURES, load_inception
 from dcae_core.metrics.lpips import LPIPS, load_lpips
 from dcae_core.metrics.reconstruction import psnr, ssim
 from dcae_core.metrics.reference import read_reference
 from dcae_core.models import build_denoiser
 from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.pipelines.evaluation.parts import Part
+from dcae_core.pipelines.evaluation.scores import (
+    FEATURES,
+    ORIGINAL_FEATURES,
+    FeatureMeasurement,
+    Gathered,
+    gather,
+    gaussian_of,
+)
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings, draw_classes
 from dcae_core.recipes.train_ae import ValidationSettings
 from dcae_core.recipes.train_diffusion import FidSettings, SamplingSettings
 from dcae_core.training.checks import sample_settings
 from dcae_core.training.parallel import whole
 
-_NUM_FEATURES = 2048
-
 
 class ReconstructionValidation:
     """Reconstructs held-out images (ADM centre crop) and measures them; every figure on 8-bit pixels.
 
     PSNR, SSIM and LPIPS are per image, then averaged; rFID is between all images and all reconstructions.
-    Images are decoded anew each time; processes share them.
+    Images are decoded again each time; processes share them.
 
     Args:
         images: at least one.
@@ -50,10 +57,7 @@ class ReconstructionValidation:
         self._images = images[: settings.num_images]
         self._settings, self._samples, self._device = settings, samples, device
         self._lpips: LPIPS | None = load_lpips("alex", device=device) if settings.lpips else None
-        self._inception: InceptionExtractor | None = None
-        if settings.fid:
-            weights = Path(settings.inception_weights) if settings.inception_weights is not None else None
-            self._inception = load_inception(weights, device=device)
+        self._features = _open_features(settings.inception_weights, device) if settings.fid else None
 
     @torch.no_grad()
     def measure(self, network: Autoencoder, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
@@ -62,32 +66,36 @@ class ReconstructionValidation:
         Raises:
             DataError: not one of the images can be decoded.
         """
-        sums: dict[str, Tensor] = {}
-        features = [GaussianStatistics(_NUM_FEATURES), GaussianStatistics(_NUM_FEATURES)]
         drawn: list[tuple[Tensor, Tensor]] = []
+        share = gather(self._measure_batches(network, drawn, stop), ())
+        if any_process(stop()):
+            return None
+        measured = _merge(gather_objects(share))
+        if not measured.count:
+            raise DataError("not one of the validation images can be decoded")
+        figures = {name: rows.double().mean().item() for name, rows in measured.columns.items()}
+        if self._features is not None:
+            figures["rfid"] = frechet_distance(gaussian_of(measured, ORIGINAL_FEATURES), gaussian_of(measured))
+        if is_main() and drawn:
+            rows = [torch.cat([pair[row] for pair in drawn], dim=2) for row in (0, 1)]  # inputs above reconstructions
+            _save_grid(rows, self._samples, step)
+        return figures
+
+    def _measure_batches(
+        self, network: Autoencoder, drawn: list[tuple[Tensor, Tensor]], stop: Callable[[], bool]
+    ) -> Iterator[Part]:
+        """What this process measures, until `stop` turns true; the first (input, reconstruction) go to `drawn`."""
         mine = self._images[rank() :: world_size()]
         for start in range(0, len(mine), self._settings.batch_size):
             if stop():
-                break
+                return
             x = self._decode(mine[start : start + self._settings.batch_size])
             if x is None:
                 continue
             before, after = tensor_to_uint8(x), tensor_to_uint8(network(x))
-            for name, value in self._judge(before, after).items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
-            if self._inception is not None:
-                for statistics, pixels in zip(features, (before, after), strict=True):
-                    statistics.update(self._inception(pixels).features)
             drawn += zip(before.cpu(), after.cpu(), strict=True)
-            drawn = drawn[: self._settings.num_grid_images]
-        if any_process(stop()):
-            return None
-        figures = self._average(sums)
-        if self._inception is not None:
-            figures["rfid"] = _distance(*features)
-        if is_main() and drawn:
-            self._draw(drawn, step)
-        return figures
+            del drawn[self._settings.num_grid_images :]
+            yield Part(self._judge(before, after), torch.arange(len(before)))
 
     def _decode(self, images: list[ImageReference]) -> Tensor | None:
         """(B, 3, R, R) in [-1, 1] of those that can be decoded."""
@@ -101,56 +109,46 @@ class ReconstructionValidation:
             return None
 
     def _judge(self, before: Tensor, after: Tensor) -> dict[str, Tensor]:
-        """One value per image and figure."""
-        figures = {
-            "count": torch.ones(len(before)),
-            # Equal images have an infinite PSNR, which would hide all others in the mean.
-            "psnr": psnr(before, after).clamp(max=100.0),
-            "ssim": ssim(before, after),
-        }
+        """One row per image and figure."""
+        # Equal images have an infinite PSNR, which would hide all others in the mean.
+        rows = {"psnr": psnr(before, after).clamp(max=100.0), "ssim": ssim(before, after)}
         if self._lpips is not None:
-            figures["lpips"] = self._lpips(before.float() / 127.5 - 1, after.float() / 127.5 - 1)
-        return figures
-
-    def _average(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        names = ["count", "psnr", "ssim", *(["lpips"] if self._lpips is not None else [])]
-        totals = all_reduce_sum(torch.stack([sums.get(name, torch.zeros((), dtype=torch.float64)) for name in names]))
-        if not totals[0]:
-            raise DataError("not one of the validation images can be decoded")
-        return dict(zip(names[1:], (totals[1:] / totals[0]).tolist(), strict=True))
-
-    def _draw(self, pairs: list[tuple[Tensor, Tensor]], step: int) -> None:
-        """Inputs above reconstructions."""
-        rows = [torch.cat([pair[row] for pair in pairs], dim=2) for row in (0, 1)]
-        path = make_directory(self._samples) / f"step_{step}.png"
-        with replace_file(path) as file:
-            uint8_to_image(torch.cat(rows, dim=1)).save(file, "PNG")
+            rows["lpips"] = self._lpips(before.float() / 127.5 - 1, after.float() / 127.5 - 1)
+        if self._features is not None:
+            rows[ORIGINAL_FEATURES] = self._features(before)[FEATURES]
+            rows |= self._features(after)
+        return {name: values.cpu() for name, values in rows.items()}
 
 
-def _distance(images: GaussianStatistics, reconstructions: GaussianStatistics) -> float:
-    """Fréchet distance between what all processes saw."""
-    gaussians = []
-    for mine in (images, reconstructions):
-        first, *others = gather_objects(mine)
-        for other in others:
-            first.merge(other)
-        gaussians.append(Gaussian(first.mean, first.covariance))
-    return frechet_distance(*gaussians)
+def _open_features(weights: str | None, device: torch.device) -> FeatureMeasurement:
+    return FeatureMeasurement(load_inception(Path(weights) if weights is not None else None, device=device))
+
+
+def _merge(shares: list[Gathered]) -> Gathered:
+    """What all processes measured together."""
+    merged = Gathered(count=sum(share.count for share in shares))
+    for name in dict.fromkeys(name for share in shares for name in share.columns):
+        merged.columns[name] = torch.cat([share.columns[name] for share in shares if name in share.columns])
+    for share in shares:
+        for name, statistics in share.gaussians.items():
+            merged.gaussians.setdefault(name, GaussianStatistics(NUM_FEATURES)).merge(statistics)
+    return merged
+
+
+def _save_grid(rows: list[Tensor], samples: Path, step: int) -> None:
+    with replace_file(make_directory(samples) / f"step_{step}.png") as file:
+        uint8_to_image(torch.cat(rows, dim=1)).save(file, "PNG")
 
 
 class SamplingValidation:
-    """Draws `samples/step_N.png`, and measures FID where that is due.
+    """Draws `samples/step_N.png`, and measures FID where that is due and at `last_step`.
 
-    Args:
-        parts: everything of the diffusion model; the network is replaced by the one that is measured.
-        settings: how many images, how often.
-        last_step: of the run: everything is done once more there.
-        samples: where grids go.
+    The network in `parts` is replaced by the one that is measured.
     """
 
     def __init__(self, parts: DiffusionParts, settings: SamplingSettings, last_step: int, samples: Path) -> None:
         self._parts, self._settings, self._last_step, self._samples = parts, settings, last_step, samples
-        self._extractor: InceptionExtractor | None = None
+        self._features: FeatureMeasurement | None = None
 
     def measure(self, network: nn.Module, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
         """FID if it is due, or None where `stop` turned true on the way; draws the grid."""
@@ -185,8 +183,7 @@ class SamplingValidation:
         missing = -len(pixels) % columns
         pixels = torch.cat([pixels, torch.full((missing, *pixels.shape[1:]), 255, dtype=torch.uint8)])
         rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]
-        with replace_file(make_directory(self._samples) / f"step_{step}.png") as file:
-            uint8_to_image(torch.cat(rows, dim=1)).save(file, "PNG")
+        _save_grid(rows, self._samples, step)
 
     def _grid_classes(self) -> list[int]:
         if self._settings.classes:
@@ -214,18 +211,14 @@ class SamplingValidation:
         self, pipeline: DiffusionPipeline, fid: FidSettings, stop: Callable[[], bool]
     ) -> dict[str, float] | None:
         device = next(pipeline.denoiser.parameters()).device
-        if self._extractor is None:
-            weights = Path(fid.inception_weights) if fid.inception_weights is not None else None
-            self._extractor = load_inception(weights, device=device)
+        if self._features is None:
+            self._features = _open_features(fid.inception_weights, device)
+        features = self._features
         classes = draw_classes(fid.num_images, self._parts.config.num_classes, self._settings.seed)
-        statistics = GaussianStatistics(_NUM_FEATURES)
         share = range(rank(), len(classes), world_size())
-        for pixels in self._sample(pipeline, classes, fid.guidance_scale, share.__contains__, stop):
-            statistics.update(self._extractor(pixels.to(device)).features)
+        images = self._sample(pipeline, classes, fid.guidance_scale, share.__contains__, stop)
+        measured = gather((Part(features(pixels.to(device)), torch.arange(len(pixels))) for pixels in images), ())
         if any_process(stop()):
             return None
-        total = GaussianStatistics(_NUM_FEATURES)
-        for part in gather_objects(statistics):
-            total.merge(part)
         reference = read_reference(Path(fid.reference)).gaussian
-        return {"fid": frechet_distance(Gaussian(total.mean, total.covariance), reference)}
+        return {"fid": frechet_distance(gaussian_of(_merge(gather_objects(measured))), reference)}
