@@ -22,8 +22,9 @@ from dcae_core.recipes.settings import ExecutionSettings, OptimiserSettings
 from dcae_core.recipes.train_diffusion import DenoiserSettings, TrainDiffusionRecipe
 from dcae_core.training.checks import LatentKind, denoiser_config_of
 from dcae_core.training.dry_run import count_memory
-from dcae_core.training.parallel import shard_by_block
+from dcae_core.training.parallel import checkpoint_activations, shard
 from dcae_core.training.train_diffusion import MODEL, DiffusionBatch, DiffusionTask, TrainingNoise
+from dcae_core.training.trained_parts import transformer_blocks
 
 LATENTS = LatentKind((32, 16, 16), num_classes=1000)  # f32c32, 512 px: 258 tokens
 
@@ -52,7 +53,9 @@ def measure(recipe: TrainDiffusionRecipe, config: DenoiserConfig) -> int:
 
     def train() -> None:
         network = build_denoiser(config)
-        shard_by_block(network)
+        if recipe.execution.activation_checkpointing:
+            checkpoint_activations(transformer_blocks(network))
+        shard([network], transformer_blocks(network))
         task = DiffusionTask(network, recipe, 1.0, None)
         for step in range(recipe.steps):
             (loss,) = task.losses(make_batch(config, recipe.batch_size // world_size()), step)

@@ -21,9 +21,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dcae_cli.encode_dataset:encode_dataset",
         "Encode images into a latent dataset, or verify one.",
     ),
-    "train-ae": ("dcae_cli.train_ae:train_ae", "Train or fine-tune an autoencoder as a recipe says."),
+    "train-ae": ("dcae_cli.train:train_ae", "Train or fine-tune an autoencoder as a recipe says."),
     "train-diffusion": (
-        "dcae_cli.train_diffusion:train_diffusion",
+        "dcae_cli.train:train_diffusion",
         "Train a diffusion model on a latent dataset as a recipe says.",
     ),
     "sample": ("dcae_cli.sample:sample", "Sample images from a class-conditional diffusion model."),

@@ -24,8 +24,9 @@ from dcae_core.recipes.loading import read_recipe
 from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
 from dcae_core.training.checks import check_autoencoder_recipe
 from dcae_core.training.losses import load_efficientnet_features
+from dcae_core.training.run import RunOptions
 from dcae_core.training.trackers import Panel, draw_panels
-from dcae_core.training.train_ae import RunOptions, train_autoencoder
+from dcae_core.training.train_ae import train_autoencoder
 
 HELD_OUT = 8  # one image in so many is for judging
 NUM_FEATURES = 80

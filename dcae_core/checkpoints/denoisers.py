@@ -236,7 +236,9 @@ def _own(directory: Path, description_file: Path, values: dict[str, Any], weight
         raise CheckpointError(f"{directory} holds no {raw.name}")
     try:
         description = values[DESCRIPTION_KEY]
-        config = denoiser_config(description["config"])
+        # Earlier files also say how the network was trained, which does not belong to its configuration.
+        settings = {key: value for key, value in description["config"].items() if key != "activation_checkpointing"}
+        config = denoiser_config(settings)
         if not isinstance(description["autoencoder"], str | None):
             raise UsageError(f"autoencoder is no name or place: {description['autoencoder']!r}")
         return DiffusionFiles(
@@ -249,7 +251,7 @@ def _own(directory: Path, description_file: Path, values: dict[str, Any], weight
             weights=(raw, average) if weights == EMA and average.is_file() else (raw,),
             class_names=tuple(description.get("class_names") or ()) or None,
         )
-    except (KeyError, TypeError, ValueError, UsageError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
         raise CheckpointError(f"{description_file} describes no diffusion model: {error}") from error
 
 

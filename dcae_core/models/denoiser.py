@@ -29,8 +29,6 @@ class DenoiserConfig:
         depth: number of transformer blocks.
         num_heads: attention heads.
         num_classes: classes 0..num_classes-1; class `num_classes` is the null class. 0: unconditional.
-        activation_checkpointing: recompute each block's activations in the backward pass, which trades about a third
-            more computing for memory that no longer grows with depth.
     """
 
     architecture: ClassVar[str]
@@ -42,7 +40,6 @@ class DenoiserConfig:
     depth: int = 12
     num_heads: int = 8
     num_classes: int = 1000
-    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         limits = {"patch_size": MAX_CHANNELS, "in_channels": MAX_CHANNELS, "hidden_size": MAX_CHANNELS}

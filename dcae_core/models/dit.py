@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dcae_core.models.denoiser import (
     Attention,
@@ -150,10 +149,7 @@ class DiT(nn.Module):
             assert y is not None, "a class-conditional network needs classes"
             condition = condition + self.y_embedder(y)
         for block in self.blocks:
-            if self.config.activation_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, condition, use_reentrant=False)
-            else:
-                tokens = block(tokens, condition)
+            tokens = block(tokens, condition)
         patches = self.final_layer(tokens, condition)
         return unpatchify(patches, self.config.grid, self.config.patch_size)
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dcae_core.errors import UsageError
 from dcae_core.models.denoiser import (
@@ -116,16 +115,11 @@ class UViT(nn.Module):
 
         skips = []
         for block in self.in_blocks:
-            tokens = self._run(block, tokens)
+            tokens = block(tokens)
             skips.append(tokens)
-        tokens = self._run(self.mid_block, tokens)
+        tokens = self.mid_block(tokens)
         for block in self.out_blocks:
-            tokens = self._run(block, tokens, skips.pop())
+            tokens = block(tokens, skips.pop())
 
         patches = self.decoder_pred(self.norm(tokens))[:, self.num_extra_tokens :]
         return unpatchify(patches, self.config.grid, self.config.patch_size)
-
-    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
-        if self.config.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)

@@ -120,12 +120,6 @@ DISCRIMINATOR = "discriminator"
 class AdversarialTerm:
     """A PatchGAN discriminator with its optimiser.
 
-    Args:
-        settings: of the GAN term.
-        steps: of the phase.
-        seed: numbers that its first weights follow from.
-        device: where it trains.
-
     Attributes:
         trained: the discriminator and its optimiser, for the loop.
         module: what gradients are averaged over processes for.

@@ -43,14 +43,7 @@ def collect_checkpoint(task: Task, progress: Progress, scaler: torch.amp.GradSca
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run, in memory.
-
-    Attributes:
-        tensors: weights and buffers of each network, and the averages.
-        optimisers: `state_dict()` of each optimiser.
-        random: states of torch's generators.
-        state: plain values.
-    """
+    """The state of a run, in memory."""
 
     tensors: dict[str, dict[str, Tensor]]
     optimisers: dict[str, dict[str, Any]]

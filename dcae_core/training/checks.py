@@ -51,11 +51,6 @@ def check_autoencoder_recipe(recipe: TrainAutoencoderRecipe) -> list[str]:
     return faults
 
 
-def check_autoencoder_network(recipe: TrainAutoencoderRecipe) -> list[str]:
-    """The faults of `check_autoencoder_recipe` that need neither the run's files nor a download to be seen."""
-    return [] if _is_elsewhere(recipe.network.weights) else _autoencoder_network_faults(recipe)
-
-
 def _is_elsewhere(weights: str | None) -> bool:
     """Whether these may be a hub's, or another training's that is still to come: what network they are is not known."""
     return weights is not None and "/" in weights and not Path(weights).exists() and find_autoencoder(weights) is None
@@ -111,12 +106,7 @@ def _adjacent_stages_faults(phase: PhaseSettings, network: Autoencoder) -> list[
 
 
 def _surroundings_faults(recipe: TrainAutoencoderRecipe, phase: PhaseSettings) -> list[str]:
-    faults = []
-    if phase.batch_size < phase.accumulation * world_size():
-        faults.append(
-            f"batch_size: {phase.batch_size} does not give each of {world_size()} process(es) "
-            f"something to do in each of {phase.accumulation} part(s)"
-        )
+    faults = _batch_faults(phase)
     losses = phase.losses
     if losses.lpips_weights is not None and not Path(losses.lpips_weights).is_dir():
         faults.append(f"losses.lpips_weights: {losses.lpips_weights} is not a directory")
@@ -127,6 +117,15 @@ def _surroundings_faults(recipe: TrainAutoencoderRecipe, phase: PhaseSettings) -
             "set it to false"
         )
     return faults
+
+
+def _batch_faults(settings: PhaseSettings | TrainDiffusionRecipe) -> list[str]:
+    if settings.batch_size >= settings.accumulation * world_size():
+        return []
+    return [
+        f"batch_size: {settings.batch_size} does not give each of {world_size()} process(es) "
+        f"something to do in each of {settings.accumulation} part(s)"
+    ]
 
 
 def resolution_faults(resolution: int, config: AutoencoderConfig) -> list[str]:
@@ -181,7 +180,6 @@ def denoiser_config_of(recipe: TrainDiffusionRecipe, kind: LatentKind) -> Denois
         "in_channels": channels,
         "input_size": height if height == width else (height, width),
         "num_classes": kind.num_classes,
-        "activation_checkpointing": recipe.execution.activation_checkpointing,
     }
     return denoiser_config(settings)
 
@@ -198,12 +196,7 @@ def check_diffusion_recipe(recipe: TrainDiffusionRecipe) -> list[str]:
         DataError: the latents are missing or damaged, and nothing is wrong with the recipe itself.
         DownloadError: they cannot be reached, likewise.
     """
-    faults = []
-    if recipe.batch_size < recipe.accumulation * world_size():
-        faults.append(
-            f"batch_size: {recipe.batch_size} does not give each of {world_size()} process(es) "
-            f"something to do in each of {recipe.accumulation} part(s)"
-        )
+    faults = _batch_faults(recipe)
     if recipe.sampling is not None and recipe.sampling.fid is not None:
         try:
             read_reference(Path(recipe.sampling.fid.reference))
@@ -212,14 +205,14 @@ def check_diffusion_recipe(recipe: TrainDiffusionRecipe) -> list[str]:
     try:
         dataset = open_latents(recipe)
     except DcaeError as error:
-        if faults := [*faults, *check_diffusion_network(recipe)]:
+        if faults := [*faults, *_expected_faults(recipe)]:
             return [*faults, f"latents: {error}"]
         raise type(error)(f"latents: {error}") from error
     return [*faults, *_dataset_faults(recipe, dataset), *_denoiser_network_faults(recipe, LatentKind.of(dataset))]
 
 
-def check_diffusion_network(recipe: TrainDiffusionRecipe) -> list[str]:
-    """The faults of `check_diffusion_recipe` that show without the latents, given what the recipe says about them."""
+def _expected_faults(recipe: TrainDiffusionRecipe) -> list[str]:
+    """What shows without the latents, given what the recipe says about them."""
     entry = find_autoencoder(recipe.autoencoder or EMBEDDED_AUTOENCODER)
     faults = []
     if entry is not None and recipe.resolution is not None:
@@ -288,9 +281,7 @@ def _sampling_faults(recipe: TrainDiffusionRecipe, sampling: SamplingSettings, c
 
 
 def check_network(recipe: Recipe) -> list[str]:
-    """Faults as "dotted.path: message"; none where a recipe describes no network."""
-    if isinstance(recipe, TrainAutoencoderRecipe):
-        return check_autoencoder_network(recipe)
-    if isinstance(recipe, TrainDiffusionRecipe):
-        return check_diffusion_network(recipe)
-    return []
+    """The faults of a training recipe that show without data and downloads, as "dotted.path: message"."""
+    if isinstance(recipe, TrainAutoencoderRecipe) and not _is_elsewhere(recipe.network.weights):
+        return _autoencoder_network_faults(recipe)
+    return _expected_faults(recipe) if isinstance(recipe, TrainDiffusionRecipe) else []

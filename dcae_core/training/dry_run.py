@@ -3,17 +3,16 @@
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dcae_core.data.batches import BatchPlan
-from dcae_core.distributed import world_size
+from dcae_core.distributed import rank, world_size
 from dcae_core.models import build_denoiser
 from dcae_core.models.autoencoder import build_on_meta
 from dcae_core.models.denoiser import DenoiserConfig
@@ -21,11 +20,18 @@ from dcae_core.recipes.train_ae import PhaseSettings, TrainAutoencoderRecipe
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
 from dcae_core.training.checks import LatentKind, autoencoder_config_of, denoiser_config_of, open_latents
 from dcae_core.training.parallel import checkpoint_activations
-from dcae_core.training.resuming import find_checkpoint
+from dcae_core.training.run import RunOptions, TrainingRecipe, find_checkpoint
 from dcae_core.training.run_directory import RunDirectory
-from dcae_core.training.train_ae import RunOptions, TrainingImages, train_autoencoder
-from dcae_core.training.train_diffusion import DiffusionRunOptions, load_batches, train_diffusion
-from dcae_core.training.trained_parts import blocks_of, count_trained, set_training_mode, train_only
+from dcae_core.training.task import Batch
+from dcae_core.training.train_ae import TrainingImages, train_autoencoder
+from dcae_core.training.train_diffusion import PHASE, load_batches, train_diffusion
+from dcae_core.training.trained_parts import (
+    blocks_of,
+    count_trained,
+    set_training_mode,
+    train_only,
+    transformer_blocks,
+)
 
 _GRADIENT, _ADAM, _AVERAGE = 4, 8, 4  # bytes for each trained parameter
 
@@ -98,18 +104,10 @@ _LOADER_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class PhaseForecast:
-    """What one phase will be like.
-
-    Attributes:
-        name: of the phase.
-        parts: what it trains.
-        num_trained: parameters that it trains.
-        num_parameters: of the whole network.
-        memory: of one process.
-    """
+    """What one phase will be like."""
 
     name: str
-    parts: tuple[str, ...]
+    trains: str
     num_trained: int
     num_parameters: int
     memory: MemoryEstimate
@@ -122,40 +120,74 @@ class Forecast:
     Attributes:
         phases: one after the other.
         available: bytes free on the device now.
-        num_images: found.
-        loader_images_per_second: what the loader alone delivers.
+        items: what it trains on: "images" or "latents".
+        num_items: how many were found.
+        loader_items_per_second: what the loader alone delivers.
         damaged: lines about damaged images among those that were looked at.
-        continues_from: the checkpoint that the run would go on from, or None.
-        seconds_per_step: of one step of each phase, the first included; None where it does not fit into memory.
+        continues_from: the checkpoint that the run would continue from, or None.
+        seconds_per_step: of the start and one step of each phase; None where they do not fit into memory.
     """
 
     phases: list[PhaseForecast]
     available: int
-    num_images: int
-    loader_images_per_second: float
+    items: str
+    num_items: int
+    loader_items_per_second: float
     damaged: list[str]
     continues_from: Path | None
     seconds_per_step: dict[str, float] | None
 
 
-def forecast(recipe: TrainAutoencoderRecipe, options: RunOptions) -> Forecast:
+def forecast_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions) -> Forecast:
     """Look at everything a training needs; do one step of each phase if memory allows. Leaves nothing behind.
 
     Raises:
         DcaeError: whatever would end the training: data, weights, memory, a run directory that is another run's.
     """
     phases = [forecast_phase(recipe, phase) for phase in recipe.phases]
-    checkpoint = None
-    if Path(recipe.run_dir).is_dir():
-        checkpoint = find_checkpoint(RunDirectory(Path(recipe.run_dir)), options.resume)
-    undecoded = recipe.data.model_copy(update={"decoded_cache": None})
-    images = TrainingImages(undecoded)
-    rate, damaged = _measure_loader(images, recipe)
-    available = available_memory(options.device)
-    seconds = None
-    if max(phase.memory.total for phase in phases) < available:
-        seconds = dict(_try_each_phase(recipe.model_copy(update={"data": undecoded}), options))
-    return Forecast(phases, available, len(images), rate, damaged, checkpoint, seconds)
+    checkpoint = _continues_from(recipe, options)
+    undecoded = recipe.model_copy(update={"data": recipe.data.model_copy(update={"decoded_cache": None})})
+    images, first = TrainingImages(undecoded.data), recipe.phases[0]
+
+    def train_a_step(index: int, folder: str) -> None:
+        changes = {
+            "run_dir": folder,
+            "network": recipe.network.model_copy(update={"init": "random"}),
+            "phases": [recipe.phases[index].model_copy(update={"steps": 1})],
+            "validation": None,
+            "latent_statistics_images": 1,
+        }
+        train_autoencoder(undecoded.model_copy(update=changes), RunOptions(options.device))
+
+    batches = images.batches(first.resolution, (recipe.seed,), BatchPlan(first.batch_size), range(first.steps))
+    rate, damaged = _measure_loader(batches)
+    available, seconds = _try_each_phase(phases, options.device, train_a_step)
+    return Forecast(phases, available, "images", len(images), rate, damaged, checkpoint, seconds)
+
+
+def forecast_diffusion(recipe: TrainDiffusionRecipe, options: RunOptions) -> Forecast:
+    """The same for a diffusion model.
+
+    Raises:
+        DcaeError: whatever would end the training: latents, memory, a run directory that is another run's.
+    """
+    dataset = open_latents(recipe)
+    config = denoiser_config_of(recipe, LatentKind.of(dataset))
+    with torch.device("meta"):
+        network = build_denoiser(config)
+    memory = count_memory(network, config, recipe)
+    trains = f"{config.architecture} ({recipe.objective})"
+    phases = [PhaseForecast(PHASE, trains, *count_trained(network), memory)]
+    checkpoint = _continues_from(recipe, options)
+
+    def train_a_step(_index: int, folder: str) -> None:
+        single = recipe.model_copy(update={"run_dir": folder, "steps": 1, "sampling": None})
+        train_diffusion(single, RunOptions(options.device))
+
+    plan = BatchPlan(recipe.batch_size, recipe.accumulation, world_size(), rank())
+    rate, damaged = _measure_loader(load_batches(recipe, dataset, config, plan, range(recipe.steps)))
+    available, seconds = _try_each_phase(phases, options.device, train_a_step)
+    return Forecast(phases, available, "latents", len(dataset), rate, damaged, checkpoint, seconds)
 
 
 def forecast_phase(recipe: TrainAutoencoderRecipe, phase: PhaseSettings) -> PhaseForecast:
@@ -168,92 +200,13 @@ def forecast_phase(recipe: TrainAutoencoderRecipe, phase: PhaseSettings) -> Phas
     part = BatchPlan(phase.batch_size, phase.accumulation, world_size()).largest_piece
     x = torch.empty(part, 3, phase.resolution, phase.resolution, device="meta")
     memory = estimate_memory(network, x, ema=phase.ema is not None)
-    return PhaseForecast(phase.name, phase.parts, *count_trained(network), memory)
-
-
-def _measure_loader(images: TrainingImages, recipe: TrainAutoencoderRecipe) -> tuple[float, list[str]]:
-    """Images per second of the first phase's loader, and the damaged images that it met."""
-    phase = recipe.phases[0]
-    plan, steps = BatchPlan(phase.batch_size), range(phase.steps)
-    with closing(images.batches(phase.resolution, (recipe.seed,), plan, steps)) as batches:
-        damaged = list(next(batches).damaged)  # starting the workers does not count
-        start, num_seen = time.perf_counter(), 0
-        for batch in batches:
-            num_seen += len(batch.names)
-            damaged += batch.damaged
-            if time.perf_counter() - start > _LOADER_SECONDS:
-                break
-        return num_seen / (time.perf_counter() - start), list(dict.fromkeys(damaged))
-
-
-def _try_each_phase(recipe: TrainAutoencoderRecipe, options: RunOptions) -> Iterator[tuple[str, float]]:
-    for phase in recipe.phases:
-        with tempfile.TemporaryDirectory() as folder:
-            single = recipe.model_copy(
-                update={
-                    "run_dir": folder,
-                    "network": recipe.network.model_copy(update={"init": "random"}),
-                    "phases": [phase.model_copy(update={"steps": 1})],
-                    "validation": None,
-                    "latent_statistics_images": 1,
-                }
-            )
-            start = time.perf_counter()
-            train_autoencoder(single, RunOptions(options.device))
-            yield phase.name, time.perf_counter() - start
-
-
-_LOADER_BATCHES = 20
-
-
-@dataclass(frozen=True)
-class DiffusionForecast:
-    """What a training will be like.
-
-    Attributes:
-        num_parameters: that are trained.
-        memory: of one process, without sharding.
-        available: bytes free on the device now.
-        num_latents: in the dataset.
-        loader_latents_per_second: what the loader alone delivers.
-        continues_from: the checkpoint that the run would go on from, or None.
-        seconds_per_step: of the start and one step; None where it does not fit into memory.
-    """
-
-    num_parameters: int
-    memory: MemoryEstimate
-    available: int
-    num_latents: int
-    loader_latents_per_second: float
-    continues_from: Path | None
-    seconds_per_step: float | None
-
-
-def forecast_diffusion(recipe: TrainDiffusionRecipe, options: DiffusionRunOptions) -> DiffusionForecast:
-    """Look at everything a training needs; do one step if memory allows. Leaves nothing behind.
-
-    Raises:
-        DcaeError: whatever would end the training: latents, memory, a run directory that is another run's.
-    """
-    dataset = open_latents(recipe)
-    config = denoiser_config_of(recipe, LatentKind.of(dataset))
-    with torch.device("meta"):
-        network = build_denoiser(config)
-    memory = count_memory(network, config, recipe)
-    checkpoint = None
-    if Path(recipe.run_dir).is_dir():
-        checkpoint = find_checkpoint(RunDirectory(Path(recipe.run_dir)), options.resume)
-    start = time.perf_counter()
-    seen = sum(len(batch.names) for batch in islice(load_batches(recipe, dataset, config, 0), _LOADER_BATCHES))
-    rate = seen / (time.perf_counter() - start)
-    available = available_memory(options.device)
-    seconds = _try_a_step(recipe, options) if memory.total < available else None
-    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    return DiffusionForecast(trained, memory, available, len(dataset), rate, checkpoint, seconds)
+    return PhaseForecast(phase.name, ", ".join(phase.parts), *count_trained(network), memory)
 
 
 def count_memory(network: nn.Module, config: DenoiserConfig, recipe: TrainDiffusionRecipe) -> MemoryEstimate:
     """What a step of a recipe needs, without allocating it; `network` is that of `config`, on the meta device."""
+    if recipe.execution.activation_checkpointing:
+        checkpoint_activations(transformer_blocks(network))
     part = BatchPlan(recipe.batch_size, recipe.accumulation, world_size()).largest_piece
     x = torch.empty(part, config.in_channels, *config.latent_size, device="meta")
     return estimate_memory(_WithTimes(network), x, ema=recipe.ema is not None)
@@ -271,9 +224,35 @@ class _WithTimes(nn.Module):
         return self.network(x, times, torch.zeros(len(x), dtype=torch.int64, device=x.device))
 
 
-def _try_a_step(recipe: TrainDiffusionRecipe, options: DiffusionRunOptions) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        single = recipe.model_copy(update={"run_dir": folder, "steps": 1, "sampling": None})
-        start = time.perf_counter()
-        train_diffusion(single, DiffusionRunOptions(options.device))
-        return time.perf_counter() - start
+def _continues_from(recipe: TrainingRecipe, options: RunOptions) -> Path | None:
+    path = Path(recipe.run_dir)
+    return find_checkpoint(RunDirectory(path), options.resume) if path.is_dir() else None
+
+
+def _measure_loader(batches: Iterator[Batch]) -> tuple[float, list[str]]:
+    """Items per second, for a few seconds at most, and the damaged images among them."""
+    with closing(batches):  # type: ignore[type-var]
+        damaged = list(next(batches).damaged)  # starting the workers does not count
+        start, num_seen = time.perf_counter(), 0
+        for batch in batches:
+            num_seen += len(batch.names)
+            damaged += batch.damaged
+            if time.perf_counter() - start > _LOADER_SECONDS:
+                break
+        return num_seen / (time.perf_counter() - start), list(dict.fromkeys(damaged))
+
+
+def _try_each_phase(
+    phases: list[PhaseForecast], device: torch.device, train_a_step: Callable[[int, str], None]
+) -> tuple[int, dict[str, float] | None]:
+    """The bytes free on the device, and where the phases fit into them, the seconds that a step of each takes."""
+    available = available_memory(device)
+    if max(phase.memory.total for phase in phases) >= available:
+        return available, None
+    seconds = {}
+    for index, phase in enumerate(phases):
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            train_a_step(index, folder)
+            seconds[phase.name] = time.perf_counter() - start
+    return available, seconds

@@ -131,17 +131,10 @@ def mse_loss(x: Tensor, y: Tensor) -> Tensor:
 
 
 def gradient_loss(x: Tensor, y: Tensor, num_scales: int = 3) -> Tensor:
-    """Mean absolute difference of the differences between neighbouring pixels, averaged over scales.
+    """Mean absolute difference of the differences between neighbouring pixels of (B, 3, H, W), averaged over scales.
 
-    Each scale halves the images by averaging 2x2 pixels. Punishes blur and ringing that pixel losses forgive.
-
-    Args:
-        x: (B, 3, H, W).
-        y: the same shape.
-        num_scales: at most; fewer where the images get smaller than 2 pixels.
-
-    Returns:
-        A scalar.
+    Each scale halves the images by averaging 2x2 pixels, while they have 2 pixels. Punishes blur and ringing that pixel
+    losses forgive. A scalar.
     """
     error = x - y
     terms = []
@@ -192,10 +185,6 @@ class ReconstructionLoss(nn.Module):
     """Sum of weighted terms between a reconstruction and its image, all in float32.
 
     Terms of weight 0 are not computed and need no weights.
-
-    Args:
-        settings: the weights.
-        device: where the pretrained networks go.
 
     Raises:
         DownloadError: LPIPS is asked for, and its weights are neither cached nor to be had.

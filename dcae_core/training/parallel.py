@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,11 +35,6 @@ def shard(roots: Iterable[nn.Module], blocks: Iterable[nn.Module]) -> None:
         return
     for module in (*blocks, *roots):
         fully_shard(module)
-
-
-def shard_by_block(network: nn.Module) -> None:
-    """`shard` a transformer, whose blocks stand in lists."""
-    shard([network], [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part])
 
 
 @contextmanager
@@ -109,7 +105,11 @@ class _GlooBatchNorm2d(nn.BatchNorm2d):
 def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
     """Make each block keep its input only, in place; parameter names stay. A third more time for the whole network."""
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=partial(_contexts, block))
+        # Only BatchNorm's statistics need contexts, and torch.compile takes none.
+        keep: dict[str, Any] = {"use_reentrant": False}
+        if next(block.buffers(), None) is not None:
+            keep["context_fn"] = partial(_contexts, block)
+        block.forward = partial(checkpoint, block.forward, **keep)
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

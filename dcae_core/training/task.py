@@ -21,7 +21,7 @@ class RunLogger(Protocol):
 
 
 class SilentLogger:
-    """Nobody watches."""
+    """Says nothing."""
 
     def note(self, text: str) -> None:
         """Say nothing."""

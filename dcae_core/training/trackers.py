@@ -181,11 +181,7 @@ class WandbTracker:
 def open_trackers(
     settings: LoggingSettings, directory: Path, first_step: int, recipe: dict[str, Any]
 ) -> list[RunLogger]:
-    """The trackers that a recipe asks for.
-
-    Raises:
-        UsageError: a package is not installed.
-    """
+    """The trackers that a recipe asks for."""
     trackers: list[RunLogger] = []
     if settings.tensorboard:
         trackers.append(TensorBoardTracker(directory / "tensorboard", first_step))
@@ -195,12 +191,7 @@ def open_trackers(
 
 
 def plot_metrics(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw a run's losses, its validation and its learning rates over the steps.
-
-    Args:
-        records: the lines of `metrics.jsonl`.
-        path: the PNG to write.
-    """
+    """Draw a run's losses, its validation and its learning rates over the steps."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         for name, value in _figures(record).items():

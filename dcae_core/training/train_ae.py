@@ -1,4 +1,4 @@
-"""Training an autoencoder: its images, one phase as the loop sees it, and the whole run, phase after phase."""
+"""Training an autoencoder: its images, one phase as the loop sees it, and the whole run."""
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -15,16 +15,14 @@ from dcae_core.data.batches import Batch, BatchPlan, CropSettings, CropStream, I
 from dcae_core.data.decoded_cache import DecodedCache, open_decoded_cache
 from dcae_core.data.images import uint8_to_tensor
 from dcae_core.data.sources import DecodedOnDemand, find_images
-from dcae_core.distributed import barrier, is_local_main, is_main, rank, world_size
-from dcae_core.files import write_text
+from dcae_core.distributed import barrier, is_local_main, is_main
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
-from dcae_core.recipes.loading import write_recipe
 from dcae_core.recipes.settings import ExecutionSettings
 from dcae_core.recipes.train_ae import DataSettings, PhaseSettings, TrainAutoencoderRecipe
 from dcae_core.training.adversarial import DISCRIMINATOR, AdversarialTerm
-from dcae_core.training.checkpointing import load_weights, read_checkpoint
+from dcae_core.training.checkpointing import load_weights
 from dcae_core.training.checks import autoencoder_config_of
-from dcae_core.training.loop import Loop, LoopSettings, StopSignals, loss_scaler
+from dcae_core.training.loop import StopSignals
 from dcae_core.training.losses import ReconstructionLoss
 from dcae_core.training.optimisers import Ema, TrainedNetwork, averaged, build_trained_network
 from dcae_core.training.parallel import (
@@ -36,10 +34,8 @@ from dcae_core.training.parallel import (
     without_synchronisation,
 )
 from dcae_core.training.pca import initialise_pca
-from dcae_core.training.resuming import changes_since, find_checkpoint, where_to_begin
-from dcae_core.training.run_directory import RunDirectory
-from dcae_core.training.task import Loss, Progress, RunLogger, SilentLogger
-from dcae_core.training.trackers import RunLoggers, open_trackers
+from dcae_core.training.run import Run, RunOptions, RunPhase, open_run
+from dcae_core.training.task import Loss, RunLogger
 from dcae_core.training.trained_parts import blocks_of, count_trained, set_training_mode, train_only
 from dcae_core.training.validation import ReconstructionValidation
 
@@ -48,9 +44,6 @@ class TrainingImages:
     """Random crops of the sources that a recipe names.
 
     Finding costs one scan of the folders; a decoded cache is filled on the first use.
-
-    Args:
-        settings: which images, and how they are cut.
 
     Attributes:
         damaged: lines about images that could not be put into the cache.
@@ -109,7 +102,7 @@ class TrainingImages:
 
 
 AUTOENCODER = "autoencoder"
-_CHANNELS_STREAM = 2  # tells the chance of latent channels from that of crops
+_CHANNELS_STREAM = 2  # tells the random numbers of latent channels from those of crops
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -126,15 +119,7 @@ class Reconstruct(nn.Module):
 
 
 class AutoencoderTask:
-    """Trains the parts of an autoencoder that a phase names.
-
-    Args:
-        network: on its device; which parts take gradients is set here.
-        phase: the settings.
-        seed: numbers that chance follows from.
-        execution: number type, data parallelism, compilation.
-        validation: held-out images, or None.
-    """
+    """Trains the parts of an autoencoder that a phase names: from here on they alone take gradients."""
 
     def __init__(
         self,
@@ -279,31 +264,11 @@ def measure_latents(network: Autoencoder, batches: Iterable[Tensor]) -> LatentSt
     )
 
 
-_PHASE_STREAM, _PCA_STREAM, _STATISTICS_STREAM = 0, 1, 2  # tell the chances of a run from each other
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What is about this call rather than about the training.
-
-    Attributes:
-        device: where to train.
-        resume: "auto" continues what is in the run directory, "never" refuses to, a path continues that checkpoint.
-        phase: go through this phase only.
-    """
-
-    device: torch.device
-    resume: str = "auto"
-    phase: str | None = None
+_PHASE_STREAM, _PCA_STREAM, _STATISTICS_STREAM = 0, 1, 2  # tell the random numbers of a run from each other
 
 
 def train_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions, logger: RunLogger | None = None) -> Path:
-    """Train as a recipe says, or go on with it; save the autoencoder of every phase.
-
-    Args:
-        recipe: checked by `check_autoencoder_recipe`.
-        options: of this call.
-        logger: told how it goes.
+    """Train as a recipe says, or continue; save the autoencoder of every phase.
 
     Returns:
         The directory of the trained autoencoder.
@@ -314,144 +279,104 @@ def train_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions, logge
         ResourceError: the disk is full.
         UsageError: another run uses the directory.
     """
-    run = RunDirectory(Path(recipe.run_dir), recipe.checkpoints.keep, recipe.checkpoints.keep_every)
-    if not is_main():
-        return _AutoencoderRun(recipe, options, run, SilentLogger()).go()
-    with run.locked():
-        return _AutoencoderRun(recipe, options, run, logger or SilentLogger()).go()
-
-
-class _AutoencoderRun:
-    def __init__(
-        self, recipe: TrainAutoencoderRecipe, options: RunOptions, run: RunDirectory, logger: RunLogger
-    ) -> None:
-        self.recipe, self.options, self.run, self.logger = recipe, options, run, logger
-        names, steps = [phase.name for phase in recipe.phases], [phase.steps for phase in recipe.phases]
-        self.checkpoint = find_checkpoint(run, options.resume)
-        self.progress, self.last_phase = where_to_begin(self.checkpoint, list(names), steps, options.phase)
-        self._compare_recipe()
-        self._open_trackers()
-        self.images = TrainingImages(recipe.data)
-        self.validation = self._open_validation()
-
-    def go(self) -> Path:
+    phases = [RunPhase(phase.name, phase.steps, phase.batch_size, phase.accumulation) for phase in recipe.phases]
+    with open_run(recipe, phases, options, logger, validate_first=True) as run:
+        images = TrainingImages(recipe.data)
+        validation = _open_validation(recipe, run)
+        run.begin()
         if is_main():
-            write_text(self.run.path / "recipe.yaml", write_recipe(self.recipe))
-            step = self.progress.step if self.checkpoint is not None else -1
-            self.run.forget_metrics_after(step, validation_due=self.progress.validation_due)
-            self.run.forget_checkpoints_after(step)
-            self.run.append_damaged(self.images.damaged)
-        self.logger.note(f"{len(self.images):,} images, {len(self.images.damaged)} damaged")
-        network = self._prepare(self._build_network())
-        if self.checkpoint is not None:
-            load_weights(network, self.checkpoint / f"{AUTOENCODER}.safetensors")
-            self.logger.note(f"continuing after step {self.progress.step}, from {self.checkpoint}")
+            run.directory.append_damaged(images.damaged)
+        run.logger.note(f"{len(images):,} images, {len(images.damaged)} damaged")
+        network = _prepare(_build_network(recipe, images, run), recipe.execution, run.device)
+        if run.checkpoint is not None:
+            load_weights(network, run.checkpoint / f"{AUTOENCODER}.safetensors")
+        run.note_start()
         with StopSignals() as signals:
-            for index in range(self.progress.phase, self.last_phase + 1):
-                if index > self.progress.phase:
-                    self.progress = Progress(phase=index, step=self.progress.step)
-                self._train_phase(index, network, signals)
-        return self._save_result(network)
+            for index in run.phases_left():
+                _train_phase(recipe, index, run, network, images, validation, signals)
+        return _save_result(recipe, run, network, images)
 
-    def _open_trackers(self) -> None:
-        if is_main():
-            values = self.recipe.model_dump(mode="json")
-            trackers = open_trackers(self.recipe.logging, self.run.path, self.progress.step, values)
-            self.logger = RunLoggers([self.logger, *trackers])
 
-    def _compare_recipe(self) -> None:
-        if self.checkpoint is not None:
-            changed = changes_since(self.run, self.recipe.model_dump(mode="json"), self.progress.phase)
-            if changed:
-                self.logger.note(f"changed since this run was last started: {', '.join(changed)}")
+def _train_phase(
+    recipe: TrainAutoencoderRecipe,
+    index: int,
+    run: Run,
+    network: Autoencoder,
+    images: TrainingImages,
+    validation: ReconstructionValidation | None,
+    signals: StopSignals,
+) -> None:
+    phase, seed = recipe.phases[index], (recipe.seed, _PHASE_STREAM, index)
+    task = AutoencoderTask(network, phase, seed, recipe.execution, validation)
+    validate_every = recipe.validation.every if recipe.validation is not None else None
+    loop = run.open_loop(task, signals, validate_every=validate_every, num_workers=recipe.data.num_workers)
+    trained, total = count_trained(network)
+    run.logger.note(
+        f"phase {phase.name}: training {', '.join(phase.parts)}: {trained:,} of {total:,} parameters, "
+        f"{phase.steps} steps of {phase.batch_size} images of {phase.resolution}x{phase.resolution}"
+    )
+    with closing(images.batches(phase.resolution, seed, run.batch_plan, run.steps_left)) as batches:
+        loop.train(batches)
+    if task.ema is not None:
+        task.ema.apply()
+    _export(recipe, network, run.directory.path / "phases" / phase.name, None)
 
-    def _train_phase(self, index: int, network: Autoencoder, signals: StopSignals) -> None:
-        recipe, phase, progress = self.recipe, self.recipe.phases[index], self.progress
-        seed = (recipe.seed, _PHASE_STREAM, index)
-        scaler = loss_scaler(self.options.device, recipe.execution.precision)
-        task = AutoencoderTask(network, phase, seed, recipe.execution, self.validation)
-        if self.checkpoint is not None:
-            read_checkpoint(self.checkpoint, task, scaler)
-            self.checkpoint = None
-        trained, total = count_trained(network)
-        self.logger.note(
-            f"phase {phase.name}: training {', '.join(phase.parts)}: {trained:,} of {total:,} parameters, "
-            f"{phase.steps} steps of {phase.batch_size} images of {phase.resolution}x{phase.resolution}"
-        )
-        settings = LoopSettings(
-            phase=phase.name,
-            steps=phase.steps,
-            total_steps=sum(each.steps for each in recipe.phases),
-            batch_size=phase.batch_size,
-            accumulation=phase.accumulation,
-            checkpoint_every=recipe.checkpoints.every,
-            validate_every=recipe.validation.every if recipe.validation is not None else None,
-            log_every=recipe.logging.every,
-        )
-        plan = BatchPlan(phase.batch_size, phase.accumulation, world_size(), rank())
-        steps = range(progress.phase_step, phase.steps)
-        loop = Loop(task, settings, self.run, progress, scaler, signals, self.logger, recipe.data.num_workers)
-        with closing(self.images.batches(phase.resolution, seed, plan, steps)) as batches:
-            loop.train(batches)
-        if task.ema is not None:
-            task.ema.apply()
-        self._export(network, self.run.path / "phases" / phase.name, None)
 
-    def _open_validation(self) -> ReconstructionValidation | None:
-        settings = self.recipe.validation
-        if settings is None:
-            return None
-        images = find_images([settings.path])
-        return ReconstructionValidation(images, settings, self.run.path / "samples", self.options.device)
+def _open_validation(recipe: TrainAutoencoderRecipe, run: Run) -> ReconstructionValidation | None:
+    if recipe.validation is None:
+        return None
+    images = find_images([recipe.validation.path])
+    return ReconstructionValidation(images, recipe.validation, run.directory.path / "samples", run.device)
 
-    def _build_network(self) -> Autoencoder:
-        recipe, settings = self.recipe, self.recipe.network
-        if settings.weights is not None:
-            return load_autoencoder(settings.weights, prepare=False)
-        torch.manual_seed(recipe.seed)
-        network = Autoencoder(autoencoder_config_of(settings))
-        if settings.init == "pca" and self.checkpoint is None:
-            resolution = recipe.phases[0].resolution
-            crops = self.images.first_crops(settings.pca_images, resolution, (recipe.seed, _PCA_STREAM))
-            initialise_pca(network, crops)
-        return network
 
-    def _prepare(self, network: Autoencoder) -> Autoencoder:
-        """Put the network where and how it trains."""
-        execution, device = self.recipe.execution, self.options.device
-        network = network.to(device)
-        if execution.channels_last:
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        synchronise_batch_norm(network, device)
-        if execution.activation_checkpointing:
-            checkpoint_activations(blocks_of(network))
-        if execution.sharding == "fsdp":
-            shard((network.encoder, network.decoder), blocks_of(network))
-        return network
+def _build_network(recipe: TrainAutoencoderRecipe, images: TrainingImages, run: Run) -> Autoencoder:
+    settings = recipe.network
+    if settings.weights is not None:
+        return load_autoencoder(settings.weights, prepare=False)
+    torch.manual_seed(recipe.seed)
+    network = Autoencoder(autoencoder_config_of(settings))
+    if settings.init == "pca" and run.checkpoint is None:
+        resolution = recipe.phases[0].resolution
+        initialise_pca(network, images.first_crops(settings.pca_images, resolution, (recipe.seed, _PCA_STREAM)))
+    return network
 
-    def _save_result(self, network: Autoencoder) -> Path:
-        statistics = self._measure_latents(network)
-        self.logger.note(
-            f"latents: mean {statistics.mean:.4f}, rms {statistics.rms:.4f}, scaling factor 1/rms = "
-            f"{statistics.scaling_factor:.4f}"
-        )
-        directory = self.run.path / "autoencoder"
-        self._export(network, directory, statistics)
-        return directory
 
-    def _measure_latents(self, network: Autoencoder) -> LatentStatistics:
-        phase = self.recipe.phases[-1]
-        steps = range(-(-self.recipe.latent_statistics_images // phase.batch_size))
-        seed = (self.recipe.seed, _STATISTICS_STREAM)
-        with closing(self.images.batches(phase.resolution, seed, BatchPlan(phase.batch_size), steps)) as batches:
-            return measure_latents(network, (batch.pixels for batch in batches))
+def _prepare(network: Autoencoder, execution: ExecutionSettings, device: torch.device) -> Autoencoder:
+    """Put the network where and how it trains."""
+    network = network.to(device)
+    if execution.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    synchronise_batch_norm(network, device)
+    if execution.activation_checkpointing:
+        checkpoint_activations(blocks_of(network))
+    if execution.sharding == "fsdp":
+        shard((network.encoder, network.decoder), blocks_of(network))
+    return network
 
-    def _export(self, network: Autoencoder, directory: Path, statistics: LatentStatistics | None) -> None:
-        metadata: dict[str, object] = {"recipe": self.recipe.model_dump(mode="json")}
-        plain = build_on_meta(network.config)
-        plain.load_state_dict({name: whole(value) for name, value in network.state_dict().items()}, assign=True)
-        if statistics is not None:
-            plain.scaling_factor = statistics.scaling_factor
-            metadata["latent_statistics"] = statistics.to_dict()
-        if is_main():
-            save_autoencoder(plain, directory, metadata=metadata)
+
+def _save_result(recipe: TrainAutoencoderRecipe, run: Run, network: Autoencoder, images: TrainingImages) -> Path:
+    phase = recipe.phases[-1]
+    steps = range(-(-recipe.latent_statistics_images // phase.batch_size))
+    seed = (recipe.seed, _STATISTICS_STREAM)
+    with closing(images.batches(phase.resolution, seed, BatchPlan(phase.batch_size), steps)) as batches:
+        statistics = measure_latents(network, (batch.pixels for batch in batches))
+    run.logger.note(
+        f"latents: mean {statistics.mean:.4f}, rms {statistics.rms:.4f}, scaling factor 1/rms = "
+        f"{statistics.scaling_factor:.4f}"
+    )
+    directory = run.directory.path / "autoencoder"
+    _export(recipe, network, directory, statistics)
+    return directory
+
+
+def _export(
+    recipe: TrainAutoencoderRecipe, network: Autoencoder, directory: Path, statistics: LatentStatistics | None
+) -> None:
+    metadata: dict[str, object] = {"recipe": recipe.model_dump(mode="json")}
+    plain = build_on_meta(network.config)
+    plain.load_state_dict({name: whole(value) for name, value in network.state_dict().items()}, assign=True)
+    if statistics is not None:
+        plain.scaling_factor = statistics.scaling_factor
+        metadata["latent_statistics"] = statistics.to_dict()
+    if is_main():
+        save_autoencoder(plain, directory, metadata=metadata)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,26 +26,23 @@ from dcae_core.data.latents import (
 from dcae_core.data.latents.loader import LatentBatch
 from dcae_core.data.latents.store import LocalStore
 from dcae_core.diffusion.objectives import OBJECTIVES, Objective
-from dcae_core.distributed import broadcast_object, is_main, rank, world_size
+from dcae_core.distributed import broadcast_object, is_main
 from dcae_core.errors import DataError, UsageError
 from dcae_core.files import write_text
 from dcae_core.models import build_denoiser
 from dcae_core.models.denoiser import DenoiserConfig
 from dcae_core.pipelines.encoder import encoder_name, load_encoder
-from dcae_core.recipes.loading import write_recipe
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
-from dcae_core.training.checkpointing import read_checkpoint, read_progress
 from dcae_core.training.checks import LatentKind, denoiser_config_of, open_latents
-from dcae_core.training.loop import Loop, LoopSettings, StopSignals, loss_scaler
+from dcae_core.training.loop import StopSignals
 from dcae_core.training.optimisers import Ema, TrainedNetwork, averaged, build_trained_network
-from dcae_core.training.parallel import replicate, shard_by_block, without_synchronisation
-from dcae_core.training.resuming import changes_since, find_checkpoint
-from dcae_core.training.run_directory import RunDirectory
-from dcae_core.training.task import Loss, Progress, RunLogger, SilentLogger
-from dcae_core.training.trackers import RunLoggers, open_trackers
+from dcae_core.training.parallel import checkpoint_activations, replicate, shard, without_synchronisation
+from dcae_core.training.run import Run, RunOptions, RunPhase, open_run
+from dcae_core.training.task import Loss, RunLogger
+from dcae_core.training.trained_parts import count_trained, transformer_blocks
 from dcae_core.training.validation import SamplingValidation
 
-_SAMPLE_STREAM = 1  # tells the chance of samples from that of their order
+_SAMPLE_STREAM = 1  # tells the random numbers of samples from those of their order
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class TrainingNoise:
     channels: tuple[int, ...] | None = None
 
     def complete(self, batch: LatentBatch) -> DiffusionBatch:
-        """Add to a batch of latents what chance decides."""
+        """Add to a batch of latents what is drawn at random."""
         generator = torch.Generator()
         noise = torch.empty(batch.latents.shape)
         times, dropped, chosen = [], [], []
@@ -121,21 +118,14 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Validation(Protocol):
-    """Looks at the network now and then."""
+    """Measures the network on the way."""
 
     def measure(self, network: nn.Module, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
         """Figures of the network as it is, or None where `stop` turned true on the way."""
 
 
 class DiffusionTask:
-    """Trains a network to undo noise.
-
-    Args:
-        network: on its device, called as `network(x, t, y)`.
-        recipe: the settings.
-        scaling_factor: latents are multiplied by it.
-        validation: what looks at the network, or None.
-    """
+    """Trains a network, on its device and called as `network(x, t, y)`, to undo noise."""
 
     def __init__(
         self, network: nn.Module, recipe: TrainDiffusionRecipe, scaling_factor: float, validation: Validation | None
@@ -211,32 +201,12 @@ class DiffusionTask:
             return self._validation.measure(self.network, step, stop)
 
 
-_PHASE = "diffusion"
+PHASE = "diffusion"
 _LATENTS_KEY = "latents"
 
 
-@dataclass(frozen=True)
-class DiffusionRunOptions:
-    """What is about this call rather than about the training.
-
-    Attributes:
-        device: where to train.
-        resume: "auto" continues what is in the run directory, "never" refuses to, a path continues that checkpoint.
-    """
-
-    device: torch.device
-    resume: str = "auto"
-
-
-def train_diffusion(
-    recipe: TrainDiffusionRecipe, options: DiffusionRunOptions, logger: RunLogger | None = None
-) -> Path:
-    """Train as a recipe says, or go on with it.
-
-    Args:
-        recipe: checked by `check_diffusion_recipe`.
-        options: of this call.
-        logger: told how it goes.
+def train_diffusion(recipe: TrainDiffusionRecipe, options: RunOptions, logger: RunLogger | None = None) -> Path:
+    """Train as a recipe says, or continue.
 
     Returns:
         The run's directory, which `load_diffusion` opens.
@@ -247,21 +217,40 @@ def train_diffusion(
         ResourceError: the disk is full.
         UsageError: another run uses the directory, or the run in it was another.
     """
-    run = RunDirectory(Path(recipe.run_dir), recipe.checkpoints.keep, recipe.checkpoints.keep_every)
-    with run.locked() if is_main() else nullcontext():
-        return _DiffusionRun(recipe, options, run, logger if logger is not None and is_main() else SilentLogger()).go()
+    phases = [RunPhase(PHASE, recipe.steps, recipe.batch_size, recipe.accumulation)]
+    with open_run(recipe, phases, options, logger) as run:
+        dataset = open_latents(recipe)
+        manifest, config = dataset.manifest, denoiser_config_of(recipe, LatentKind.of(dataset))
+        _refuse_other_latents(recipe, run, dataset)
+        run.logger.note(
+            f"{len(dataset):,} latents of {' x '.join(map(str, manifest.latent_shape))} by "
+            f"{manifest.encoder.name}, {len(manifest.classes)} classes, scaling factor {manifest.scaling_factor:.4g}"
+        )
+        _verify(recipe, dataset)
+        validation = _open_validation(recipe, run, dataset, config)
+        run.begin()
+        if is_main():
+            write_text(run.directory.path / OWN_CONFIG_NAME, _describe(recipe, dataset, config))
+        network = _build_network(recipe, config, run)
+        run.note_start()
+        task = DiffusionTask(network, recipe, manifest.scaling_factor, validation)
+        every = recipe.sampling.every if recipe.sampling is not None else None
+        with StopSignals() as signals:
+            loop = run.open_loop(task, signals, validate_every=every, num_workers=recipe.loading.num_threads)
+            loop.train(load_batches(recipe, dataset, config, run.batch_plan, run.steps_left))
+        return run.directory.path
 
 
 def load_batches(
-    recipe: TrainDiffusionRecipe, dataset: LatentDataset, config: DenoiserConfig, first_step: int
+    recipe: TrainDiffusionRecipe, dataset: LatentDataset, config: DenoiserConfig, plan: BatchPlan, steps: range
 ) -> Iterator[DiffusionBatch]:
-    """One process's batches from a step on, noise and all.
+    """One process's batches of the given steps, noise and all.
 
     Raises:
         DataError: a shard is missing or damaged.
         DownloadError: a remote shard cannot be fetched.
     """
-    chance = TrainingNoise(
+    noise = TrainingNoise(
         seed=recipe.seed,
         objective=OBJECTIVES[recipe.objective],
         label_dropout=recipe.label_dropout,
@@ -272,9 +261,9 @@ def load_batches(
     return load_latents(
         dataset,
         order,
-        BatchPlan(recipe.batch_size, recipe.accumulation, world_size(), rank()),
-        range(first_step, recipe.steps),
-        chance.complete,
+        plan,
+        steps,
+        noise.complete,
         steps_ahead=steps_ahead,
         num_threads=recipe.loading.num_threads,
     )
@@ -291,120 +280,58 @@ def _order_of(recipe: TrainDiffusionRecipe, dataset: LatentDataset) -> tuple[Ord
     return order, -(-items_of_windows // recipe.batch_size)
 
 
-class _DiffusionRun:
-    def __init__(
-        self, recipe: TrainDiffusionRecipe, options: DiffusionRunOptions, run: RunDirectory, logger: RunLogger
-    ) -> None:
-        self.recipe, self.options, self.run, self.logger = recipe, options, run, logger
-        self.dataset = open_latents(recipe)
-        self.config = denoiser_config_of(recipe, LatentKind.of(self.dataset))
-        self.checkpoint = find_checkpoint(run, options.resume)
-        self._compare_with_earlier()
-
-    def go(self) -> Path:
-        recipe, manifest = self.recipe, self.dataset.manifest
-        self.logger.note(
-            f"{len(self.dataset):,} latents of {' x '.join(map(str, manifest.latent_shape))} by "
-            f"{manifest.encoder.name}, {len(manifest.classes)} classes, scaling factor {manifest.scaling_factor:.4g}"
-        )
-        self._verify()
-        validation = self._open_validation()
-        if is_main():
-            write_text(self.run.path / "recipe.yaml", write_recipe(recipe))
-            write_text(self.run.path / OWN_CONFIG_NAME, self._description())
-        network = self._build_network()
-        progress = Progress() if self.checkpoint is None else read_progress(self.checkpoint)
-        scaler = loss_scaler(self.options.device, recipe.execution.precision)
-        task = DiffusionTask(network, recipe, manifest.scaling_factor, validation)
-        if self.checkpoint is not None:
-            read_checkpoint(self.checkpoint, task, scaler)
-            self.logger.note(f"continuing after step {progress.step}, from {self.checkpoint}")
-        if is_main():
-            self.run.forget_metrics_after(progress.step)
-            trackers = open_trackers(recipe.logging, self.run.path, progress.step, recipe.model_dump(mode="json"))
-            self.logger = RunLoggers([self.logger, *trackers])
-        with StopSignals() as signals:
-            loop = Loop(
-                task,
-                self._loop_settings(),
-                self.run,
-                progress,
-                scaler,
-                signals,
-                self.logger,
-                recipe.loading.num_threads,
-            )
-            loop.train(load_batches(recipe, self.dataset, self.config, progress.step))
-        return self.run.path
-
-    def _build_network(self) -> nn.Module:
-        torch.manual_seed(self.recipe.seed)
-        network = build_denoiser(self.config).to(self.options.device)
-        trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-        self.logger.note(
-            f"{self.config.architecture}: training {trained:,} parameters to predict {self.recipe.objective}, "
-            f"{self.recipe.steps} steps of {self.recipe.batch_size} latents"
-        )
-        if self.recipe.execution.sharding == "fsdp":
-            shard_by_block(network)
-        return network
-
-    def _loop_settings(self) -> LoopSettings:
-        recipe = self.recipe
-        return LoopSettings(
-            phase=_PHASE,
-            steps=recipe.steps,
-            total_steps=recipe.steps,
-            batch_size=recipe.batch_size,
-            accumulation=recipe.accumulation,
-            checkpoint_every=recipe.checkpoints.every,
-            validate_every=recipe.sampling.every if recipe.sampling is not None else None,
-            log_every=recipe.logging.every,
+def _refuse_other_latents(recipe: TrainDiffusionRecipe, run: Run, dataset: LatentDataset) -> None:
+    description = run.directory.path / OWN_CONFIG_NAME
+    if run.checkpoint is None or not description.is_file():
+        return
+    if json.loads(description.read_text(encoding="utf-8")).get(_LATENTS_KEY) != dataset.manifest.identity():
+        raise UsageError(
+            f"{run.directory.path} holds a run on other latents than {recipe.latents}; "
+            "put them back, or choose another run_dir"
         )
 
-    def _verify(self) -> None:
-        """Prove the latents' checksums in the main process; every process stops where they are wrong."""
-        if not self.recipe.loading.verify or not isinstance(self.dataset.store, LocalStore):
-            return
-        faults = broadcast_object(verify_dataset(self.recipe.latents)[1] if is_main() else None)
-        if faults:
-            raise DataError(faults[0])
 
-    def _open_validation(self) -> SamplingValidation | None:
-        """What looks at the network, after the autoencoder has proved that the latents are its own."""
-        recipe, manifest = self.recipe, self.dataset.manifest
-        where = self.dataset.store.where
-        if recipe.sampling is None:
-            check_encoder(manifest, where, name=encoder_name(recipe.autoencoder), fingerprint=None)
-            return None
-        autoencoder, record = load_encoder(recipe.autoencoder, device=self.options.device, dtype=torch.float32)
-        check_encoder(manifest, where, name=record.name, fingerprint=record.fingerprint)
-        parts = DiffusionParts(nn.Identity(), autoencoder, recipe.objective, manifest.scaling_factor, self.config)
-        return SamplingValidation(parts, recipe.sampling, recipe.steps, self.run.path / "samples")
+def _verify(recipe: TrainDiffusionRecipe, dataset: LatentDataset) -> None:
+    """Prove the latents' checksums in the main process; every process stops where they are wrong."""
+    if not recipe.loading.verify or not isinstance(dataset.store, LocalStore):
+        return
+    faults = broadcast_object(verify_dataset(recipe.latents)[1] if is_main() else None)
+    if faults:
+        raise DataError(faults[0])
 
-    def _description(self) -> str:
-        manifest = self.dataset.manifest
-        diffusion = describe_denoiser(
-            self.config.replace(activation_checkpointing=False),
-            self.recipe.objective,
-            self.recipe.autoencoder,
-            manifest.scaling_factor,
-            manifest.classes,
-        )
-        values = {DESCRIPTION_KEY: diffusion, _LATENTS_KEY: manifest.identity()}
-        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
-    def _compare_with_earlier(self) -> None:
-        if self.checkpoint is None:
-            return
-        description = self.run.path / OWN_CONFIG_NAME
-        if description.is_file():
-            earlier = json.loads(description.read_text(encoding="utf-8")).get(_LATENTS_KEY)
-            if earlier != self.dataset.manifest.identity():
-                raise UsageError(
-                    f"{self.run.path} holds a run on other latents than {self.recipe.latents}; "
-                    "put them back, or choose another run_dir"
-                )
-        changed = changes_since(self.run, self.recipe.model_dump(mode="json"), 0)
-        if changed:
-            self.logger.note(f"changed since this run was last started: {', '.join(changed)}")
+def _open_validation(
+    recipe: TrainDiffusionRecipe, run: Run, dataset: LatentDataset, config: DenoiserConfig
+) -> SamplingValidation | None:
+    """What samples from the network on the way; the autoencoder has to prove first that the latents are its own."""
+    manifest, where = dataset.manifest, dataset.store.where
+    if recipe.sampling is None:
+        check_encoder(manifest, where, name=encoder_name(recipe.autoencoder), fingerprint=None)
+        return None
+    autoencoder, record = load_encoder(recipe.autoencoder, device=run.device, dtype=torch.float32)
+    check_encoder(manifest, where, name=record.name, fingerprint=record.fingerprint)
+    parts = DiffusionParts(nn.Identity(), autoencoder, recipe.objective, manifest.scaling_factor, config)
+    return SamplingValidation(parts, recipe.sampling, recipe.steps, run.directory.path / "samples")
+
+
+def _describe(recipe: TrainDiffusionRecipe, dataset: LatentDataset, config: DenoiserConfig) -> str:
+    manifest = dataset.manifest
+    diffusion = describe_denoiser(
+        config, recipe.objective, recipe.autoencoder, manifest.scaling_factor, manifest.classes
+    )
+    values = {DESCRIPTION_KEY: diffusion, _LATENTS_KEY: manifest.identity()}
+    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+
+def _build_network(recipe: TrainDiffusionRecipe, config: DenoiserConfig, run: Run) -> nn.Module:
+    torch.manual_seed(recipe.seed)
+    network = build_denoiser(config).to(run.device)
+    run.logger.note(
+        f"{config.architecture}: training {count_trained(network)[0]:,} parameters to predict {recipe.objective}, "
+        f"{recipe.steps} steps of {recipe.batch_size} latents"
+    )
+    if recipe.execution.activation_checkpointing:
+        checkpoint_activations(transformer_blocks(network))
+    if recipe.execution.sharding == "fsdp":
+        shard([network], transformer_blocks(network))
+    return network

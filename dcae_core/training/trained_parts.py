@@ -1,9 +1,10 @@
-"""The named parts of an autoencoder, and training some of them while the rest stays bit for bit as it is."""
+"""The parts of networks: those an autoencoder trains while the rest stays bit for bit as it is, and all blocks."""
 
 from collections.abc import Iterable
 
 from torch import nn
 
+from dcae_core.models import dit, uvit
 from dcae_core.models.autoencoder import Autoencoder
 
 
@@ -61,3 +62,8 @@ def blocks_of(network: Autoencoder) -> list[nn.Module]:
     """The residual and resampling blocks of all stages: what memory is saved by, one at a time."""
     stages = [*network.encoder.stages, *network.decoder.stages]
     return [block for stage in stages for block in stage.children()]
+
+
+def transformer_blocks(network: nn.Module) -> list[nn.Module]:
+    """The blocks of a diffusion network."""
+    return [module for module in network.modules() if isinstance(module, (dit.Block, uvit.Block))]

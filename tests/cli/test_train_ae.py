@@ -57,7 +57,7 @@ def test_a_signal_saves_and_leaves(
 def test_dry_run_prints_what_will_happen(dcae, recipe_file: Path, tmp_path: Path) -> None:
     run = dcae("train-ae", recipe_file, "--device", "cpu", "--dry-run")
     run.assert_succeeds()
-    for words in ("latent_adaptation", "activations GB", "10 images", "images/s", "begins anew"):
+    for words in ("latent_adaptation", "activations GB", "10 images", "images/s", "begins at step 0"):
         assert words in run.stdout
     assert not (tmp_path / "run").exists()
 
@@ -65,7 +65,7 @@ def test_dry_run_prints_what_will_happen(dcae, recipe_file: Path, tmp_path: Path
 def test_json_for_a_program_and_a_number_type_beside_the_recipe(dcae, recipe_file: Path, tmp_path: Path) -> None:
     forecast = json.loads(dcae("train-ae", recipe_file, "--device", "cpu", "--dry-run", "--json").stdout)
     assert [phase["name"] for phase in forecast["phases"]] == ["full", "latent_adaptation"]
-    assert forecast["num_images"] == 10
+    assert (forecast["items"], forecast["num_items"]) == ("images", 10)
     run = dcae("train-ae", recipe_file, "--device", "cpu", "--phase", "full", "--dtype", "bfloat16", "--json")
     assert json.loads(run.stdout) == {"directory": str(tmp_path / "run" / "autoencoder")}
     assert (tmp_path / "run" / "autoencoder" / "dcae.json").is_file()

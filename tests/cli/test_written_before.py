@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import dcae_core
+from dcae_core.checkpoints.denoisers import locate_diffusion
 from dcae_core.data.latents import LatentDataset, verify_dataset
 from dcae_core.weights import fingerprint
 
@@ -33,6 +34,15 @@ def test_latents_open_and_are_whole(written_before: Path) -> None:
     dataset = LatentDataset("latents")
     shards = [load_file(path)["latents"] for path in sorted(Path("latents").glob("*.safetensors"))]
     assert torch.equal(dataset.read(range(len(dataset)))[0], torch.cat(shards))
+
+
+def test_a_diffusion_run_opens(written_before: Path) -> None:
+    """Its description also has a setting of the training, which was once the network's."""
+    description = json.loads(Path("diffusion_run/dcae.json").read_text())["diffusion"]["config"]
+    assert "activation_checkpointing" in description
+    denoiser = locate_diffusion("diffusion_run").config
+    assert not hasattr(denoiser, "activation_checkpointing")
+    assert denoiser.to_dict() | {"activation_checkpointing": False} == description
 
 
 @pytest.mark.parametrize(

@@ -55,28 +55,6 @@ def test_rectangles_patches_and_no_classes(architecture) -> None:
     assert not torch.allclose(square(x[..., :6], torch.tensor(0.5), y), turned, atol=1e-3)
 
 
-@pytest.mark.parametrize("architecture", ["uvit", "dit"])
-def test_activation_checkpointing_changes_no_gradient(architecture) -> None:
-    gradients = []
-    for checkpointing in (False, True):
-        network = random_denoiser(architecture, activation_checkpointing=checkpointing)
-        network(golden_noise("x", (2, 4, 8, 8)), torch.tensor(3.0), torch.tensor([0, 5])).square().sum().backward()
-        gradients.append([p.grad for p in network.parameters()])
-    for plain, saved in zip(*gradients, strict=True):
-        torch.testing.assert_close(saved, plain, rtol=1e-4, atol=1e-6)
-
-
-def test_activation_checkpointing_keeps_fewer_activations() -> None:
-    def kept_bytes(checkpointing: bool) -> int:
-        network = random_denoiser("uvit", activation_checkpointing=checkpointing)
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-            network(golden_noise("x", (2, 4, 8, 8)), torch.tensor(3.0), torch.tensor([0, 5]))
-        return sum(kept)
-
-    assert kept_bytes(True) < kept_bytes(False) / 3
-
-
 def test_half_precision_attention_and_its_float32_parity_mode() -> None:
     """fp16 and bf16 stay finite and near float32 with the golden weights; the parity mode is at least as near."""
     x = golden_noise("x", (4, 32, 8, 8))

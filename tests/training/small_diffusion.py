@@ -10,7 +10,8 @@ from dcae_core.data.latents.manifest import EncoderRecord, TransformRecord
 from dcae_core.recipes.loading import read_recipe
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
 from dcae_core.training.checks import check_diffusion_recipe
-from dcae_core.training.train_diffusion import DiffusionRunOptions, train_diffusion
+from dcae_core.training.run import RunOptions
+from dcae_core.training.train_diffusion import train_diffusion
 
 SHAPE = (8, 4, 4)
 CPU = torch.device("cpu")
@@ -70,4 +71,4 @@ def recipe_for(directory: Path, **changes) -> TrainDiffusionRecipe:
 
 def train(recipe: TrainDiffusionRecipe) -> Path:
     """Go through a training in this process."""
-    return train_diffusion(recipe, DiffusionRunOptions(CPU))
+    return train_diffusion(recipe, RunOptions(CPU))

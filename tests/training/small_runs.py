@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from dcae_core.recipes.loading import read_recipe
 from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
 from dcae_core.training.checks import check_autoencoder_recipe
-from dcae_core.training.train_ae import RunOptions, train_autoencoder
+from dcae_core.training.run import RunOptions
+from dcae_core.training.train_ae import train_autoencoder
 
 NETWORK = {
     "latent_channels": 4,

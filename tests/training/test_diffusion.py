@@ -12,10 +12,10 @@ from dcae_core.data.latents.loader import LatentBatch
 from dcae_core.diffusion.objectives import OBJECTIVES
 from dcae_core.errors import DataError, RecipeError, UsageError
 from dcae_core.training.optimisers import ema_decay, learning_rate_at
+from dcae_core.training.run import RunOptions
 from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.train_diffusion import (
     DiffusionBatch,
-    DiffusionRunOptions,
     DiffusionTask,
     TrainingNoise,
     train_diffusion,
@@ -87,7 +87,9 @@ def test_parts_processes_and_shards_of_a_batch_make_the_same_step(tmp_path):
     run_in_group(2, lambda: run("copies"))
     run_in_group(2, lambda: run("uneven-copies", accumulation=2))
     run_in_group(2, lambda: run("shards", **{"execution.sharding": "fsdp"}))
-    for name in ("parts", "uneven", "copies", "uneven-copies", "shards"):
+    lean = {"execution.sharding": "fsdp", "execution.activation_checkpointing": True}
+    run_in_group(2, lambda: run("lean-shards", **lean))
+    for name in ("parts", "uneven", "copies", "uneven-copies", "shards", "lean-shards"):
         assert largest_difference(tmp_path / "one", tmp_path / name) < TOLERANCE
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
 
@@ -222,4 +224,18 @@ def test_a_run_is_not_continued_on_other_latents_or_settings(tmp_path):
     with pytest.raises(UsageError, match="holds a run on other latents"):
         train(recipe_for(tmp_path, latents=str(tmp_path / "others")))
     with pytest.raises(UsageError, match="already holds a run"):
-        train_diffusion(recipe_for(tmp_path), DiffusionRunOptions(CPU, resume="never"))
+        train_diffusion(recipe_for(tmp_path), RunOptions(CPU, resume="never"))
+
+
+def test_a_run_that_goes_back_does_its_later_steps_again(tmp_path: Path) -> None:
+    """Later checkpoints and records go: they are of other weights than the run has from now on."""
+    write_latents(tmp_path / "latents")
+    recipe = recipe_for(tmp_path, **{"checkpoints.every": 2})
+    run = train(recipe)
+    newest = RunDirectory(run).latest() / "model.safetensors"
+    before, written = weights(run), newest.stat().st_mtime_ns
+    train_diffusion(recipe, RunOptions(CPU, resume=str(run / "checkpoints" / "step_2")))
+    assert newest.stat().st_mtime_ns > written
+    for name, value in weights(run).items():
+        assert torch.equal(value, before[name]), name
+    assert [record["step"] for record in RunDirectory(run).read_metrics()] == [1, 2, 3, 4]

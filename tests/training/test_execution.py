@@ -13,11 +13,14 @@ from dcae_core.data.images import image_to_tensor
 from dcae_core.errors import CheckpointError, DownloadError, UsageError
 from dcae_core.metrics.lpips import LPIPS
 from dcae_core.metrics.reconstruction import psnr
-from dcae_core.training.dry_run import forecast, forecast_phase
+from dcae_core.training.dry_run import forecast_autoencoder, forecast_phase
+from dcae_core.training.parallel import checkpoint_activations
+from dcae_core.training.run import RunOptions
 from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.trackers import Panel, draw_panels
-from dcae_core.training.train_ae import RunOptions
-from dcae_core.training.trained_parts import count_trained
+from dcae_core.training.trained_parts import count_trained, transformer_blocks
+from tests.denoisers import random_denoiser
+from tests.golden import golden_noise
 from tests.small import small_config
 from tests.training.small_runs import (
     GAN,
@@ -52,6 +55,35 @@ def test_activation_checkpointing_keeps_less(tmp_path: Path) -> None:
         if (recipe := recipe_for(tmp_path, execution={"activation_checkpointing": switched_on}))
     ]
     assert activations[1] < 0.7 * activations[0]
+
+
+def denoiser(architecture: str, checkpointing: bool) -> torch.nn.Module:
+    network = random_denoiser(architecture)
+    if checkpointing:
+        checkpoint_activations(transformer_blocks(network))
+    return network
+
+
+@pytest.mark.parametrize("architecture", ["uvit", "dit"])
+def test_activation_checkpointing_of_a_denoiser_changes_no_gradient(architecture) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        network = denoiser(architecture, checkpointing)
+        network(golden_noise("x", (2, 4, 8, 8)), torch.tensor(3.0), torch.tensor([0, 5])).square().sum().backward()
+        gradients.append([p.grad for p in network.parameters()])
+    for plain, saved in zip(*gradients, strict=True):
+        torch.testing.assert_close(saved, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_activation_checkpointing_of_a_denoiser_keeps_fewer_activations() -> None:
+    def kept_bytes(checkpointing: bool) -> int:
+        network = denoiser("uvit", checkpointing)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            network(golden_noise("x", (2, 4, 8, 8)), torch.tensor(3.0), torch.tensor([0, 5]))
+        return sum(kept)
+
+    assert kept_bytes(True) < kept_bytes(False) / 3
 
 
 @pytest.mark.parametrize(
@@ -158,10 +190,10 @@ def test_dry_run_tells_and_leaves_nothing(tmp_path: Path) -> None:
     gan = {"l1": 1.0, "adversarial": GAN}
     recipe = recipe_for(tmp_path, phase(), phase("latent_adaptation"), phase("local_refinement", losses=gan))
     before = sorted(tmp_path.rglob("*"))
-    found = forecast(recipe, RunOptions(CPU))
+    found = forecast_autoencoder(recipe, RunOptions(CPU))
     assert sorted(tmp_path.rglob("*")) == before
-    assert found.num_images == 10
-    assert found.loader_images_per_second > 0
+    assert found.num_items == 10
+    assert found.loader_items_per_second > 0
     assert set(found.seconds_per_step) == {"full", "latent_adaptation", "local_refinement"}
     train(recipe)
     network = load_autoencoder(tmp_path / "run" / "autoencoder", prepare=False)

@@ -1,0 +1,252 @@
+"""A training run: its lock, where it begins or continues, what it writes down; both trainings do their work in one."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from dcae_core.data.batches import BatchPlan
+from dcae_core.distributed import is_main, rank, world_size
+from dcae_core.errors import UsageError
+from dcae_core.files import write_text
+from dcae_core.recipes.loading import write_recipe
+from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
+from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
+from dcae_core.training.checkpointing import read_checkpoint, read_progress
+from dcae_core.training.loop import Loop, LoopSettings, StopSignals, loss_scaler
+from dcae_core.training.run_directory import RunDirectory
+from dcae_core.training.task import Progress, RunLogger, SilentLogger, Task
+from dcae_core.training.trackers import RunLoggers, open_trackers
+
+TrainingRecipe = TrainAutoencoderRecipe | TrainDiffusionRecipe
+
+_DECISIVE = (
+    "network.",
+    "seed",
+    "data.sources.",
+    "dataset.",
+    "objective",
+    "augmentation",
+    "label_dropout",
+    "batch_size",
+)
+_DECISIVE_IN_PHASE = ("name", "batch_size", "accumulation", "resolution", "train", "adjacent_stages")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What is about this call rather than about the training.
+
+    Attributes:
+        device: where to train.
+        resume: "auto" continues what is in the run directory, "never" refuses to, a path continues that checkpoint.
+        phase: go through this phase only.
+    """
+
+    device: torch.device
+    resume: str = "auto"
+    phase: str | None = None
+
+
+class RunPhase(NamedTuple):
+    """What a run has to know about one of its phases; `batch_size` is over all processes and parts of a step."""
+
+    name: str
+    steps: int
+    batch_size: int
+    accumulation: int
+
+
+class Run:
+    """One call of a training: what it continues, and where it writes.
+
+    With `validate_first` a new run validates what it begins with, so that there is something to compare with.
+
+    Attributes:
+        checkpoint: to continue from, until the first phase has read it; None in a new run.
+        progress: how far the run is; one object for each phase.
+
+    Raises:
+        UsageError: `options` ask for a phase or checkpoint that is not there, or the run was begun with other settings.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainingRecipe,
+        phases: Sequence[RunPhase],
+        options: RunOptions,
+        directory: RunDirectory,
+        logger: RunLogger,
+        *,
+        validate_first: bool,
+    ) -> None:
+        self.directory, self.device, self.logger = directory, options.device, logger
+        self._recipe, self._phases = recipe, phases
+        self.checkpoint = find_checkpoint(directory, options.resume)
+        start = Progress(validation_due=validate_first)
+        self.progress, self._last_phase = _where_to_begin(self.checkpoint, phases, options.phase, start)
+        values = recipe.model_dump(mode="json")
+        changed = _changes_since(directory, values, self.progress.phase) if self.checkpoint is not None else []
+        if changed:
+            self.logger.note(f"changed since this run was last started: {', '.join(changed)}")
+        if is_main():
+            trackers = open_trackers(recipe.logging, directory.path, self.progress.step, values)
+            self.logger = RunLoggers([logger, *trackers])
+
+    def begin(self) -> None:
+        """Write `recipe.yaml`, and drop the records and checkpoints of steps that are to be done again."""
+        if not is_main():
+            return
+        write_text(self.directory.path / "recipe.yaml", write_recipe(self._recipe))
+        step = self.progress.step if self.checkpoint is not None else -1
+        self.directory.forget_metrics_after(step, validation_due=self.progress.validation_due)
+        self.directory.forget_checkpoints_after(step)
+
+    def note_start(self) -> None:
+        """Say which checkpoint the run continues from, if it does."""
+        if self.checkpoint is not None:
+            self.logger.note(f"continuing after step {self.progress.step}, from {self.checkpoint}")
+
+    def phases_left(self) -> Iterator[int]:
+        """The index of each phase that is to be trained; `progress` is where that phase begins."""
+        for index in range(self.progress.phase, self._last_phase + 1):
+            if index > self.progress.phase:
+                self.progress = Progress(phase=index, step=self.progress.step)
+            yield index
+
+    @property
+    def batch_plan(self) -> BatchPlan:
+        """How a batch of the present phase is divided."""
+        phase = self._phases[self.progress.phase]
+        return BatchPlan(phase.batch_size, phase.accumulation, world_size(), rank())
+
+    @property
+    def steps_left(self) -> range:
+        """The steps of the present phase that are to be done."""
+        return range(self.progress.phase_step, self._phases[self.progress.phase].steps)
+
+    def open_loop(self, task: Task, signals: StopSignals, *, validate_every: int | None, num_workers: int) -> Loop:
+        """The loop over the present phase; brings the task to the state that the checkpoint holds.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or belongs to another network.
+        """
+        phase, recipe = self._phases[self.progress.phase], self._recipe
+        scaler = loss_scaler(self.device, recipe.execution.precision)
+        if self.checkpoint is not None:
+            read_checkpoint(self.checkpoint, task, scaler)
+            self.checkpoint = None
+        settings = LoopSettings(
+            phase=phase.name,
+            steps=phase.steps,
+            total_steps=sum(each.steps for each in self._phases),
+            batch_size=phase.batch_size,
+            accumulation=phase.accumulation,
+            checkpoint_every=recipe.checkpoints.every,
+            validate_every=validate_every,
+            log_every=recipe.logging.every,
+        )
+        return Loop(task, settings, self.directory, self.progress, scaler, signals, self.logger, num_workers)
+
+
+@contextmanager
+def open_run(
+    recipe: TrainingRecipe,
+    phases: Sequence[RunPhase],
+    options: RunOptions,
+    logger: RunLogger | None,
+    *,
+    validate_first: bool = False,
+) -> Iterator[Run]:
+    """A run whose directory is held against a second one while the body runs. See `Run`.
+
+    Raises:
+        UsageError: another run uses the directory, or as `Run`.
+    """
+    directory = RunDirectory(Path(recipe.run_dir), recipe.checkpoints.keep, recipe.checkpoints.keep_every)
+    told = logger if logger is not None and is_main() else SilentLogger()
+    with directory.locked() if is_main() else nullcontext():
+        yield Run(recipe, phases, options, directory, told, validate_first=validate_first)
+
+
+def find_checkpoint(run: RunDirectory, resume: str) -> Path | None:
+    """The checkpoint to continue from, or None for a new run.
+
+    Args:
+        run: the run's directory.
+        resume: "auto" takes its newest checkpoint if it has one, "never" begins a new run, a path is a checkpoint.
+
+    Raises:
+        UsageError: "never", and there is a run; the path is no checkpoint, or another run's while there is one here.
+    """
+    latest = run.latest()
+    if resume not in ("auto", "never"):
+        if not (Path(resume) / "state.json").is_file():
+            raise UsageError(f"--resume {resume}: not a checkpoint; take auto, never or a run's checkpoints/step_N")
+        if latest is not None and Path(resume).resolve().parent != run.checkpoints.resolve():
+            raise UsageError(f"--resume {resume}: {run.path} already holds another run; choose another run_dir")
+        return Path(resume)
+    if resume == "never" and latest is not None:
+        raise UsageError(f"{run.path} already holds a run, which --resume never may not touch; choose another run_dir")
+    return latest
+
+
+def _where_to_begin(
+    checkpoint: Path | None, phases: Sequence[RunPhase], only: str | None, start: Progress
+) -> tuple[Progress, int]:
+    """The place to begin at, and the index of the last phase: `start` in a new run, all phases without `only`."""
+    progress = read_progress(checkpoint) if checkpoint is not None else None
+    if only is None:
+        return progress or start, len(phases) - 1
+    names = [phase.name for phase in phases]
+    if only not in names:
+        raise UsageError(f"--phase {only}: this recipe has {', '.join(names)}")
+    index = names.index(only)
+    if progress is None:
+        return replace(start, phase=index), index
+    if progress.phase > index:
+        raise UsageError(f"--phase {only}: this run is in phase {names[progress.phase]} already")
+    left = phases[progress.phase].steps - progress.phase_step
+    if progress.phase < index - 1 or (progress.phase == index - 1 and left > 0):
+        raise UsageError(f"--phase {only}: phase {names[progress.phase]} is not finished; run it first")
+    return progress, index
+
+
+def _changes_since(run: RunDirectory, recipe: dict[str, Any], phase: int) -> list[str]:
+    """The settings, as dotted paths, that are not what they were when the run was last started.
+
+    Refused where what was trained so far, up to the phase of index `phase`, depends on them.
+    """
+    path = run.path / "recipe.yaml"
+    if not path.is_file():
+        return []
+    before, now = _flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), _flatten(recipe)
+    # Settings were called num_pictures, pca_pictures, ... before they were num_images, pca_images.
+    before = {key.replace("pictures", "images"): value for key, value in before.items()}
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    fixed = [f"phases.{phase}.{name}" for name in _DECISIVE_IN_PHASE]
+    fixed += [f"phases.{index}.name" for index in range(phase)]
+    decisive = [key for key in changed if key.startswith((*_DECISIVE, *fixed))]
+    if decisive:
+        raise UsageError(
+            f"{run.path} holds a run with other settings ({', '.join(decisive[:4])}); "
+            "put them back, or choose another run_dir"
+        )
+    return changed
+
+
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        items = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = list(enumerate(value))
+    else:
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat |= _flatten(item, f"{path}.{key}" if path else str(key))
+    return flat
