@@ -153,12 +153,7 @@ def open_latents(recipe: TrainDiffusionRecipe) -> LatentDataset:
 
 
 class LatentKind(NamedTuple):
-    """What a network has to know about latents.
-
-    Attributes:
-        shape: (C, h, w).
-        num_classes: how many there are; 0 without classes.
-    """
+    """What a network has to know about latents: their shape (C, h, w), and how many classes there are, 0 without."""
 
     shape: tuple[int, int, int]
     num_classes: int

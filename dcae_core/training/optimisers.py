@@ -50,12 +50,8 @@ def ema_decay(step: int, decay: float, warmup_steps: int) -> float:
 class Ema:
     """Averages in float32 of those parameters that are trained. Buffers and frozen parameters are the network's own.
 
-    Costs 4 bytes per trained parameter and one pass over them per step.
-
-    Args:
-        network: whose parameters; those with `requires_grad` now are the ones that are averaged.
-        decay: how much of the average stays at each step, once warm.
-        warmup_steps: see `ema_decay`.
+    Costs 4 bytes per trained parameter and one pass over them per step. Parameters with `requires_grad` at the time of
+    construction are averaged; `ema_decay` says how fast.
 
     Attributes:
         num_updates: steps averaged over so far.

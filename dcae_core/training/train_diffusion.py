@@ -74,12 +74,7 @@ class DiffusionBatch:
 class TrainingNoise:
     """Draws for samples. About 0.1 ms a sample of 32x16x16, in the threads that read.
 
-    Attributes:
-        seed: of the run.
-        objective: whose times are drawn.
-        label_dropout: probability of the null class.
-        num_classes: of the network; class `num_classes` is the null class. 0: there are no classes.
-        channels: numbers of leading channels to choose from, or None.
+    Class `num_classes` is the null class, 0: there are none; `channels` are numbers of leading channels to choose from.
     """
 
     seed: int

@@ -41,13 +41,7 @@ class ReconstructionValidation:
     """Reconstructs held-out images (ADM centre crop) and measures them; every figure on 8-bit pixels.
 
     PSNR, SSIM and LPIPS are per image, then averaged; rFID is between all images and all reconstructions.
-    Images are decoded again each time; processes share them.
-
-    Args:
-        images: at least one.
-        settings: how many, how large, which figures.
-        samples: where grids go, as `step_N.png`.
-        device: where the networks that judge images go.
+    Images are decoded again each time; processes share them. Grids go to `samples`, as `step_N.png`.
 
     Raises:
         DownloadError: weights that a figure needs are neither cached nor to be had.
