@@ -75,6 +75,18 @@ def test_activation_checkpointing_of_a_denoiser_changes_no_gradient(architecture
         torch.testing.assert_close(saved, plain, rtol=1e-4, atol=1e-6)
 
 
+def test_activation_checkpointing_of_a_denoiser_compiles() -> None:
+    gradients = []
+    for compiled in (False, True):
+        network = denoiser("uvit", True)
+        if compiled:
+            network.compile(backend="aot_eager", fullgraph=True)
+        network(golden_noise("x", (2, 4, 8, 8)), torch.tensor(3.0), torch.tensor([0, 5])).square().sum().backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    for plain, traced in zip(*gradients, strict=True):
+        torch.testing.assert_close(traced, plain, rtol=1e-4, atol=1e-6)
+
+
 def test_activation_checkpointing_of_a_denoiser_keeps_fewer_activations() -> None:
     def kept_bytes(checkpointing: bool) -> int:
         network = denoiser("uvit", checkpointing)
