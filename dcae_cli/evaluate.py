@@ -9,7 +9,7 @@ from dcae_cli.options import Debug, Device, Json, Model, NumProcesses, Overrides
 from dcae_cli.processes import start_processes
 
 if TYPE_CHECKING:
-    from dcae_core.pipelines.evaluation.evaluate import Evaluation
+    from dcae_core.pipelines.evaluation.scores import Evaluation
     from dcae_core.recipes.evaluate import EvaluateRecipe
 
 _NUM_SHOWN = 3  # in the report: of the best, the middle and the worst each
@@ -211,7 +211,7 @@ def _is_diffusion(model: str | None) -> bool:
 
 
 class _resumable:  # noqa: N801  used like a function
-    """Tell whoever stops an evaluation that nothing is lost."""
+    """Say that nothing is lost where an evaluation is stopped."""
 
     def __enter__(self) -> None:
         pass
@@ -229,9 +229,9 @@ def _show(evaluation: "Evaluation", settings: "EvaluateRecipe", json: bool) -> N
     import sys
 
     from dcae_cli.output import print_json, print_table
-    from dcae_core.pipelines.evaluation.evaluate import compare
+    from dcae_core.pipelines.evaluation.scores import compare_with_expected
 
-    comparisons = compare(evaluation, settings.expected)
+    comparisons = compare_with_expected(evaluation, settings.expected)
     for line in (*evaluation.damaged[:5], *evaluation.warnings):
         print(f"dcae: warning: {line}", file=sys.stderr)
     if len(evaluation.damaged) > 5:

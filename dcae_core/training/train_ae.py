@@ -1,6 +1,6 @@
 """Training an autoencoder: its images, one phase as the loop sees it, and the whole run, phase after phase."""
 
-import math
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from dcae_core.checkpoints import load_autoencoder, save_autoencoder
 from dcae_core.data.batches import Batch, BatchPlan, CropSettings, CropStream, ImageCollection, load_batches
 from dcae_core.data.decoded_cache import DecodedCache, open_decoded_cache
 from dcae_core.data.images import uint8_to_tensor
+from dcae_core.data.latents.statistics import LatentMoments, LatentStatistics
 from dcae_core.data.sources import DecodedOnDemand, find_images
 from dcae_core.distributed import barrier, is_local_main, is_main, rank, world_size
 from dcae_core.files import write_text
@@ -43,6 +44,8 @@ from dcae_core.training.trackers import RunLoggers, open_trackers
 from dcae_core.training.trained_parts import blocks_of, count_trained, set_training_mode, train_only
 from dcae_core.training.validation import ReconstructionValidation
 
+_SECONDS_BETWEEN_NOTES = 30.0
+
 
 class TrainingImages:
     """Random crops of the sources that a recipe names.
@@ -51,6 +54,7 @@ class TrainingImages:
 
     Args:
         settings: which images, and how they are cut.
+        note: told every half a minute how far the filling of a cache is.
 
     Attributes:
         damaged: lines about images that could not be put into the cache.
@@ -60,8 +64,9 @@ class TrainingImages:
         ResourceError: the disk is too full for the cache.
     """
 
-    def __init__(self, settings: DataSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: DataSettings, note: Callable[[str], None] = lambda text: None) -> None:
+        self._settings, self._note = settings, note
+        self._told = time.monotonic()
         self.damaged: list[str] = []
         self._collections: list[ImageCollection] = [self._open(source.path) for source in settings.sources]
 
@@ -105,7 +110,14 @@ class TrainingImages:
             Path(settings.decoded_cache),
             settings.cache_shorter_side,
             skip_damaged=settings.damaged == "skip",
+            progress=self._tell,
         )
+
+    def _tell(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._told >= _SECONDS_BETWEEN_NOTES:
+            self._told = now
+            self._note(f"decoding images once, into {self._settings.decoded_cache}: {done} of {total}")
 
 
 AUTOENCODER = "autoencoder"
@@ -218,65 +230,22 @@ class AutoencoderTask:
         return int(generator.choice(self.phase.latent_channels))
 
 
-@dataclass(frozen=True)
-class LatentStatistics:
-    """Of unscaled latents, over images and positions.
-
-    Attributes:
-        mean: over all values.
-        rms: root of the mean square of all values.
-        channel_mean: of each channel.
-        channel_std: of each channel.
-        num_images: measured on.
-    """
-
-    mean: float
-    rms: float
-    channel_mean: list[float]
-    channel_std: list[float]
-    num_images: int
-
-    @property
-    def scaling_factor(self) -> float:
-        """1 / rms: what latents are multiplied by before a diffusion model."""
-        return 1.0 / self.rms
-
-    def to_dict(self) -> dict[str, float | int | list[float]]:
-        """Plain values for JSON."""
-        return {
-            "mean": self.mean,
-            "rms": self.rms,
-            "channel_mean": self.channel_mean,
-            "channel_std": self.channel_std,
-            "num_images": self.num_images,
-        }
-
-
 @torch.no_grad()
 def measure_latents(network: Autoencoder, batches: Iterable[Tensor]) -> LatentStatistics:
-    """Encode images and sum up in float64: one batch of memory, one encoding each.
+    """Encode images and add up their latents: one batch of memory, one encoding each.
 
     Args:
         network: put into evaluation mode.
-        batches: uint8 images (B, 3, H, W).
+        batches: uint8 images (B, 3, H, W), at least one.
     """
     network.eval()
     device = next(network.parameters()).device
-    sums = torch.zeros(2, network.latent_channels, dtype=torch.float64)
-    positions = images = 0
+    moments = LatentMoments()
     for pixels in batches:
-        z = network.encode(uint8_to_tensor(pixels.to(device))).double()
-        sums += torch.stack([z.sum(dim=(0, 2, 3)), z.square().sum(dim=(0, 2, 3))]).cpu()
-        positions += z.shape[0] * z.shape[2] * z.shape[3]
-        images += z.shape[0]
-    mean, square = sums / positions
-    return LatentStatistics(
-        mean=float(mean.mean()),
-        rms=math.sqrt(float(square.mean())),
-        channel_mean=mean.tolist(),
-        channel_std=(square - mean.square()).clamp(min=0).sqrt().tolist(),
-        num_images=images,
-    )
+        moments.update(network.encode(uint8_to_tensor(pixels.to(device))))
+    statistics = moments.result()
+    assert statistics is not None
+    return statistics
 
 
 _PHASE_STREAM, _PCA_STREAM, _STATISTICS_STREAM = 0, 1, 2  # tell the chances of a run from each other
@@ -331,7 +300,7 @@ class _AutoencoderRun:
         self.progress, self.last_phase = where_to_begin(self.checkpoint, list(names), steps, options.phase)
         self._compare_recipe()
         self._open_trackers()
-        self.images = TrainingImages(recipe.data)
+        self.images = TrainingImages(recipe.data, self.logger.note)
         self.validation = self._open_validation()
 
     def go(self) -> Path:
@@ -433,7 +402,7 @@ class _AutoencoderRun:
         statistics = self._measure_latents(network)
         self.logger.note(
             f"latents: mean {statistics.mean:.4f}, rms {statistics.rms:.4f}, scaling factor 1/rms = "
-            f"{statistics.scaling_factor:.4f}"
+            f"{1 / statistics.rms:.4f}"
         )
         directory = self.run.path / "autoencoder"
         self._export(network, directory, statistics)
@@ -441,17 +410,21 @@ class _AutoencoderRun:
 
     def _measure_latents(self, network: Autoencoder) -> LatentStatistics:
         phase = self.recipe.phases[-1]
-        steps = range(-(-self.recipe.latent_statistics_images // phase.batch_size))
-        seed = (self.recipe.seed, _STATISTICS_STREAM)
+        seed, steps = (self.recipe.seed, _STATISTICS_STREAM), self._statistics_steps(phase)
         with closing(self.images.batches(phase.resolution, seed, BatchPlan(phase.batch_size), steps)) as batches:
             return measure_latents(network, (batch.pixels for batch in batches))
+
+    def _statistics_steps(self, phase: PhaseSettings) -> range:
+        return range(-(-self.recipe.latent_statistics_images // phase.batch_size))
 
     def _export(self, network: Autoencoder, directory: Path, statistics: LatentStatistics | None) -> None:
         metadata: dict[str, object] = {"recipe": self.recipe.model_dump(mode="json")}
         plain = build_on_meta(network.config)
         plain.load_state_dict({name: whole(value) for name, value in network.state_dict().items()}, assign=True)
         if statistics is not None:
-            plain.scaling_factor = statistics.scaling_factor
-            metadata["latent_statistics"] = statistics.to_dict()
+            plain.scaling_factor = 1 / statistics.rms
+            phase = self.recipe.phases[-1]
+            num_images = len(self._statistics_steps(phase)) * phase.batch_size
+            metadata["latent_statistics"] = statistics.to_dict() | {"num_images": num_images}
         if is_main():
             save_autoencoder(plain, directory, metadata=metadata)

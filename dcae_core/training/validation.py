@@ -21,6 +21,7 @@ from dcae_core.metrics.reconstruction import psnr, ssim
 from dcae_core.metrics.reference import read_reference
 from dcae_core.models import build_denoiser
 from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.pipelines.comparison import image_grid
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings, draw_classes
 from dcae_core.recipes.train_ae import ValidationSettings
 from dcae_core.recipes.train_diffusion import FidSettings, SamplingSettings
@@ -181,12 +182,9 @@ class SamplingValidation:
         if stop():
             return
         pixels = torch.cat(images)
-        columns = next(n for n in range(1, len(pixels) + 1) if n * n >= len(pixels))
-        missing = -len(pixels) % columns
-        pixels = torch.cat([pixels, torch.full((missing, *pixels.shape[1:]), 255, dtype=torch.uint8)])
-        rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]
+        grid = image_grid(map(uint8_to_image, pixels), len(pixels))
         with replace_file(make_directory(self._samples) / f"step_{step}.png") as file:
-            uint8_to_image(torch.cat(rows, dim=1)).save(file, "PNG")
+            grid.save(file, "PNG")
 
     def _grid_classes(self) -> list[int]:
         if self._settings.classes:

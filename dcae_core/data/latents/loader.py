@@ -1,9 +1,7 @@
 """Batches of latents for training, read ahead by threads while the network works."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,6 +11,7 @@ from torch import Tensor
 from dcae_core.data.batches import BatchPlan
 from dcae_core.data.latents.order import Order
 from dcae_core.data.latents.reader import LatentDataset
+from dcae_core.data.read_ahead import read_ahead
 from dcae_core.errors import UsageError
 
 Batch = TypeVar("Batch")
@@ -72,9 +71,9 @@ def load_latents(
             "lower the batch size"
         )
 
-    def read(step: int, part: int) -> Batch:
+    def read(step_and_part: tuple[int, int]) -> Batch:
         start = time.perf_counter()
-        positions = np.asarray(plan.positions(step, part))
+        positions = np.asarray(plan.positions(*step_and_part))
         if steps_ahead:
             later, _ = dataset.locate(order.items(positions + steps_ahead * plan.batch_size))
             dataset.prefetch(np.unique(later))
@@ -83,22 +82,4 @@ def load_latents(
         return finish(LatentBatch(latents, labels, positions, items, time.perf_counter() - start))
 
     wanted = ((step, part) for step in steps for part in range(plan.accumulation))
-    return _read_ahead(wanted, read, batches_ahead, num_threads)
-
-
-def _read_ahead(
-    wanted: Iterable[tuple[int, int]], read: Callable[[int, int], Batch], batches_ahead: int, num_threads: int
-) -> Iterator[Batch]:
-    """Results of `read` for each (step, part) wanted, in order; an error comes where its batch would."""
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="latents") as pool:
-        waiting: deque[Future[Batch]] = deque()
-        try:
-            for step, part in wanted:
-                waiting.append(pool.submit(read, step, part))
-                if len(waiting) > batches_ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    return read_ahead(wanted, read, num_ahead=batches_ahead, num_threads=num_threads)

@@ -6,7 +6,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -22,12 +22,13 @@ from dcae_core.data.latents.manifest import (
     MANIFEST_NAME,
     Manifest,
     ShardRecord,
-    StatisticsRecord,
     parse_manifest,
     sha256,
 )
+from dcae_core.data.latents.statistics import LatentMoments
 from dcae_core.data.latents.store import DEFAULT_CACHE_BYTES, LocalStore, ShardStore, open_store
 from dcae_core.errors import DataError
+from dcae_core.progress import Advance
 
 TORCH_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _STORED_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -72,23 +73,16 @@ def build_shard(number: int, latents: Tensor, labels: Tensor, names: Sequence[st
     }
     # One metadata key: safetensors writes several in no fixed order.
     content = save(tensors, metadata={"shard": str(number)})
+    moments = LatentMoments()
+    moments.update(latents)
     record = ShardRecord(
         file=shard_file_name(number),
         count=len(latents),
         bytes=len(content),
         sha256=sha256(content),
-        statistics=measure_statistics(latents) if len(latents) else None,
+        statistics=moments.result(),
     )
     return content, record
-
-
-def measure_statistics(latents: Tensor) -> StatisticsRecord:
-    """Moments per channel of `latents` (n, C, h, w), accumulated in float64, one channel at a time."""
-    channels = [latents[:, channel].double() for channel in range(latents.shape[1])]
-    return StatisticsRecord(
-        channel_mean=[channel.mean().item() for channel in channels],
-        channel_mean_square=[channel.square().mean().item() for channel in channels],
-    )
 
 
 def parse_header_length(first_bytes: bytes, where: str) -> int:
@@ -269,7 +263,7 @@ class LatentDataset:
         return shard
 
 
-def verify_dataset(url: str | Path, advance: Callable[[int], object] | None = None) -> tuple[Manifest, list[str]]:
+def verify_dataset(url: str | Path, advance: Advance | None = None) -> tuple[Manifest, list[str]]:
     """Read every byte of the dataset once and compare checksums.
 
     Args:

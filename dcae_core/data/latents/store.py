@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from dcae_core.data.latents.manifest import ShardRecord
 from dcae_core.data.remote import explain_remote_errors, first_line, is_url
@@ -87,25 +87,23 @@ class RemoteStore:
     """Shards behind an fsspec URL (s3, gs, hf, http, memory, ...), copied whole into a local cache as they are wanted.
 
     Cached files are named by their checksum, which is proved on arrival: a cache serves any number of datasets and
-    processes, and never stale bytes. The least recently used files make room for new ones.
+    processes, and never stale bytes. The least recently used files make room for new ones. Credentials and endpoints
+    are those of fsspec's own configuration (`~/.config/fsspec`, or the environment).
 
     Args:
         url: directory of the dataset.
         cache: local directory for shards.
         cache_bytes: upper bound of the cache; several shards must fit.
-        options: keyword arguments of the fsspec file system (credentials, endpoints).
     """
 
-    def __init__(
-        self, url: str, cache: Path, cache_bytes: int = DEFAULT_CACHE_BYTES, options: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, url: str, cache: Path, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self.where = url.rstrip("/")
         self.cache = make_directory(cache)
         self.cache_bytes = cache_bytes
         with explain_remote_errors(url):
             import fsspec
 
-            self._files, self._root = fsspec.core.url_to_fs(self.where, **(options or {}))
+            self._files, self._root = fsspec.core.url_to_fs(self.where)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="shard-download")
         self._pending: dict[str, Future[Path]] = {}
         self._lock = threading.Lock()

@@ -21,10 +21,10 @@ from dcae_core.data.latents.manifest import (
     Manifest,
     ShardRecord,
     TransformRecord,
-    merge_statistics,
     parse_manifest,
 )
 from dcae_core.data.latents.reader import build_shard
+from dcae_core.data.latents.statistics import merge_statistics
 from dcae_core.errors import DataError, UsageError
 from dcae_core.files import explain_write_errors, make_directory, remove_leftovers, write_bytes, write_text
 
