@@ -1,5 +1,7 @@
 """`dcae eval`: measure an autoencoder, a diffusion model or a folder of images by the published protocols."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,9 +30,7 @@ def evaluate(
             metavar="PATH",
         ),
     ] = None,
-    generated: Annotated[
-        str | None, typer.Option(help="Measure these images, wherever they come from.", metavar="PATH")
-    ] = None,
+    generated: Annotated[str | None, typer.Option(help="Measure these images, of any origin.", metavar="PATH")] = None,
     psnr: Annotated[bool, typer.Option("--psnr", help="Measure PSNR.")] = False,
     ssim: Annotated[bool, typer.Option("--ssim", help="Measure SSIM.")] = False,
     lpips: Annotated[bool, typer.Option("--lpips", help="Measure LPIPS (AlexNet).")] = False,
@@ -114,7 +114,7 @@ def evaluate(
     compute = select_device(device)
     if report is not None:
         make_directory(report)  # before hours of work, not after
-    with process_group(compute), _resumable():
+    with process_group(compute), _saying_that_it_goes_on():
         evaluation = pipeline.evaluate(
             settings,
             device=compute,
@@ -210,19 +210,19 @@ def _is_diffusion(model: str | None) -> bool:
     return True
 
 
-class _resumable:  # noqa: N801  used like a function
+@contextmanager
+def _saying_that_it_goes_on() -> Iterator[None]:
     """Say that nothing is lost where an evaluation is stopped."""
+    import sys
 
-    def __enter__(self) -> None:
-        pass
+    from dcae_core.distributed import is_main
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
-        import sys
-
-        from dcae_core.distributed import is_main
-
-        if kind in (KeyboardInterrupt, SystemExit) and is_main():
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if is_main():
             print("dcae: stopped; finished parts are kept, the same command goes on from there", file=sys.stderr)
+        raise
 
 
 def _show(evaluation: "Evaluation", settings: "EvaluateRecipe", json: bool) -> None:

@@ -99,7 +99,7 @@ def sample(
     if sum(choice is not None for choice in (classes, num, preset)) > 1:
         raise UsageError("give one of --classes, --num and --preset")
     compute, number_type = select_device(device), parse_dtype(dtype)
-    # A released model is known before it is downloaded, so whatever is wrong with the rest is told first.
+    # A released model is known before it is downloaded, so what is wrong with the rest is told first.
     released = find_denoiser(model) if model and not Path(model).exists() else None
     files = None if released else locate_diffusion(model, revision, weights)
     known = released or files

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcae_core.benchmarking.measuring import Contestant, Machine, Measurement, Progress, Subject, held_bytes, measure
+from dcae_core.benchmarking.measuring import (
+    Contestant,
+    Machine,
+    Measurement,
+    ProgressNote,
+    Subject,
+    held_bytes,
+    measure,
+)
 from dcae_core.benchmarking.networks import NamedDenoiser, random_denoiser
 from dcae_core.benchmarking.subjects import BenchSettings, denoiser_step
 from dcae_core.diffusion.samplers import EPSILON, run_sampler
@@ -94,7 +102,7 @@ def headline_config(side: str, small: bool = False) -> DenoiserConfig:
 def measure_headline(
     headline: HeadlineSettings,
     settings: BenchSettings,
-    progress: Progress = lambda done, total, what: None,
+    progress: ProgressNote = lambda done, total, what: None,
 ) -> Headline:
     """Measure both sides, in inference and in training; one network is in memory at a time.
 

@@ -14,13 +14,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcae_core import distributed
 from dcae_core.checkpoints import load_autoencoder
+from dcae_core.checkpoints.kl_autoencoder import KLAutoencoder
 from dcae_core.data.decoding import DecodedCrop, decode_crops
 from dcae_core.data.images import uint8_to_tensor
 from dcae_core.data.latents import DatasetPlan, LatentDatasetWriter, Manifest
@@ -48,25 +49,6 @@ NumberedCrop = tuple[int, DecodedCrop]
 
 _SHARD_OVERHEAD = 8192  # header and record of a shard, generously
 _NAME_BYTES = 128
-
-
-class LatentEncoder(Protocol):
-    """What is asked of an autoencoder here.
-
-    One whose latents are drawn from a posterior says so by `samples_posterior = True`; its `encode` takes the noise
-    (B, C, h, w) as second argument.
-    """
-
-    @property
-    def spatial_compression_ratio(self) -> int:
-        """Pixels per latent position, along one side."""
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of a latent."""
-
-    def encode(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, C, H/f, W/f), unscaled."""
 
 
 @dataclass
@@ -144,7 +126,7 @@ def load_encoder(
 
 def encode_dataset(
     images: ImageList,
-    network: LatentEncoder,
+    network: Autoencoder | KLAutoencoder,
     encoder: EncoderRecord,
     directory: Path,
     recipe: EncodeDatasetRecipe,
@@ -170,8 +152,7 @@ def encode_dataset(
         DataError: a damaged image where none is allowed, none that is good, or latents that are not finite.
         ResourceError: not enough room on the disk.
     """
-    dtype = parse_dtype(recipe.dtype)
-    plan = plan_dataset(images, network, encoder, recipe, device, dtype)
+    plan = plan_dataset(images, network, encoder, recipe, device)
     writer = LatentDatasetWriter(directory, plan)
     with ExitStack() as stack:
         _on_main(lambda: stack.enter_context(writer.locked()))
@@ -183,7 +164,7 @@ def encode_dataset(
         kept = sum(record.shard.count for record in finished.values() if record)
         advance(kept)
 
-        work = _ShardEncoder(images, network, writer, recipe, device, dtype)
+        work = _ShardEncoder(images, network, writer, recipe, device)
         work.encode_shards([number for number, record in finished.items() if record is None], advance)
 
         kept_everywhere = sum(distributed.gather_objects(kept))
@@ -197,11 +178,10 @@ def encode_dataset(
 
 def plan_dataset(
     images: ImageList,
-    network: LatentEncoder,
+    network: Autoencoder | KLAutoencoder,
     encoder: EncoderRecord,
     recipe: EncodeDatasetRecipe,
     device: torch.device,
-    dtype: torch.dtype,
 ) -> DatasetPlan:
     """What the dataset will be, before any work.
 
@@ -231,10 +211,10 @@ def plan_dataset(
             "max_pixels": recipe.max_pixels,
             "batch_size": recipe.batch_size,
             "shard_size": recipe.shard_size,
-            "compute_dtype": str(dtype).removeprefix("torch."),
+            "compute_dtype": str(parse_dtype(recipe.dtype)).removeprefix("torch."),
             "device": device.type,
             "num_threads": recipe.num_threads if device.type == "cpu" else None,
-            "posterior_seed": recipe.seed if _samples_posterior(network) else None,
+            "posterior_seed": recipe.seed if isinstance(network, KLAutoencoder) else None,
             "torch": torch.__version__,
         },
         dtype=recipe.latent_dtype,
@@ -304,15 +284,14 @@ class _ShardEncoder:
     def __init__(
         self,
         images: ImageList,
-        network: LatentEncoder,
+        network: Autoencoder | KLAutoencoder,
         writer: LatentDatasetWriter,
         recipe: EncodeDatasetRecipe,
         device: torch.device,
-        dtype: torch.dtype,
     ) -> None:
         self.timing = Timing()
         self._images, self._network, self._writer, self._recipe = images, network, writer, recipe
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype = device, parse_dtype(recipe.dtype)
 
     def encode_shards(self, numbers: list[int], advance: Advance) -> None:
         """Encode these shards one after another, while threads decode images ahead, also across shards."""
@@ -393,16 +372,12 @@ class _ShardEncoder:
         return stored
 
     def _encode(self, view: Tensor, batch: list[NumberedCrop], copy: int) -> Tensor:
-        if not _samples_posterior(self._network):
+        if not isinstance(self._network, KLAutoencoder):
             return self._network.encode(view)
         numbers = [2 * image + copy for image, _ in batch]
         noise = sample_noise(self._recipe.seed, numbers, self._writer.plan.latent_shape).to(view)
         padding = noise.new_zeros((len(view) - len(batch), *noise.shape[1:]))
-        return self._network.encode(view, torch.cat([noise, padding]))  # type: ignore[call-arg]
-
-
-def _samples_posterior(network: LatentEncoder) -> bool:
-    return getattr(network, "samples_posterior", False)
+        return self._network.encode(view, torch.cat([noise, padding]))
 
 
 def _rates(timings: list[Timing], recipe: EncodeDatasetRecipe) -> tuple[float | None, float | None, float | None]:

@@ -81,7 +81,7 @@ class Generated(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
+class SampleBatch:
     """Finished samples.
 
     Attributes:
@@ -221,7 +221,7 @@ class DiffusionPipeline:
         batch_size: int | None = None,
         skip: Callable[[int], bool] = lambda number: False,
         progress: ProgressCallback | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[SampleBatch]:
         """As `generate`, batch by batch: for runs longer than memory, or shared by several processes.
 
         Batch k holds the samples k * batch_size onwards. All batches have the same shape, the last one padded, so a
@@ -264,7 +264,7 @@ class DiffusionPipeline:
                 )
             _require_finite(latents)
             latents = latents[:count] / self.scaling_factor
-            yield Batch(number, padded[:count], latents.cpu(), self._decode(latents))
+            yield SampleBatch(number, padded[:count], latents.cpu(), self._decode(latents))
 
     def find_batch_size(self, num: int, settings: SampleSettings) -> int:
         """The largest batch size, starting from a generous one and halving, whose first evaluation fits into memory.

@@ -16,7 +16,7 @@ from dcae_core.distributed import barrier, gather_objects, is_main, rank, world_
 from dcae_core.errors import UsageError
 from dcae_core.files import make_directory, remove_leftovers, replace_file, write_bytes, write_text
 from dcae_core.pipelines.comparison import image_grid
-from dcae_core.pipelines.generate import Batch, DiffusionPipeline, SampleSettings
+from dcae_core.pipelines.generate import DiffusionPipeline, SampleBatch, SampleSettings
 from dcae_core.progress import OpenProgress, no_progress
 
 RUN_NAME, GRID_NAME, LATENTS_NAME = "sample.json", "grid.png", "latents.safetensors"
@@ -92,7 +92,7 @@ class SampleDirectory:
             return False
         return not self.save_latents or self._part(number).exists() or self._has_all_latents()
 
-    def write(self, batch: Batch) -> None:
+    def write(self, batch: SampleBatch) -> None:
         """Keep a finished batch, its latents first.
 
         Raises:

@@ -14,7 +14,7 @@ from dcae_core.data.latents.reader import LatentDataset
 from dcae_core.data.read_ahead import read_ahead
 from dcae_core.errors import UsageError
 
-Batch = TypeVar("Batch")
+Finished = TypeVar("Finished")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LatentBatch:
     Attributes:
         latents: (b, C, h, w), unscaled, in their stored dtype.
         labels: (b,) int64.
-        positions: (b,) places in the endless stream of items: what chance is drawn from.
+        positions: (b,) places in the endless stream of items: what noise is drawn from.
         items: (b,) which items of the dataset these are.
         seconds: time that reading took.
     """
@@ -41,12 +41,12 @@ def load_latents(
     order: Order,
     plan: BatchPlan,
     steps: range,
-    finish: Callable[[LatentBatch], Batch],
+    finish: Callable[[LatentBatch], Finished],
     *,
     batches_ahead: int = 8,
     steps_ahead: int = 0,
     num_threads: int = 1,
-) -> Iterator[Batch]:
+) -> Iterator[Finished]:
     """What one process computes on in the given steps: `plan.accumulation` batches for each step.
 
     A pure function of its arguments: a run that stops after step s goes on with `range(s + 1, ...)`.
@@ -71,7 +71,7 @@ def load_latents(
             "lower the batch size"
         )
 
-    def read(step_and_part: tuple[int, int]) -> Batch:
+    def read(step_and_part: tuple[int, int]) -> Finished:
         start = time.perf_counter()
         positions = np.asarray(plan.positions(*step_and_part))
         if steps_ahead:

@@ -20,19 +20,21 @@ ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 LatentDtype = Literal["float16", "bfloat16", "float32"]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Part of a manifest: no fields but its own, and never changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class EncoderRecord(_Record):
+class EncoderRecord(Record):
     """The autoencoder whose unscaled latents are stored. A network sees `latent * scaling_factor`."""
 
     name: str
     fingerprint: str | None = None  # None: latents made by other software, known by the encoder's name alone
-    scaling_factor: float | None = Field(gt=0)  # None: nobody published one; 1 / rms of the dataset takes its place
+    scaling_factor: float | None = Field(gt=0)  # None: none was published; 1 / rms of the dataset takes its place
 
 
-class TransformRecord(_Record):
+class TransformRecord(Record):
     """How an image became the encoder's input."""
 
     resolution: int = Field(gt=0)  # side of the square crop, pixels
@@ -41,7 +43,7 @@ class TransformRecord(_Record):
     flipped_copies: bool = False  # items 2i and 2i + 1 are image i and its mirror image
 
 
-class ShardRecord(_Record):
+class ShardRecord(Record):
     """One shard file. Items keep the order of the manifest: shard 0 first."""
 
     file: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")  # a plain name: a manifest cannot point outside its directory
@@ -51,7 +53,7 @@ class ShardRecord(_Record):
     statistics: LatentStatistics | None  # None for a shard without items (every image of it was damaged)
 
 
-class DamagedRecord(_Record):
+class DamagedRecord(Record):
     """An image that could not be decoded and was left out."""
 
     picture: str  # the field is called this on disk
@@ -63,7 +65,7 @@ class DamagedRecord(_Record):
         return self.picture
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Everything that is known about a latent dataset. See `docs/latents.md` for the meaning of each field."""
 
     format: Literal["dcae-latents"] = "dcae-latents"

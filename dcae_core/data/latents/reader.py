@@ -4,7 +4,6 @@ import json
 import math
 import os
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -205,15 +204,8 @@ class LatentDataset:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Item `index`: the unscaled latent (C, h, w) in its stored dtype, and its label."""
-        if not 0 <= index < self.manifest.count:
-            raise IndexError(index)
-        number = bisect_right(self._ends, index)
-        shard = self._shard(number)
-        offset = index - int(self._starts[number])
-        row = np.empty(self.manifest.item_bytes, dtype=np.uint8)
-        shard.read_into(row, shard.layout.latents + offset * row.nbytes)
-        latent = torch.from_numpy(row).view(TORCH_DTYPES[self.manifest.dtype]).view(self.manifest.latent_shape)
-        return latent, int(shard.labels[offset])
+        latents, labels = self.read([index])
+        return latents[0], int(labels[0])
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Items at `indices`, in that order: latents (B, C, h, w), unscaled in their stored dtype, and labels (B,)."""

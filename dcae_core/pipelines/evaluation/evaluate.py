@@ -12,6 +12,7 @@ from dcae_core.checkpoints import load_autoencoder
 from dcae_core.checkpoints.denoisers import locate_diffusion
 from dcae_core.devices import parse_dtype
 from dcae_core.distributed import broadcast_object
+from dcae_core.files import cache_directory
 from dcae_core.metrics.inception import InceptionExtractor, load_inception
 from dcae_core.metrics.lpips import load_lpips
 from dcae_core.metrics.reference import Reference, read_reference
@@ -22,7 +23,6 @@ from dcae_core.pipelines.evaluation.parts import (
     Measure,
     PartStore,
     ReconstructionMeasurement,
-    default_work_directory,
     evaluation_key,
     measure_parts,
 )
@@ -103,7 +103,7 @@ def evaluate(
         identity=plan.identity,
     )
     # Copies of the images on several machines may differ in their times: the main process's key counts.
-    place = (work or default_work_directory()) / broadcast_object(key)
+    place = (work or cache_directory("evaluations")) / broadcast_object(key)
     store, their_store = PartStore(place), PartStore(place.with_name(f"{place.name}-reference"))
     gathered, theirs = _run(plan.source, plan.measure, store, recipe, progress, "measure"), None
     if their_images is not None and extractor is not None:

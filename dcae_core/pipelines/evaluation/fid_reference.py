@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 
 from dcae_core.distributed import broadcast_object
+from dcae_core.files import cache_directory
 from dcae_core.metrics.frechet import Gaussian
 from dcae_core.metrics.inception import FID_RESIZE, NUM_FEATURES, load_inception
 from dcae_core.pipelines.evaluation.inputs import ImageFiles, find_once, identity_of
 from dcae_core.pipelines.evaluation.parts import (
     FeatureMeasurement,
     PartStore,
-    default_work_directory,
     evaluation_key,
     measure_parts,
 )
@@ -78,7 +78,7 @@ def measure_reference(
         inception=extractor.sha256,
         device=torch.device(device).type,
     )
-    store = PartStore((work or default_work_directory()) / broadcast_object(key))
+    store = PartStore((work or cache_directory("evaluations")) / broadcast_object(key))
     with progress("measure", len(source)) as advance:
         parts = measure_parts(source, FeatureMeasurement(extractor), store, batch_size, advance)
     if parts is None:

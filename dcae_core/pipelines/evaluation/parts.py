@@ -6,7 +6,6 @@ the parts. So the number at the end is the same for any number of processes and 
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -59,12 +58,6 @@ def divide(count: int, batch_size: int) -> list[range]:
     batches = min(count // (batch_size * _NUM_PARTS), _LARGEST_PART // batch_size)
     size = batch_size * max(1, batches)
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def default_work_directory() -> Path:
-    """`evaluations` in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "dcae" / "evaluations"
 
 
 def evaluation_key(**ingredients: Any) -> str:
@@ -135,7 +128,7 @@ class PartStore:
 def measure_parts(
     source: ImageSource, measure: Measure, store: PartStore, batch_size: int, advance: Advance
 ) -> Iterator[Part] | None:
-    """Measure whatever is not measured yet, shared among the processes.
+    """Measure what is not measured yet, shared among the processes.
 
     Returns:
         In the main process all parts in order, read from disk one at a time; None in the others.
@@ -147,29 +140,22 @@ def measure_parts(
     batch_size = min(batch_size, len(source))
     parts = divide(len(source), batch_size)
     pending = broadcast_object([number for number in range(len(parts)) if not store.is_finished(number)])
-    shown = _Shown(len(source), advance)
-    shown.add(len(source) - sum(len(parts[number]) for number in pending))
+    left = len(source)
+
+    def show(count: int) -> None:
+        nonlocal left
+        if step := min(count, left):  # never more than the whole
+            left -= step
+            advance(step)
+
+    show(len(source) - sum(len(parts[number]) for number in pending))
     for number in pending[rank() :: world_size()]:
         # The others are about as far with their parts as this process is with its own.
-        part = _measure_part(source, measure, parts[number], batch_size, lambda n: shown.add(n * world_size()))
+        part = _measure_part(source, measure, parts[number], batch_size, lambda n: show(n * world_size()))
         store.save(number, part)
     barrier()
-    shown.add(len(source))
+    show(left)
     return (store.load(number) for number in range(len(parts))) if is_main() else None
-
-
-class _Shown:
-    """How far the progress is, never more than the whole."""
-
-    def __init__(self, total: int, advance: Advance) -> None:
-        self._left = total
-        self._advance = advance
-
-    def add(self, count: int) -> None:
-        step = min(count, self._left)
-        self._left -= step
-        if step:
-            self._advance(step)
 
 
 def _measure_part(source: ImageSource, measure: Measure, indices: range, batch_size: int, advance: Advance) -> Part:
@@ -270,12 +256,7 @@ class ReconstructionMeasurement:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Rows for each metric, and sums of each latent channel.
-
-        Raises:
-            UsageError: the sides are no multiples of the network's stride.
-            CheckpointError: the network gives NaN or infinite values.
-        """
+        """Rows for each metric, and sums of each latent channel; raises what `reconstruct` does."""
         decoded, latent = self.reconstruct(images)
         original = images.to(self._device)
         rows = _latent_rows(latent)
