@@ -85,7 +85,7 @@ def sample(
     start_processes(nproc)
 
     from dcae_cli.progress import progress
-    from dcae_core.checkpoints.denoisers import locate_diffusion
+    from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.distributed import is_main, process_group
     from dcae_core.errors import UsageError
@@ -128,7 +128,8 @@ def sample(
 
     with process_group(compute):
         files = files or locate_diffusion(model, revision, weights)
-        pipeline = DiffusionPipeline.load(files, autoencoder=autoencoder, device=compute, dtype=number_type)
+        parts = read_diffusion(files, autoencoder=autoencoder, device=compute, dtype=number_type)
+        pipeline = DiffusionPipeline(parts)
         if tile is not None:
             check_tile(tile, pipeline.autoencoder.spatial_compression_ratio)
         pipeline.tile = tile

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dcae_core.checkpoints.denoisers import EMA, DiffusionFiles, DiffusionParts, locate_diffusion, read_diffusion
+from dcae_core.checkpoints.denoisers import EMA, DiffusionParts, locate_diffusion, read_diffusion
 from dcae_core.data.images import tensor_to_uint8, uint8_to_image
 from dcae_core.devices import is_out_of_memory, select_device
 from dcae_core.diffusion.guidance import guide, sample_noise
@@ -138,7 +138,8 @@ def load_diffusion(
         ResourceError: this machine has no such device.
     """
     files = locate_diffusion(model, revision, weights)
-    return DiffusionPipeline.load(files, device=select_device(str(device)), dtype=dtype, autoencoder=autoencoder)
+    parts = read_diffusion(files, autoencoder=autoencoder, device=select_device(str(device)), dtype=dtype)
+    return DiffusionPipeline(parts)
 
 
 class DiffusionPipeline:
@@ -163,23 +164,6 @@ class DiffusionPipeline:
         self.tile: int | None = None
         weight = next(parts.denoiser.parameters())
         self._device, self._dtype = weight.device, weight.dtype
-
-    @classmethod
-    def load(
-        cls,
-        files: DiffusionFiles,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-        autoencoder: str | Path | None = None,
-    ) -> "DiffusionPipeline":
-        """As `load_diffusion`, from files already located.
-
-        Raises:
-            CheckpointError: the weights are damaged or do not fit, or the autoencoder makes other latents.
-            DownloadError: the autoencoder's files are not cached and cannot be downloaded.
-        """
-        return cls(read_diffusion(files, autoencoder=autoencoder, device=device, dtype=dtype))
 
     def generate(
         self,

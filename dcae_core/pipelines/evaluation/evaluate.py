@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dcae_core.checkpoints import load_autoencoder
-from dcae_core.checkpoints.denoisers import locate_diffusion
+from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
 from dcae_core.devices import parse_dtype
 from dcae_core.distributed import broadcast_object
 from dcae_core.files import cache_directory
@@ -184,9 +184,8 @@ def _plan_diffusion(recipe: EvaluateRecipe, device: torch.device | str, features
     settings = SampleSettings(subject.guidance_scale, subject.seed, subject.sampler, subject.num_steps)
     files = locate_diffusion(subject.model)
     settings.check(files.prediction, files.config)
-    pipeline = DiffusionPipeline.load(
-        files, device=device, dtype=parse_dtype(subject.dtype), autoencoder=subject.autoencoder
-    )
+    dtype = parse_dtype(subject.dtype)
+    pipeline = DiffusionPipeline(read_diffusion(files, autoencoder=subject.autoencoder, device=device, dtype=dtype))
     source = inputs.GeneratedSamples(pipeline, subject.num, settings, recipe.batch_size)
     networks = {"network": fingerprint(pipeline.denoiser), "autoencoder": fingerprint(pipeline.autoencoder)}
     return _Plan(f"diffusion model {files.name}", source, features, networks)
