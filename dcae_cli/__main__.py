@@ -59,11 +59,11 @@ def main() -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
     if not debug:
-        warnings.simplefilter("ignore")  # those of libraries are for whoever works on dcae
+        warnings.simplefilter("ignore")  # those of libraries concern the developers of dcae
     try:
         sys.exit(_run(arguments or ["--help"]))
     except BrokenPipeError:
-        # The reader of our output has gone (`dcae models | head`): nothing is wrong, nobody listens.
+        # The reader of our output has gone (`dcae models | head`): nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_BROKEN_PIPE)
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from dcae_cli.options import Debug, Device, Dtype, Json
 
 if TYPE_CHECKING:
     from dcae_core.benchmarking.headline import Headline
-    from dcae_core.benchmarking.measuring import Machine, Measurement, ProgressCallback
+    from dcae_core.benchmarking.measuring import Machine, Measurement, ProgressNote
     from dcae_core.benchmarking.subjects import BenchSettings
 
 _DEFAULT = ["encode", "decode", "reconstruct"]
@@ -145,7 +145,7 @@ def _require_known(whats: list[str], peers: list[str]) -> list[str]:
 
 
 def _run_headline(
-    settings: "BenchSettings", batch: int | None, steps: int | None, small: bool, note: "ProgressCallback"
+    settings: "BenchSettings", batch: int | None, steps: int | None, small: bool, note: "ProgressNote"
 ) -> "Headline":
     from dcae_core.benchmarking.headline import EVALUATIONS, HeadlineSettings, measure_headline
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dcae_cli.options import Debug, Device, Dtype, Json, Model, Output, Revision
-from dcae_cli.reporting import report, silence
+from dcae_cli.progress import progress, report_failure, silence
 
 
 def decode(
@@ -35,7 +35,6 @@ def decode(
       dcae decode out/*.latent.safetensors --model dc-ae-f32c32-in-1.0
     """
     from dcae_cli.output import print_json, print_table
-    from dcae_cli.progress import progress
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.errors import DataError
     from dcae_core.files import make_directory
@@ -58,7 +57,7 @@ def decode(
                 if len(latents) == 1:
                     raise
                 problems.append(error)
-                report(error)
+                report_failure(error)
             advance(1)
     if json:
         print_json({"results": [one.as_json() for one in decoded], "failed": [str(error) for error in problems]})

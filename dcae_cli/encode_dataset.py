@@ -94,36 +94,16 @@ def _encode(recipe: str | None, options: dict[str, Any], nproc: int, device: str
     from dcae_cli.progress import progress
     from dcae_core.data.sources import find_images
     from dcae_core.devices import parse_dtype, select_device
-    from dcae_core.pipelines.encode import EncodeSettings, encode_dataset
-    from dcae_core.pipelines.encoder import load_encoder
+    from dcae_core.pipelines.encode import encode_dataset, load_encoder
 
-    chosen, number_type = select_device(device), parse_dtype(settings.dtype)
+    chosen = select_device(device)
     images = find_images([str(settings.images)])
-    network, encoder = load_encoder(settings.model, device=chosen, dtype=number_type)
+    network, encoder = load_encoder(settings.model, device=chosen, dtype=parse_dtype(settings.dtype))
     with process_group(chosen):
         copies, processes = 2 if settings.flipped_copies else 1, world_size()
         with progress("encode", total=len(images) * copies // processes, unit="latents") as advance:
             report = encode_dataset(
-                images,
-                network,
-                encoder,
-                Path(str(settings.out)),
-                EncodeSettings(
-                    resolution=settings.resolution,
-                    batch_size=settings.batch_size,
-                    latent_dtype=settings.latent_dtype,
-                    flipped_copies=settings.flipped_copies,
-                    shard_size=settings.shard_size,
-                    on_damage=settings.damaged,
-                    apply_exif=settings.apply_exif,
-                    max_pixels=settings.max_pixels,
-                    num_workers=settings.num_workers,
-                    num_threads=settings.num_threads,
-                    seed=settings.seed,
-                ),
-                device=chosen,
-                dtype=number_type,
-                advance=advance,
+                images, network, encoder, Path(str(settings.out)), settings, device=chosen, advance=advance
             )
     if is_main():
         _print_report(report, str(settings.out), as_json)

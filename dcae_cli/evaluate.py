@@ -1,5 +1,7 @@
 """`dcae eval`: measure an autoencoder, a diffusion model or a folder of images by the published protocols."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +11,7 @@ from dcae_cli.options import Debug, Device, Json, Model, NumProcesses, Overrides
 from dcae_cli.processes import start_processes
 
 if TYPE_CHECKING:
-    from dcae_core.pipelines.evaluation.evaluate import Evaluation
+    from dcae_core.pipelines.evaluation.scores import Evaluation
     from dcae_core.recipes.evaluate import EvaluateRecipe
 
 _NUM_SHOWN = 3  # in the report: of the best, the middle and the worst each
@@ -28,9 +30,7 @@ def evaluate(
             metavar="PATH",
         ),
     ] = None,
-    generated: Annotated[
-        str | None, typer.Option(help="Measure these images, wherever they come from.", metavar="PATH")
-    ] = None,
+    generated: Annotated[str | None, typer.Option(help="Measure these images, of any origin.", metavar="PATH")] = None,
     psnr: Annotated[bool, typer.Option("--psnr", help="Measure PSNR.")] = False,
     ssim: Annotated[bool, typer.Option("--ssim", help="Measure SSIM.")] = False,
     lpips: Annotated[bool, typer.Option("--lpips", help="Measure LPIPS (AlexNet).")] = False,
@@ -114,7 +114,7 @@ def evaluate(
     compute = select_device(device)
     if report is not None:
         make_directory(report)  # before hours of work, not after
-    with process_group(compute), _resumable():
+    with process_group(compute), _saying_that_it_goes_on():
         evaluation = pipeline.evaluate(
             settings,
             device=compute,
@@ -210,28 +210,28 @@ def _is_diffusion(model: str | None) -> bool:
     return True
 
 
-class _resumable:  # noqa: N801  used like a function
-    """Tell whoever stops an evaluation that nothing is lost."""
+@contextmanager
+def _saying_that_it_goes_on() -> Iterator[None]:
+    """Say that nothing is lost where an evaluation is stopped."""
+    import sys
 
-    def __enter__(self) -> None:
-        pass
+    from dcae_core.distributed import is_main
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
-        import sys
-
-        from dcae_core.distributed import is_main
-
-        if kind in (KeyboardInterrupt, SystemExit) and is_main():
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if is_main():
             print("dcae: stopped; finished parts are kept, the same command goes on from there", file=sys.stderr)
+        raise
 
 
 def _show(evaluation: "Evaluation", settings: "EvaluateRecipe", json: bool) -> None:
     import sys
 
     from dcae_cli.output import print_json, print_table
-    from dcae_core.pipelines.evaluation.evaluate import compare
+    from dcae_core.pipelines.evaluation.scores import compare_with_expected
 
-    comparisons = compare(evaluation, settings.expected)
+    comparisons = compare_with_expected(evaluation, settings.expected)
     for line in (*evaluation.damaged[:5], *evaluation.warnings):
         print(f"dcae: warning: {line}", file=sys.stderr)
     if len(evaluation.damaged) > 5:

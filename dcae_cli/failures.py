@@ -34,13 +34,11 @@ def describe_failure(error: Exception) -> tuple[str, int]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    torch = sys.modules.get("torch")  # whoever can run torch out of memory has imported it
-    if torch is None or not isinstance(error, RuntimeError):
-        return False
-    words = ("can't allocate memory", "Storage size calculation overflowed")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    if "torch" not in sys.modules:  # importing it takes a second, and a command may fail before that
+        return isinstance(error, MemoryError)
+    from dcae_core.devices import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _describe_usage(error: TyperException) -> str:

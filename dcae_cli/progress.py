@@ -1,14 +1,13 @@
-"""How far a long command is: a bar on a terminal, a plain line every few seconds in a log file."""
+"""How far a long command is: a bar on a terminal, a plain line every few seconds in a log file; and what failed."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-SECONDS_BETWEEN_LINES = 5.0
+from dcae_core.progress import Advance
 
-Advance = Callable[..., None]
-"""`advance(count=1, note="")`: `count` more units are done; `note` is a few words shown beside the bar."""
+SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextmanager
@@ -17,7 +16,7 @@ def progress(description: str, *, total: int | None, unit: str = "images") -> It
 
     Args:
         description: what is being done, such as "encode".
-        total: how many units there are, or None where nobody knows.
+        total: how many units there are, or None where that is not known.
         unit: what is counted, in the plural.
     """
     from dcae_core.distributed import is_main
@@ -77,3 +76,14 @@ def _lines(description: str, total: int | None, unit: str) -> Iterator[Advance]:
         print(f"{description}: {amount} {unit}, {rate:.3g} {unit}/s {note}".rstrip(), file=sys.stderr, flush=True)
 
     yield advance
+
+
+@contextmanager
+def silence() -> Iterator[Advance]:
+    """Stands where progress would, for a single file."""
+    yield lambda count=1, note="": None
+
+
+def report_failure(error: Exception) -> None:
+    """Say that one of many files failed, while the command goes on with the others."""
+    print(f"dcae: {error}", file=sys.stderr, flush=True)

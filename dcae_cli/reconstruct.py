@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcae_cli.options import Debug, Device, Dtype, Json, Output, Revision
-from dcae_cli.reporting import report, silence
+from dcae_cli.progress import progress, report_failure, silence
 
 if TYPE_CHECKING:
-    from dcae_cli.progress import Advance
     from dcae_core.pipelines.image_files import ImageResult, RunModel
-    from dcae_core.pipelines.reconstruct import Progress
+    from dcae_core.progress import Advance, ProgressCallback
 
 COLUMNS = ("image", "model", "size", "latent", "compression", "PSNR dB", "SSIM", "ms")
 
@@ -67,7 +66,6 @@ def reconstruct(
       dcae reconstruct huge.tif --tile 1024 --save-latents
     """
     from dcae_cli.output import print_json, print_table
-    from dcae_cli.progress import progress
     from dcae_core.data.images import DEFAULT_MAX_PIXELS
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.errors import CheckpointError, DataError
@@ -80,7 +78,7 @@ def reconstruct(
     if not references and len(problems) == 1:
         raise problems[0]
     for problem in problems:
-        report(problem)
+        report_failure(problem)
     settings = image_run.RunSettings(
         output=output,
         resolution=resolution,
@@ -107,7 +105,7 @@ def reconstruct(
                 if len(references) == 1 and not problems:
                     raise
                 problems.append(error)
-                report(error)
+                report_failure(error)
             advance(1)
     if json:
         print_json({"results": [result.as_json() for result in results], "failed": [str(error) for error in problems]})
@@ -118,10 +116,10 @@ def reconstruct(
         raise DataError(f"{len(problems)} of the inputs failed, as reported above; the others are done")
 
 
-def _tile_notes(advance: "Advance") -> Callable[["RunModel"], "Progress"]:
+def _tile_notes(advance: "Advance") -> Callable[["RunModel"], "ProgressCallback"]:
     """Beside the bar: which model is at which tile of the image that is being worked on."""
 
-    def for_model(model: "RunModel") -> "Progress":
+    def for_model(model: "RunModel") -> "ProgressCallback":
         def note(done: int, total: int) -> None:
             if total > 1:
                 advance(0, note=f"{model.label} tile {done}/{total}")

@@ -11,8 +11,8 @@ from dcae_cli.processes import start_processes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
-    from dcae_core.pipelines.sample_directory import SampleDirectory
+    from dcae_core.pipelines.generate import SampleSettings
+    from dcae_core.pipelines.sample_directory import SampleDirectory, SampleReport
 
 _DEFAULT_NUM = 16
 # The published demonstration image: its 16 classes, and its guidance.
@@ -84,13 +84,14 @@ def sample(
     """
     start_processes(nproc)
 
-    from dcae_core.checkpoints.denoisers import locate_diffusion
+    from dcae_cli.progress import progress
+    from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.distributed import is_main, process_group
     from dcae_core.errors import UsageError
     from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
     from dcae_core.pipelines.reconstruct import check_tile
-    from dcae_core.pipelines.sample_directory import SampleDirectory
+    from dcae_core.pipelines.sample_directory import SampleDirectory, sample_into
     from dcae_core.zoo import find_denoiser
 
     if preset is not None and preset not in _PRESETS:
@@ -98,7 +99,7 @@ def sample(
     if sum(choice is not None for choice in (classes, num, preset)) > 1:
         raise UsageError("give one of --classes, --num and --preset")
     compute, number_type = select_device(device), parse_dtype(dtype)
-    # A released model is known before it is downloaded, so whatever is wrong with the rest is told first.
+    # A released model is known before it is downloaded, so what is wrong with the rest is told first.
     released = find_denoiser(model) if model and not Path(model).exists() else None
     files = None if released else locate_diffusion(model, revision, weights)
     known = released or files
@@ -127,15 +128,20 @@ def sample(
 
     with process_group(compute):
         files = files or locate_diffusion(model, revision, weights)
-        pipeline = DiffusionPipeline.load(files, autoencoder=autoencoder, device=compute, dtype=number_type)
+        parts = read_diffusion(files, autoencoder=autoencoder, device=compute, dtype=number_type)
+        pipeline = DiffusionPipeline(parts)
         if tile is not None:
             check_tile(tile, pipeline.autoencoder.spatial_compression_ratio)
         pipeline.tile = tile
-        chosen = _agree(recorded or batch_size, pipeline, len(labels), settings)
-        seconds, made = _sample(pipeline, directory, settings, chosen)
+        report = sample_into(
+            directory,
+            pipeline,
+            settings,
+            batch_size=recorded or batch_size,
+            open_progress=lambda description, total: progress(description, total=total),
+        )
         if is_main():
-            directory.finish(chosen)
-            _report(directory, settings, made, seconds, chosen, json)
+            _print_report(directory, settings, report, json)
 
 
 def _labels(
@@ -163,61 +169,12 @@ def _labels(
     return parse_classes(classes or "", num_classes, class_names)
 
 
-def _agree(wanted: int | None, pipeline: "DiffusionPipeline", num: int, settings: "SampleSettings") -> int:
-    """One batch size for all processes."""
-    from dcae_core.distributed import gather_objects
-
-    size = wanted or min(gather_objects(pipeline.find_batch_size(num, settings)))
-    return min(size, num)
-
-
-def _sample(
-    pipeline: "DiffusionPipeline", directory: "SampleDirectory", settings: "SampleSettings", batch_size: int
-) -> tuple[float, int]:
-    """Make what is missing, this process its share; how long it took, and how many all processes made."""
-    import time
-
-    import torch
-
-    from dcae_cli.progress import progress
-    from dcae_core.distributed import all_reduce_sum, barrier, is_main, rank, world_size
-
-    labels = directory.classes
-    numbers = range(-(-len(labels) // batch_size))
-    missing = [number for number in numbers if not directory.is_done(number, batch_size)]
-    if is_main():
-        directory.begin(batch_size)
-    barrier()
-    mine = set(missing[rank() :: world_size()])
-    start, made = time.monotonic(), 0
-    with progress("sample", total=sum(_size(number, batch_size, len(labels)) for number in mine)) as advance:
-        batches = pipeline.generate_batches(
-            labels,
-            settings,
-            batch_size=batch_size,
-            skip=lambda number: number not in mine,
-            progress=lambda step, total: advance(0, f"step {step}/{total}"),
-        )
-        for batch in batches:
-            directory.write(batch)
-            made += len(batch.indices)
-            advance(len(batch.indices))
-    made = int(all_reduce_sum(torch.tensor([float(made)])).item())
-    return time.monotonic() - start, made
-
-
-def _size(number: int, batch_size: int, total: int) -> int:
-    return min(batch_size, total - number * batch_size)
-
-
-def _report(
-    directory: "SampleDirectory", settings: "SampleSettings", made: int, seconds: float, batch_size: int, json: bool
-) -> None:
+def _print_report(directory: "SampleDirectory", settings: "SampleSettings", report: "SampleReport", json: bool) -> None:
     from dcae_cli.output import print_json
     from dcae_core.pipelines.sample_directory import GRID_NAME, LATENTS_NAME
 
-    rate = made / seconds if made else None
-    kept = len(directory.classes) - made
+    rate = report.made / report.seconds if report.made else None
+    kept = len(directory.classes) - report.made
     if json:
         document: dict[str, Any] = {
             "output": directory.path,
@@ -227,8 +184,8 @@ def _report(
             "classes": directory.classes,
             "seed": settings.seed,
             "guidance_scale": settings.guidance_scale,
-            "batch_size": batch_size,
-            "made": made,
+            "batch_size": report.batch_size,
+            "made": report.made,
             "kept": kept,
             "images_per_second": rate,
         }

@@ -19,6 +19,21 @@ DTYPES = {
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
+_OUT_OF_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "Storage size calculation overflowed",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out, the machine's or the device's; torch says so in several ways."""
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
+    return isinstance(error, MemoryError)
+
+
 def parse_dtype(name: str) -> torch.dtype:
     """The torch type called `name`: fp32, bf16 or fp16, short or in full.
 

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from dcae_core.benchmarking.measuring import Measurement, ProgressCallback, Subject, measure
+from dcae_core.benchmarking.measuring import Measurement, ProgressNote, Subject, measure
 from dcae_core.benchmarking.networks import notes_about, open_denoiser
 from dcae_core.benchmarking.subjects import (
     BenchSettings,
@@ -28,7 +28,7 @@ SUBJECTS = (*AUTOENCODER_SUBJECTS, *DENOISER_SUBJECTS, TRAIN_STEP, LATENT_READIN
 
 
 def run_benchmarks(
-    whats: list[str], settings: BenchSettings, progress: ProgressCallback = lambda done, total, what: None
+    whats: list[str], settings: BenchSettings, progress: ProgressNote = lambda done, total, what: None
 ) -> tuple[list[Measurement], list[str]]:
     """Measure subjects of `SUBJECTS`.
 

@@ -18,7 +18,7 @@ from dcae_core.benchmarking.measuring import (
     Contestant,
     Machine,
     Measurement,
-    ProgressCallback,
+    ProgressNote,
     Subject,
     held_bytes,
     measure,
@@ -98,7 +98,7 @@ def headline_config(side: str, small: bool = False) -> DenoiserConfig:
 def measure_headline(
     headline: HeadlineSettings,
     settings: BenchSettings,
-    progress: ProgressCallback = lambda done, total, what: None,
+    progress: ProgressNote = lambda done, total, what: None,
 ) -> Headline:
     """Measure both sides, in inference and in training; one network is in memory at a time.
 

@@ -181,7 +181,7 @@ _WARM_UP_CALLS_ELSEWHERE = 3  # compiled code is captured at the second call
 
 UNTIMED_ROUNDS = 2  # to warm up, and to measure memory
 
-ProgressCallback = Callable[[int, int, str], None]
+ProgressNote = Callable[[int, int, str], None]
 """progress(done, total, what) after each round, untimed ones among them."""
 
 
@@ -295,7 +295,7 @@ class Measurement:
 
 
 def measure(
-    subject: Subject, repeats: int, device: torch.device, progress: ProgressCallback = lambda done, total, what: None
+    subject: Subject, repeats: int, device: torch.device, progress: ProgressNote = lambda done, total, what: None
 ) -> list[Measurement]:
     """Warm every contestant up, then time `repeats` rounds in which each goes once, in turns of alternating order."""
     rounds = UNTIMED_ROUNDS + repeats

@@ -154,7 +154,7 @@ def locate_diffusion(
 
     Args:
         model: a zoo name, a hub id, a directory in one of the layouts above, or a weights file of a released network;
-            None is the embedded one.
+            None stands for an embedded one, of which there is none yet.
         revision: of a hub repository.
         weights: "ema" or "raw", where a training directory has both.
 

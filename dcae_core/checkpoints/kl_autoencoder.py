@@ -23,11 +23,8 @@ class KLAutoencoder(nn.Module):
     """A KL autoencoder with the methods of ours. Where it was trained with a shift, latents are already shifted.
 
     Attributes:
-        samples_posterior: latents may be drawn: `encode` takes noise.
         scaling_factor: what latents are multiplied by before a diffusion model.
     """
-
-    samples_posterior = True
 
     def __init__(self, network: Any) -> None:
         super().__init__()

@@ -98,7 +98,7 @@ def random_crop(image: Image.Image | np.ndarray, settings: CropSettings, generat
     Args:
         image: an RGB image, or its pixels (H, W, 3) uint8, of which only the crop is read.
         settings: how to cut.
-        generator: where chance comes from.
+        generator: of the random numbers.
 
     Returns:
         (3, resolution, resolution) uint8.
@@ -116,7 +116,7 @@ def random_crop(image: Image.Image | np.ndarray, settings: CropSettings, generat
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-_CROP_STREAM = 1  # tells the chance of crops from that of the order
+_CROP_STREAM = 1  # tells the random numbers of crops from those of the order
 
 
 class ImageCollection(Protocol):
@@ -240,18 +240,6 @@ class BatchPlan:
         return ceil(piece * self.batch_size / (self.accumulation * self.world_size))
 
 
-class _Positions:
-    """What a DataLoader asks its workers for, from a step on."""
-
-    def __init__(self, plan: BatchPlan, steps: range) -> None:
-        self._plan, self._steps = plan, steps
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self._steps:
-            for part in range(self._plan.accumulation):
-                yield self._plan.positions(step, part)
-
-
 def load_batches(stream: CropStream, plan: BatchPlan, steps: range, num_workers: int) -> Generator[Batch]:
     """Batches of the given steps: `plan.accumulation` for each.
 
@@ -263,10 +251,10 @@ def load_batches(stream: CropStream, plan: BatchPlan, steps: range, num_workers:
     """
     loader = DataLoader(
         stream,
-        batch_sampler=_Positions(plan, steps),
+        batch_sampler=(plan.positions(step, part) for step in steps for part in range(plan.accumulation)),
         num_workers=num_workers,
         collate_fn=_collate,
-        generator=torch.Generator(),  # a loader draws a number when it starts: not from the run's own chance
+        generator=torch.Generator(),  # a loader draws a number when it starts: not from the global generator
         worker_init_fn=_leave_signals_to_main if num_workers else None,
     )
     batches = iter(loader)
@@ -279,7 +267,7 @@ def load_batches(stream: CropStream, plan: BatchPlan, steps: range, num_workers:
 
 
 def _end_workers(batches: Iterator[Batch]) -> None:
-    """Tell workers to end. They do not heed the SIGTERM that Python would send at its own end, and then wait for."""
+    """Tell workers to end. They ignore the SIGTERM that Python sends at its end and then waits for."""
     end = getattr(batches, "_shutdown_workers", None)  # there is none where the main process reads by itself
     if end is not None:
         end()

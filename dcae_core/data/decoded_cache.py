@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 from dcae_core.data.sources import DecodedOnDemand
 from dcae_core.errors import DataError
 from dcae_core.files import make_directory, replace_directory
+from dcae_core.progress import ProgressCallback
 
 _PIXELS, _INDEX = "pixels.bin", "index.json"
 
@@ -58,7 +58,7 @@ def open_decoded_cache(
     shorter_side: int,
     *,
     skip_damaged: bool = True,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: ProgressCallback = lambda done, total: None,
 ) -> DecodedCache:
     """The cache of these images, filled if it is not there yet: one decoding of each image, in this process.
 
@@ -89,7 +89,7 @@ def _fill(
     directory: Path,
     shorter_side: int,
     skip_damaged: bool,
-    progress: Callable[[int, int], None],
+    progress: ProgressCallback,
 ) -> None:
     kept: list[str] = []
     shapes: list[tuple[int, int]] = []

@@ -4,9 +4,7 @@ Pillow lets go of Python's lock while it decodes and resizes, so threads use sev
 """
 
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, center_crop_adm
+from dcae_core.data.read_ahead import read_ahead
 from dcae_core.data.sources import ImageReference
 from dcae_core.errors import DataError
 
@@ -67,15 +66,4 @@ def decode_crops(
             error = found
         return DecodedCrop(reference, pixels, error, time.perf_counter() - start)
 
-    with ThreadPoolExecutor(num_workers, thread_name_prefix="decode") as pool:
-        waiting: deque[Future[DecodedCrop]] = deque()
-        try:
-            for reference in references:
-                waiting.append(pool.submit(decode, reference))
-                if len(waiting) > _AHEAD_PER_WORKER * num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    return read_ahead(references, decode, num_ahead=_AHEAD_PER_WORKER * num_workers, num_threads=num_workers)

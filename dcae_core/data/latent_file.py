@@ -64,7 +64,7 @@ def save_latent(path: Path, latent: Tensor, origin: Origin, ratio: int) -> None:
     write_bytes(path, save({_IMAGE: latent.contiguous()}, metadata))
 
 
-def load_latents(path: Path) -> StoredLatents:
+def read_latents(path: Path) -> StoredLatents:
     """Read the latent of an image, or those of `dcae sample --save-latents`. Nothing in the file is trusted.
 
     Raises:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dcae_core.diffusion.solvers import Model, Progress
+from dcae_core.diffusion.solvers import Model
 from dcae_core.errors import UsageError
+from dcae_core.progress import ProgressCallback
 
 # Dormand and Prince (1980), with Shampine's error weights and midpoint; row i gives the state of stage i + 1.
 _NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -39,7 +40,7 @@ def sample_dopri5(
     rtol: float = 1e-3,
     atol: float = 1e-6,
     *,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Tensor:
     """Dormand-Prince 5(4) with adaptive steps.
 

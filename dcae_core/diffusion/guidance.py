@@ -19,6 +19,7 @@ def guide(
     null_class: int,
     guidance_scale: float = 1.0,
     interval: tuple[float, float] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Model:
     """Bind classes to a network and, with a scale other than 1, mix in what it predicts without them.
 
@@ -33,6 +34,7 @@ def guide(
         interval: network times (low, high) within which to guide, both ends included; the conditional prediction alone
             outside, which saves half the computing there (arXiv 2404.07724) but asks the device for each time.
             Default: everywhere.
+        dtype: the number type that the model computes in; its predictions come back in that of x. None is that of x.
 
     Returns:
         model(x, t) of the guided prediction.
@@ -42,12 +44,12 @@ def guide(
     both_classes = torch.cat([classes, torch.full_like(classes, null_class)])
 
     def conditional(x: Tensor, t: Tensor) -> Tensor:
-        return model(x, t, classes)
+        return model(x.to(dtype or x.dtype), t, classes).to(x.dtype)
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         if interval is not None and not interval[0] <= float(t) <= interval[1]:
             return conditional(x, t)
-        output, null = model(torch.cat([x, x]), t, both_classes).chunk(2)
+        output, null = model(torch.cat([x, x]).to(dtype or x.dtype), t, both_classes).to(x.dtype).chunk(2)
         channels = x.shape[1]
         null, wanted, rest = null[:, :channels], output[:, :channels], output[:, channels:]
         return torch.cat([null + guidance_scale * (wanted - null), rest], dim=1)

@@ -15,7 +15,6 @@ from dcae_core.diffusion.dopri5 import sample_dopri5
 from dcae_core.diffusion.schedules import DiscreteSchedule, linear_schedule, scaled_linear_schedule
 from dcae_core.diffusion.solvers import (
     Model,
-    Progress,
     StepNoise,
     sample_ddim,
     sample_ddpm,
@@ -26,6 +25,7 @@ from dcae_core.diffusion.solvers import (
     sample_heun,
 )
 from dcae_core.errors import UsageError
+from dcae_core.progress import ProgressCallback
 
 EPSILON, EPSILON_VARIANCE, VELOCITY = "epsilon", "epsilon_variance", "velocity"
 _NOISE_PREDICTIONS = (EPSILON, EPSILON_VARIANCE)
@@ -99,7 +99,7 @@ def run_sampler(
     prediction: str,
     num_steps: int | None = None,
     step_noise: StepNoise | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Tensor:
     """Sample with a row of the table and the schedule that belongs to the kind of prediction.
 

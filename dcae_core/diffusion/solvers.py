@@ -9,12 +9,10 @@ from torch import Tensor
 
 from dcae_core.diffusion.schedules import LINEAR, DiscreteSchedule, Path, linear_schedule, scaled_linear_schedule
 from dcae_core.errors import UsageError
+from dcae_core.progress import ProgressCallback
 
 Model = Callable[[Tensor, Tensor], Tensor]
 """model(x, t): x (B, C, H, W), t a 0-d tensor on x's device -> a prediction of x's shape (or with 2C channels)."""
-
-Progress = Callable[[int, int], None]
-"""progress(step, total), called after each step with step = 1..total."""
 
 StepNoise = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
 """The noise of each step, of x's shape: step_noise(step) or step_noise[step], step = 0, 1, ... from the noisiest."""
@@ -53,7 +51,12 @@ class _DataPrediction:
     """The network seen as a prediction of the data at given times of the schedule; counts its evaluations."""
 
     def __init__(
-        self, model: Model, schedule: DiscreteSchedule, times: list[float], like: Tensor, progress: Progress | None
+        self,
+        model: Model,
+        schedule: DiscreteSchedule,
+        times: list[float],
+        like: Tensor,
+        progress: ProgressCallback | None,
     ) -> None:
         self.model = model
         self.network_times = times_like(schedule.network_time(times).tolist(), like)
@@ -76,7 +79,7 @@ def sample_dpm_solver(
     *,
     schedule: DiscreteSchedule | None = None,
     end_time: float = END_TIME,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Tensor:
     """DPM-Solver++ "fast": singlestep updates of order 3, the last one or two of lower order.
 
@@ -146,7 +149,7 @@ def sample_dpm_solver_multistep(
     order: int = 2,
     schedule: DiscreteSchedule | None = None,
     end_time: float = END_TIME,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Tensor:
     """DPM-Solver++ multistep of order 2 ("2M") or 3 ("3M"): one evaluation per step, earlier ones reused.
 
@@ -197,7 +200,9 @@ def sample_dpm_solver_multistep(
 
 
 @torch.no_grad()
-def sample_euler(velocity: Model, noise: Tensor, num_steps: int = 50, *, progress: Progress | None = None) -> Tensor:
+def sample_euler(
+    velocity: Model, noise: Tensor, num_steps: int = 50, *, progress: ProgressCallback | None = None
+) -> Tensor:
     """Euler's method, order 1: one evaluation per step.
 
     Args:
@@ -223,7 +228,9 @@ def sample_euler(velocity: Model, noise: Tensor, num_steps: int = 50, *, progres
 
 
 @torch.no_grad()
-def sample_heun(velocity: Model, noise: Tensor, num_steps: int = 25, *, progress: Progress | None = None) -> Tensor:
+def sample_heun(
+    velocity: Model, noise: Tensor, num_steps: int = 25, *, progress: ProgressCallback | None = None
+) -> Tensor:
     """Heun's method, order 2: two evaluations per step.
 
     Args:
@@ -261,7 +268,7 @@ def sample_euler_maruyama(
     *,
     path: Path = LINEAR,
     last_step: float = 0.04,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Tensor:
     """Euler-Maruyama on the reverse SDE whose diffusion is the path's sigma, the last step without noise.
 
@@ -351,7 +358,7 @@ def sample_ddpm(
     step_noise: StepNoise | None = None,
     *,
     schedule: DiscreteSchedule | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Tensor:
     """Ancestral sampling over `num_steps` evenly kept steps; of weak order 1.
 
@@ -407,7 +414,7 @@ def sample_ddim(
     num_steps: int = 50,
     *,
     schedule: DiscreteSchedule | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Tensor:
     """DDIM without added noise (eta = 0) over `num_steps` evenly kept steps; of order 1.
 

@@ -1,8 +1,8 @@
-"""Input, reconstruction and error side by side."""
+"""Images side by side: input, reconstruction and error, or many in a grid."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isqrt
 
 import numpy as np
 import torch
@@ -98,12 +98,12 @@ def compare(original: Raster, caption: Sequence[str], columns: Sequence[Column])
     cells = [(_panel(original), caption)]
     cells += [(_panel(column.reconstruction), column.caption) for column in columns]
     if len(columns) == 1:
-        return _draw_grid([[*cells, (errors[0], error_caption)]])
+        return _draw_sheet([[*cells, (errors[0], error_caption)]])
     blank = Image.new("RGB", (1, 1), _PAPER)
-    return _draw_grid([cells, [(blank, ()), *((error, error_caption) for error in errors)]])
+    return _draw_sheet([cells, [(blank, ()), *((error, error_caption) for error in errors)]])
 
 
-def _draw_grid(rows: Sequence[Sequence[tuple[Image.Image, Sequence[str]]]]) -> Image.Image:
+def _draw_sheet(rows: Sequence[Sequence[tuple[Image.Image, Sequence[str]]]]) -> Image.Image:
     largest = max(max(panel.size) for row in rows for panel, _ in row)
     text_size = min(max(largest // 32, 14), 32)
     font = ImageFont.load_default(text_size)
@@ -123,3 +123,14 @@ def _draw_grid(rows: Sequence[Sequence[tuple[Image.Image, Sequence[str]]]]) -> I
                 draw.text((left, caption_top + number * line_height), line, fill=_INK, font=font)
         top += height
     return sheet
+
+
+def image_grid(images: Iterable[Image.Image], count: int) -> Image.Image:
+    """`count` images of one size, row by row, as nearly square as they go; the rest of the last row is white."""
+    columns = isqrt(count - 1) + 1
+    grid = Image.new("RGB", (1, 1), "white")
+    for position, image in enumerate(images):
+        if position == 0:
+            grid = Image.new("RGB", (columns * image.width, ceil(count / columns) * image.height), "white")
+        grid.paste(image, (position % columns * image.width, position // columns * image.height))
+    return grid

@@ -14,26 +14,34 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dcae_core import distributed
+from dcae_core.checkpoints import load_autoencoder
+from dcae_core.checkpoints.kl_autoencoder import KLAutoencoder
 from dcae_core.data.decoding import DecodedCrop, decode_crops
-from dcae_core.data.images import DEFAULT_MAX_PIXELS, uint8_to_tensor
+from dcae_core.data.images import uint8_to_tensor
 from dcae_core.data.latents import DatasetPlan, LatentDatasetWriter, Manifest
 from dcae_core.data.latents.manifest import (
     ITEM_BYTES,
     DamagedRecord,
     EncoderRecord,
-    LatentDtype,
     TransformRecord,
 )
 from dcae_core.data.latents.reader import TORCH_DTYPES
 from dcae_core.data.sources import ImageList, ImageReference
+from dcae_core.devices import parse_dtype
 from dcae_core.diffusion.guidance import sample_noise
 from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError
+from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.models.inference import prepare_for_inference
+from dcae_core.progress import Advance
+from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
+from dcae_core.weights import fingerprint
+from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
 SCALING_FACTOR_TOLERANCE = 0.05
 NumberedCrop = tuple[int, DecodedCrop]
@@ -41,56 +49,6 @@ NumberedCrop = tuple[int, DecodedCrop]
 
 _SHARD_OVERHEAD = 8192  # header and record of a shard, generously
 _NAME_BYTES = 128
-
-
-class LatentEncoder(Protocol):
-    """What is asked of an autoencoder here.
-
-    One whose latents are drawn from a posterior says so by `samples_posterior = True`; its `encode` takes the noise
-    (B, C, h, w) as second argument.
-    """
-
-    @property
-    def spatial_compression_ratio(self) -> int:
-        """Pixels per latent position, along one side."""
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of a latent."""
-
-    def encode(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, C, H/f, W/f), unscaled."""
-
-
-@dataclass(frozen=True)
-class EncodeSettings:
-    """How a dataset is encoded.
-
-    Attributes:
-        resolution: side of the ADM centre crop, pixels.
-        batch_size: images that go through the encoder at once.
-        latent_dtype: how latents are stored.
-        flipped_copies: also encode the mirror image of every image.
-        shard_size: images per shard.
-        on_damage: leave damaged images out and list them, or fail at the first.
-        apply_exif: turn images upright first; the published code does not.
-        max_pixels: larger images count as damaged.
-        num_workers: threads of each process that decode images.
-        num_threads: threads of each process that compute, on a CPU.
-        seed: of the noise with which latents are drawn from a posterior, where the autoencoder has one.
-    """
-
-    resolution: int = 512
-    batch_size: int = 16
-    latent_dtype: LatentDtype = "float16"
-    flipped_copies: bool = False
-    shard_size: int = 1024
-    on_damage: Literal["skip", "fail"] = "skip"
-    apply_exif: bool = True
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    num_workers: int = 4
-    num_threads: int = 1
-    seed: int = 0
 
 
 @dataclass
@@ -131,16 +89,50 @@ class EncodeReport:
     warnings: list[str]
 
 
-def encode_dataset(
-    images: ImageList,
-    network: LatentEncoder,
-    encoder: EncoderRecord,
-    directory: Path,
-    settings: EncodeSettings,
+def encoder_name(model: str | None) -> str:
+    """What people call the autoencoder that `load_autoencoder(model)` gives: the last part of its name or path."""
+    if model is None:
+        return EMBEDDED_AUTOENCODER
+    return Path(model).resolve().name if Path(model).is_dir() else Path(model).name
+
+
+def load_encoder(
+    model: str | None,
     *,
     device: torch.device,
     dtype: torch.dtype,
-    advance: Callable[[int], object] = lambda _: None,
+    revision: str | None = None,
+    prepare: bool = True,
+) -> tuple[Autoencoder, EncoderRecord]:
+    """Load an autoencoder for inference, and identify it.
+
+    The identity is a fingerprint of its float32 weights, so it does not depend on `dtype`, layout or place; the name
+    is for people. Costs one pass over the weights beyond loading them. Without `prepare` it stays the plain network.
+
+    Raises:
+        UsageError: nothing is called that.
+        CheckpointError: the weights are damaged or do not fit.
+        DownloadError: the files are not cached and cannot be downloaded.
+    """
+    network = load_autoencoder(model, prepare=False, revision=revision)
+    record = EncoderRecord(
+        name=encoder_name(model),
+        fingerprint=fingerprint(network),
+        scaling_factor=network.scaling_factor,
+    )
+    network = network.to(device, dtype)
+    return prepare_for_inference(network) if prepare else network, record
+
+
+def encode_dataset(
+    images: ImageList,
+    network: Autoencoder | KLAutoencoder,
+    encoder: EncoderRecord,
+    directory: Path,
+    recipe: EncodeDatasetRecipe,
+    *,
+    device: torch.device,
+    advance: Advance = lambda _: None,
 ) -> EncodeReport:
     """Encode `images` into a latent dataset in `directory`; continues what an earlier run left there.
 
@@ -148,12 +140,11 @@ def encode_dataset(
 
     Args:
         images: sorted, with or without classes.
-        network: the autoencoder, on `device`.
+        network: the autoencoder, on `device`, in the recipe's number type.
         encoder: what the manifest says about it.
-        directory: where the dataset is to lie: empty, new, or left by a run with the same settings.
-        settings: how to encode.
+        directory: where the dataset is to lie: empty, new, or left by a run with the same recipe.
+        recipe: how to encode; its `images`, `out` and `model` are given by the arguments above.
         device: where to compute.
-        dtype: of the network's weights and input.
         advance: called with a number of items as they are finished (by this process).
 
     Raises:
@@ -161,11 +152,11 @@ def encode_dataset(
         DataError: a damaged image where none is allowed, none that is good, or latents that are not finite.
         ResourceError: not enough room on the disk.
     """
-    plan = plan_dataset(images, network, encoder, settings, device, dtype)
+    plan = plan_dataset(images, network, encoder, recipe, device)
     writer = LatentDatasetWriter(directory, plan)
     with ExitStack() as stack:
         _on_main(lambda: stack.enter_context(writer.locked()))
-        stack.enter_context(_computing_on(device, settings.num_threads))
+        stack.enter_context(_computing_on(device, recipe.num_threads))
         _on_main(lambda: _begin(writer, len(images)))
         was_complete = writer.is_complete()
         mine = range(distributed.rank(), plan.num_shards, distributed.world_size())
@@ -173,7 +164,7 @@ def encode_dataset(
         kept = sum(record.shard.count for record in finished.values() if record)
         advance(kept)
 
-        work = _ShardEncoder(images, network, writer, settings, device, dtype)
+        work = _ShardEncoder(images, network, writer, recipe, device)
         work.encode_shards([number for number, record in finished.items() if record is None], advance)
 
         kept_everywhere = sum(distributed.gather_objects(kept))
@@ -182,16 +173,15 @@ def encode_dataset(
     if manifest.count == 0:
         raise DataError(f"none of the {len(images)} images can be decoded; the first: {manifest.damaged[0].reason}")
     kept_everywhere = manifest.count if was_complete else kept_everywhere
-    return EncodeReport(manifest, kept_everywhere, *_rates(timings, settings), check_scaling_factor(manifest))
+    return EncodeReport(manifest, kept_everywhere, *_rates(timings, recipe), check_scaling_factor(manifest))
 
 
 def plan_dataset(
     images: ImageList,
-    network: LatentEncoder,
+    network: Autoencoder | KLAutoencoder,
     encoder: EncoderRecord,
-    settings: EncodeSettings,
+    recipe: EncodeDatasetRecipe,
     device: torch.device,
-    dtype: torch.dtype,
 ) -> DatasetPlan:
     """What the dataset will be, before any work.
 
@@ -200,37 +190,37 @@ def plan_dataset(
         DataError: some images have a class and some have none.
     """
     ratio = network.spatial_compression_ratio
-    if settings.resolution % ratio:
-        near = max(1, round(settings.resolution / ratio)) * ratio
+    if recipe.resolution % ratio:
+        near = max(1, round(recipe.resolution / ratio)) * ratio
         raise UsageError(
-            f"resolution {settings.resolution} is no multiple of {ratio}, the spatial compression of {encoder.name}; "
+            f"resolution {recipe.resolution} is no multiple of {ratio}, the spatial compression of {encoder.name}; "
             f"take {near}"
         )
     if images.classes and (images.labels < 0).any():
         first = images[int((images.labels < 0).argmax())]
         raise DataError(f"{first.name} has no class while others have one; move it into a class folder or leave it out")
-    side = settings.resolution // ratio
+    side = recipe.resolution // ratio
     return DatasetPlan(
         encoder=encoder,
         transform=TransformRecord(
-            resolution=settings.resolution, apply_exif=settings.apply_exif, flipped_copies=settings.flipped_copies
+            resolution=recipe.resolution, apply_exif=recipe.apply_exif, flipped_copies=recipe.flipped_copies
         ),
         encoding={
             "pictures": len(images),
             "pictures_sha256": _identity(images),
-            "max_pixels": settings.max_pixels,
-            "batch_size": settings.batch_size,
-            "shard_size": settings.shard_size,
-            "compute_dtype": str(dtype).removeprefix("torch."),
+            "max_pixels": recipe.max_pixels,
+            "batch_size": recipe.batch_size,
+            "shard_size": recipe.shard_size,
+            "compute_dtype": str(parse_dtype(recipe.dtype)).removeprefix("torch."),
             "device": device.type,
-            "num_threads": settings.num_threads if device.type == "cpu" else None,
-            "posterior_seed": settings.seed if _samples_posterior(network) else None,
+            "num_threads": recipe.num_threads if device.type == "cpu" else None,
+            "posterior_seed": recipe.seed if isinstance(network, KLAutoencoder) else None,
             "torch": torch.__version__,
         },
-        dtype=settings.latent_dtype,
+        dtype=recipe.latent_dtype,
         latent_shape=(network.latent_channels, side, side),
         classes=images.classes,
-        num_shards=-(-len(images) // settings.shard_size),
+        num_shards=-(-len(images) // recipe.shard_size),
     )
 
 
@@ -294,33 +284,32 @@ class _ShardEncoder:
     def __init__(
         self,
         images: ImageList,
-        network: LatentEncoder,
+        network: Autoencoder | KLAutoencoder,
         writer: LatentDatasetWriter,
-        settings: EncodeSettings,
+        recipe: EncodeDatasetRecipe,
         device: torch.device,
-        dtype: torch.dtype,
     ) -> None:
         self.timing = Timing()
-        self._images, self._network, self._writer, self._settings = images, network, writer, settings
-        self._device, self._dtype = device, dtype
+        self._images, self._network, self._writer, self._recipe = images, network, writer, recipe
+        self._device, self._dtype = device, parse_dtype(recipe.dtype)
 
-    def encode_shards(self, numbers: list[int], advance: Callable[[int], object]) -> None:
+    def encode_shards(self, numbers: list[int], advance: Advance) -> None:
         """Encode these shards one after another, while threads decode images ahead, also across shards."""
         crops = decode_crops(
             (self._images[index] for number in numbers for index in self._range(number)),
-            self._settings.resolution,
-            num_workers=self._settings.num_workers,
-            apply_exif=self._settings.apply_exif,
-            max_pixels=self._settings.max_pixels,
+            self._recipe.resolution,
+            num_workers=self._recipe.num_workers,
+            apply_exif=self._recipe.apply_exif,
+            max_pixels=self._recipe.max_pixels,
         )
         for number in numbers:
             self._encode_shard(number, islice(crops, len(self._range(number))), advance)
 
     def _range(self, number: int) -> range:
-        first = number * self._settings.shard_size
-        return range(first, min(first + self._settings.shard_size, len(self._images)))
+        first = number * self._recipe.shard_size
+        return range(first, min(first + self._recipe.shard_size, len(self._images)))
 
-    def _encode_shard(self, number: int, crops: Iterator[DecodedCrop], advance: Callable[[int], object]) -> None:
+    def _encode_shard(self, number: int, crops: Iterator[DecodedCrop], advance: Advance) -> None:
         plan = self._writer.plan
         done: list[ImageReference] = []
         damaged: list[DamagedRecord] = []
@@ -329,7 +318,7 @@ class _ShardEncoder:
             parts.append(self._encode_batch(batch))
             done += [crop.reference for _, crop in batch]
             advance(len(parts[-1]))
-        copies = 2 if self._settings.flipped_copies else 1
+        copies = 2 if self._recipe.flipped_copies else 1
         labels = torch.tensor([reference.label or 0 for reference in done], dtype=torch.int64)
         names = [reference.key.replace("\n", " ") for reference in done]
         self._writer.write_shard(number, torch.cat(parts), labels.repeat_interleave(copies), names, damaged)
@@ -348,12 +337,12 @@ class _ShardEncoder:
             self.timing.decoding += crop.seconds
             if crop.error is None:
                 batch.append(numbered)
-            elif self._settings.on_damage == "fail":
+            elif self._recipe.damaged == "fail":
                 raise crop.error
             else:
                 reason = str(crop.error).replace(crop.reference.name, crop.reference.key)
                 damaged.append(DamagedRecord(picture=crop.reference.key, reason=reason))
-            if len(batch) == self._settings.batch_size:
+            if len(batch) == self._recipe.batch_size:
                 yield batch
                 batch = []
         if batch:
@@ -363,19 +352,19 @@ class _ShardEncoder:
         """Latents (n * copies, C, h, w) as they are stored."""
         start = time.perf_counter()
         pixels = torch.stack([crop.pixels for _, crop in batch if crop.pixels is not None])
-        missing = self._settings.batch_size - len(batch)
+        missing = self._recipe.batch_size - len(batch)
         padded = torch.cat([pixels, pixels.new_zeros((missing, *pixels.shape[1:]))])
         x = uint8_to_tensor(padded.to(self._device)).to(self._dtype)
-        views = [x, x.flip(-1)] if self._settings.flipped_copies else [x]
+        views = [x, x.flip(-1)] if self._recipe.flipped_copies else [x]
         with torch.inference_mode():
             encoded = [self._encode(view, batch, copy)[: len(batch)] for copy, view in enumerate(views)]
         latents = torch.stack(encoded, dim=1).flatten(0, 1)
-        stored = latents.to(TORCH_DTYPES[self._settings.latent_dtype]).cpu()
+        stored = latents.to(TORCH_DTYPES[self._recipe.latent_dtype]).cpu()
         if not torch.isfinite(stored).all():
             item = int((~torch.isfinite(stored).flatten(1).all(dim=1)).nonzero()[0])
             name = batch[item // len(views)][1].reference.name
             raise DataError(
-                f"the latent of {name} is not finite in {self._settings.latent_dtype} (computed in {self._dtype}); "
+                f"the latent of {name} is not finite in {self._recipe.latent_dtype} (computed in {self._dtype}); "
                 "use --latent-dtype float32 or --dtype fp32"
             )
         self.timing.encoding += time.perf_counter() - start
@@ -383,24 +372,20 @@ class _ShardEncoder:
         return stored
 
     def _encode(self, view: Tensor, batch: list[NumberedCrop], copy: int) -> Tensor:
-        if not _samples_posterior(self._network):
+        if not isinstance(self._network, KLAutoencoder):
             return self._network.encode(view)
         numbers = [2 * image + copy for image, _ in batch]
-        noise = sample_noise(self._settings.seed, numbers, self._writer.plan.latent_shape).to(view)
+        noise = sample_noise(self._recipe.seed, numbers, self._writer.plan.latent_shape).to(view)
         padding = noise.new_zeros((len(view) - len(batch), *noise.shape[1:]))
-        return self._network.encode(view, torch.cat([noise, padding]))  # type: ignore[call-arg]
+        return self._network.encode(view, torch.cat([noise, padding]))
 
 
-def _samples_posterior(network: LatentEncoder) -> bool:
-    return getattr(network, "samples_posterior", False)
-
-
-def _rates(timings: list[Timing], settings: EncodeSettings) -> tuple[float | None, float | None, float | None]:
+def _rates(timings: list[Timing], recipe: EncodeDatasetRecipe) -> tuple[float | None, float | None, float | None]:
     """Images per second of the decoders and of the networks, over all processes, and the share spent waiting."""
     busy = [timing for timing in timings if timing.images]
     if not busy:
         return None, None, None
-    decoders = sum(timing.images * settings.num_workers / max(timing.decoding, 1e-9) for timing in busy)
+    decoders = sum(timing.images * recipe.num_workers / max(timing.decoding, 1e-9) for timing in busy)
     networks = sum(timing.images / timing.encoding for timing in busy)
     waited = sum(timing.waiting for timing in busy)
     return decoders, networks, waited / (waited + sum(timing.encoding for timing in busy))

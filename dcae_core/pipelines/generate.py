@@ -3,7 +3,9 @@
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,15 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dcae_core.checkpoints.denoisers import EMA, DiffusionFiles, DiffusionParts, locate_diffusion, read_diffusion
+from dcae_core.checkpoints.denoisers import EMA, DiffusionParts, locate_diffusion, read_diffusion
 from dcae_core.data.images import tensor_to_uint8, uint8_to_image
-from dcae_core.devices import select_device
+from dcae_core.devices import is_out_of_memory, select_device
 from dcae_core.diffusion.guidance import guide, sample_noise
 from dcae_core.diffusion.samplers import find_sampler, run_sampler
-from dcae_core.diffusion.solvers import Progress
 from dcae_core.errors import CheckpointError, ResourceError, UsageError
 from dcae_core.models.denoiser import DenoiserConfig
 from dcae_core.pipelines.reconstruct import MIN_TILE, decode_latent
+from dcae_core.progress import ProgressCallback
 
 CPU_BATCH_SIZE, ACCELERATOR_BATCH_SIZE = 8, 64
 _DECODE_BATCH_SIZE = {"cpu": 1}
@@ -79,7 +81,7 @@ class Generated(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
+class SampleBatch:
     """Finished samples.
 
     Attributes:
@@ -122,7 +124,7 @@ def load_diffusion(
 
     Args:
         model: a zoo name, a hub id, a directory laid out like the hub's, a run of `dcae train-diffusion`, or a weights
-            file of a released network; None is the embedded model.
+            file of a released network; None stands for an embedded model, of which there is none yet.
         device: where to compute.
         dtype: of both networks; float32 if None.
         autoencoder: another place to take the autoencoder from, as for `load_autoencoder`.
@@ -136,7 +138,8 @@ def load_diffusion(
         ResourceError: this machine has no such device.
     """
     files = locate_diffusion(model, revision, weights)
-    return DiffusionPipeline.load(files, device=select_device(str(device)), dtype=dtype, autoencoder=autoencoder)
+    parts = read_diffusion(files, autoencoder=autoencoder, device=select_device(str(device)), dtype=dtype)
+    return DiffusionPipeline(parts)
 
 
 class DiffusionPipeline:
@@ -162,23 +165,6 @@ class DiffusionPipeline:
         weight = next(parts.denoiser.parameters())
         self._device, self._dtype = weight.device, weight.dtype
 
-    @classmethod
-    def load(
-        cls,
-        files: DiffusionFiles,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-        autoencoder: str | Path | None = None,
-    ) -> "DiffusionPipeline":
-        """As `load_diffusion`, from files already located.
-
-        Raises:
-            CheckpointError: the weights are damaged or do not fit, or the autoencoder makes other latents.
-            DownloadError: the autoencoder's files are not cached and cannot be downloaded.
-        """
-        return cls(read_diffusion(files, autoencoder=autoencoder, device=device, dtype=dtype))
-
     def generate(
         self,
         classes: Sequence[int],
@@ -188,7 +174,7 @@ class DiffusionPipeline:
         num_steps: int | None = None,
         sampler: str | None = None,
         batch_size: int | None = None,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Generated:
         """Make one image for each class; for a network without classes, for each entry of `classes`.
 
@@ -218,8 +204,8 @@ class DiffusionPipeline:
         *,
         batch_size: int | None = None,
         skip: Callable[[int], bool] = lambda number: False,
-        progress: Progress | None = None,
-    ) -> Iterator[Batch]:
+        progress: ProgressCallback | None = None,
+    ) -> Iterator[SampleBatch]:
         """As `generate`, batch by batch: for runs longer than memory, or shared by several processes.
 
         Batch k holds the samples k * batch_size onwards. All batches have the same shape, the last one padded, so a
@@ -242,13 +228,27 @@ class DiffusionPipeline:
         if batch_size < 1:
             raise UsageError(f"the batch size must be at least 1, not {batch_size}")
         batch_size = min(batch_size, len(classes))
+        shape = (self.config.in_channels, *self.config.latent_size)
         for number, start in enumerate(range(0, len(classes), batch_size)):
             if skip(number):
                 continue
-            indices = range(start, min(start + batch_size, len(classes)))
-            latents = self._sample(classes, range(start, start + batch_size), settings, progress)[: len(indices)]
-            latents = latents / self.scaling_factor
-            yield Batch(number, indices, latents.cpu(), self._decode(latents))
+            count = min(batch_size, len(classes) - start)
+            # Padding repeats the last class and takes the numbers beyond, so that no batch has a shape of its own.
+            padded = range(start, start + batch_size)
+            noise = partial(sample_noise, settings.seed, padded, shape)
+            with _explained_out_of_memory(f"sampling {batch_size} images at once"), torch.inference_mode():
+                latents = run_sampler(
+                    settings.sampler,
+                    self._guided([classes[min(index, len(classes) - 1)] for index in padded], settings),
+                    noise().to(self._device),
+                    prediction=self.prediction,
+                    num_steps=settings.num_steps,
+                    step_noise=noise,
+                    progress=progress,
+                )
+            _require_finite(latents)
+            latents = latents[:count] / self.scaling_factor
+            yield SampleBatch(number, padded[:count], latents.cpu(), self._decode(latents))
 
     def find_batch_size(self, num: int, settings: SampleSettings) -> int:
         """The largest batch size, starting from a generous one and halving, whose first evaluation fits into memory.
@@ -263,12 +263,12 @@ class DiffusionPipeline:
         size = min(num, ACCELERATOR_BATCH_SIZE)
         while True:
             try:
-                model = self._model([0] * size, settings)
-                shape = (self.config.in_channels, *self.config.latent_size)
-                model(torch.zeros(size, *shape, device=self._device), torch.tensor(0.5, device=self._device))
+                x = torch.zeros(size, self.config.in_channels, *self.config.latent_size, device=self._device)
+                with torch.inference_mode():
+                    self._guided([0] * size, settings)(x, torch.tensor(0.5, device=self._device))
                 return size
             except Exception as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if size == 1:
                     raise ResourceError(_OUT_OF_MEMORY.format("sampling one image")) from error
@@ -283,44 +283,11 @@ class DiffusionPipeline:
             if int(number) != number or not 0 <= number <= last:
                 raise UsageError(f"class {number} does not exist: this network knows 0 to {last}")
 
-    def _sample(
-        self, classes: Sequence[int], indices: range, settings: SampleSettings, progress: Progress | None
-    ) -> Tensor:
-        """Scaled latents of these samples; numbers beyond the last stand for padding and take the last class."""
-        shape = (self.config.in_channels, *self.config.latent_size)
-        padded = [classes[min(index, len(classes) - 1)] for index in indices]
-        try:
-            latents = run_sampler(
-                settings.sampler,
-                self._model(padded, settings),
-                sample_noise(settings.seed, indices, shape).to(self._device),
-                prediction=self.prediction,
-                num_steps=settings.num_steps,
-                step_noise=lambda step: sample_noise(settings.seed, indices, shape, step),
-                progress=progress,
-            )
-        except Exception as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise ResourceError(_OUT_OF_MEMORY.format(f"sampling {len(indices)} images at once")) from error
-        if not bool(torch.isfinite(latents).all()):
-            raise CheckpointError(
-                "the samples are not finite: this network's values exceed what its number type can hold; "
-                "take --dtype bf16 or fp32"
-            )
-        return latents
-
-    def _model(self, classes: Sequence[int], settings: SampleSettings) -> Callable[[Tensor, Tensor], Tensor]:
+    def _guided(self, classes: Sequence[int], settings: SampleSettings) -> Callable[[Tensor, Tensor], Tensor]:
         """The guided network; the state stays in float32 whatever the network computes in."""
-
-        def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-            with torch.inference_mode():
-                return self.denoiser(x.to(self._dtype), t, y).float()
-
         labels = torch.tensor(list(classes), device=self._device)
-        return guide(
-            network, labels, self.config.num_classes, settings.guidance_scale, interval=settings.guidance_interval
-        )
+        scale, interval = settings.guidance_scale, settings.guidance_interval
+        return guide(self.denoiser, labels, self.config.num_classes, scale, interval, self._dtype)
 
     @torch.inference_mode()
     def _decode(self, latents: Tensor) -> Tensor:
@@ -329,7 +296,7 @@ class DiffusionPipeline:
             try:
                 return self._decode_whole(latents) if self.tile is None else self._decode_tiled(latents)
             except Exception as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 ratio = self.autoencoder.spatial_compression_ratio
                 smaller = (self.tile or max(self.config.latent_size) * ratio) // 2
@@ -356,6 +323,19 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+@contextmanager
+def _explained_out_of_memory(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(_OUT_OF_MEMORY.format(doing)) from error
+
+
+def _require_finite(latents: Tensor) -> None:
+    if not bool(torch.isfinite(latents).all()):
+        raise CheckpointError(
+            "the samples are not finite: this network's values exceed what its number type can hold; "
+            "take --dtype bf16 or fp32"
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, center_crop_adm
-from dcae_core.data.latent_file import Origin, StoredLatents, check_latents, load_latents, save_latent
+from dcae_core.data.latent_file import Origin, StoredLatents, check_latents, read_latents, save_latent
 from dcae_core.data.raster import Raster, write_png
 from dcae_core.data.sources import ImageReference, find_images
 from dcae_core.errors import DataError, UsageError
@@ -19,8 +19,9 @@ from dcae_core.files import replace_file
 from dcae_core.metrics.reconstruction import psnr_by_rows, ssim_by_rows
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.pipelines.comparison import Column, compare
-from dcae_core.pipelines.encoder import load_encoder
-from dcae_core.pipelines.reconstruct import Progress, check_tile, choose_tile, decode_rows, encode_rows
+from dcae_core.pipelines.encode import load_encoder
+from dcae_core.pipelines.reconstruct import check_tile, choose_tile, decode_rows, encode_rows
+from dcae_core.progress import ProgressCallback
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
 
@@ -209,7 +210,7 @@ def reconstruct_file(
     name: str,
     models: Sequence[RunModel],
     settings: RunSettings,
-    progress: Callable[[RunModel], Progress | None] = lambda model: None,
+    progress: Callable[[RunModel], ProgressCallback | None] = lambda model: None,
 ) -> list[ImageResult]:
     """One image file through every model of the run, with all files written.
 
@@ -259,7 +260,7 @@ def _reconstruct_one(
     model: RunModel,
     settings: RunSettings,
     stem: str,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
 ) -> tuple[ImageResult, Raster]:
     size = (original.height, original.width)
     tile = settings.tile or choose_tile(model.network, *size)
@@ -344,7 +345,7 @@ def decode_file(
         DataError: the file is none, or belongs to another autoencoder.
         UsageError: the tile is too small.
     """
-    stored = load_latents(path)
+    stored = read_latents(path)
     named = stored.origin.model if stored.origin else ""
     autoencoder = load(named if model is None else model)
     network = autoencoder.network

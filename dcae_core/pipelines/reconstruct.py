@@ -13,6 +13,7 @@ from dcae_core.data.images import tensor_to_uint8, uint8_to_tensor
 from dcae_core.devices import memory_of
 from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig
+from dcae_core.progress import ProgressCallback
 
 DEFAULT_TILE = 1024  # smaller tiles leave visible artefacts in flat regions
 _DEFAULT_TILE_POSITIONS = 16  # at least this many latent positions a side, for high compression ratios
@@ -109,9 +110,6 @@ def plan_tiles(length: int, tile: int) -> list[Tile]:
     ]
 
 
-Progress = Callable[[int, int], None]
-"""`progress(done, total)` after each tile."""
-
 ReadRows = Callable[[int, int], Tensor]
 """`read(top, bottom)` gives these rows of an image: uint8 (3, bottom - top, W), on the CPU."""
 
@@ -163,7 +161,7 @@ def encode_rows(
     size: tuple[int, int],
     *,
     tile: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Tensor:
     """Encode one image of any size, of which only the rows of one tile are held.
 
@@ -204,7 +202,7 @@ def encode_rows(
 
 
 def encode_image(
-    network: Autoencoder, pixels: Tensor, *, tile: int | None = None, progress: Progress | None = None
+    network: Autoencoder, pixels: Tensor, *, tile: int | None = None, progress: ProgressCallback | None = None
 ) -> Tensor:
     """`encode_rows` of an image in memory, uint8 (3, H, W)."""
     size = (pixels.shape[1], pixels.shape[2])
@@ -218,7 +216,7 @@ def decode_rows(
     size: tuple[int, int],
     *,
     tile: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Iterator[Tensor]:
     """Decode the latent of one image of any size from top to bottom.
 
@@ -279,7 +277,7 @@ def decode_latent(
     size: tuple[int, int],
     *,
     tile: int | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Tensor:
     """`decode_rows` into memory: uint8 (3, height, width) on the CPU, in memory of the form (height, width, 3)."""
     pixels = torch.empty(*size, 3, dtype=torch.uint8).permute(2, 0, 1)
@@ -312,7 +310,7 @@ class Reconstruction:
 
 
 def reconstruct(
-    network: Autoencoder, pixels: Tensor, *, tile: int | None = None, progress: Progress | None = None
+    network: Autoencoder, pixels: Tensor, *, tile: int | None = None, progress: ProgressCallback | None = None
 ) -> Reconstruction:
     """Encode and decode one image: `encode_image`, then `decode_latent`."""
     latent = encode_image(network, pixels, tile=tile, progress=progress)

@@ -1,7 +1,9 @@
 """The output of a sampling run: images, latents and a grid, each whole or absent, and what is still to do."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from dcae_core.data.images import uint8_to_image
+from dcae_core.distributed import barrier, gather_objects, is_main, rank, world_size
 from dcae_core.errors import UsageError
 from dcae_core.files import make_directory, remove_leftovers, replace_file, write_bytes, write_text
-from dcae_core.pipelines.generate import Batch
+from dcae_core.pipelines.comparison import image_grid
+from dcae_core.pipelines.generate import DiffusionPipeline, SampleBatch, SampleSettings
+from dcae_core.progress import OpenProgress, no_progress
 
 RUN_NAME, GRID_NAME, LATENTS_NAME = "sample.json", "grid.png", "latents.safetensors"
 MAX_GRID_IMAGES = 100
@@ -24,20 +29,18 @@ class SampleDirectory:
 
     `sample.json` says what the run is. The same run goes on where it stopped, also with more samples; another one is
     refused. A batch counts as done once all its images (and, asked for, its latents) lie there.
+
+    Args:
+        path: the directory.
+        classes: of all samples.
+        run: everything else that the samples' bytes depend on, as JSON values.
+        save_latents: also keep the latents.
+        class_in_name: name images by their class as well.
     """
 
     def __init__(
         self, path: Path, classes: Sequence[int], run: dict[str, Any], *, save_latents: bool, class_in_name: bool = True
     ) -> None:
-        """Describe a run.
-
-        Args:
-            path: the directory.
-            classes: of all samples.
-            run: everything else that the samples' bytes depend on, as JSON values.
-            save_latents: also keep the latents.
-            class_in_name: name images by their class as well.
-        """
         self.path = path
         self.classes = list(classes)
         self.run = run
@@ -89,7 +92,7 @@ class SampleDirectory:
             return False
         return not self.save_latents or self._part(number).exists() or self._has_all_latents()
 
-    def write(self, batch: Batch) -> None:
+    def write(self, batch: SampleBatch) -> None:
         """Keep a finished batch, its latents first.
 
         Raises:
@@ -108,7 +111,8 @@ class SampleDirectory:
             ResourceError: the disk is full, or the place cannot be written to.
         """
         shown = min(len(self.classes), MAX_GRID_IMAGES)
-        _write_png(self.path / GRID_NAME, _grid([self.image(index) for index in range(shown)]))
+        files = [self.image(index) for index in range(shown)]
+        _write_png(self.path / GRID_NAME, image_grid(_open_images(files), shown))
         if self.save_latents and not self._has_all_latents():
             numbers = range(-(-len(self.classes) // batch_size))
             latents = torch.cat([load_file(self._part(number))["latents"] for number in numbers])
@@ -127,18 +131,75 @@ class SampleDirectory:
         return file.exists() and load_file(file)["classes"].tolist() == self.classes
 
 
+@dataclass(frozen=True)
+class SampleReport:
+    """What a call came to.
+
+    Attributes:
+        batch_size: that the run was made with.
+        made: images of this call, by all processes.
+        seconds: that they took.
+    """
+
+    batch_size: int
+    made: int
+    seconds: float
+
+
+def sample_into(
+    directory: SampleDirectory,
+    pipeline: DiffusionPipeline,
+    settings: SampleSettings,
+    *,
+    batch_size: int | None = None,
+    open_progress: OpenProgress = no_progress,
+) -> SampleReport:
+    """Make what the directory lacks of its run. Processes of one group call this together and share the batches.
+
+    Args:
+        directory: where samples go.
+        pipeline: the model.
+        settings: how to sample.
+        batch_size: samples at once, that of an earlier part of the run; None finds one that fits all processes.
+        open_progress: shows how many images this process has made.
+
+    Raises:
+        ResourceError: even one sample does not fit into memory, or the disk is full.
+        CheckpointError: the samples are not finite.
+    """
+    num = len(directory.classes)
+    size = min(num, batch_size or min(gather_objects(pipeline.find_batch_size(num, settings))))
+    missing = [number for number in range(-(-num // size)) if not directory.is_done(number, size)]
+    if is_main():
+        directory.begin(size)
+    barrier()
+    mine = set(missing[rank() :: world_size()])
+    start, made = time.monotonic(), 0
+    with open_progress("sample", sum(min(size, num - number * size) for number in mine)) as advance:
+        batches = pipeline.generate_batches(
+            directory.classes,
+            settings,
+            batch_size=size,
+            skip=lambda number: number not in mine,
+            progress=lambda step, total: advance(0, note=f"step {step}/{total}"),
+        )
+        for batch in batches:
+            directory.write(batch)
+            made += len(batch.indices)
+            advance(len(batch.indices))
+    made = sum(gather_objects(made))
+    report = SampleReport(size, made, time.monotonic() - start)
+    if is_main():
+        directory.finish(size)
+    return report
+
+
 def _write_png(path: Path, image: Image.Image) -> None:
     with replace_file(path) as file:
         image.save(file, "PNG")
 
 
-def _grid(files: list[Path]) -> Image.Image:
-    """Images of one size, row by row, as nearly square as they go."""
-    columns = next(n for n in range(1, len(files) + 1) if n * n >= len(files))
-    with Image.open(files[0]) as first:
-        width, height = first.size
-    grid = Image.new("RGB", (columns * width, -(-len(files) // columns) * height), "white")
-    for position, file in enumerate(files):
+def _open_images(files: Sequence[Path]) -> Iterator[Image.Image]:
+    for file in files:
         with Image.open(file) as image:
-            grid.paste(image, (position % columns * width, position // columns * height))
-    return grid
+            yield image

@@ -1,10 +1,10 @@
 """Training an autoencoder: its images, one phase as the loop sees it, and the whole run."""
 
-import math
-from collections.abc import Callable, Generator, Iterable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from dcae_core.checkpoints import load_autoencoder, save_autoencoder
 from dcae_core.data.batches import Batch, BatchPlan, CropSettings, CropStream, ImageCollection, load_batches
 from dcae_core.data.decoded_cache import DecodedCache, open_decoded_cache
 from dcae_core.data.images import uint8_to_tensor
+from dcae_core.data.latents.statistics import LatentMoments, LatentStatistics
 from dcae_core.data.sources import DecodedOnDemand, find_images
 from dcae_core.distributed import barrier, is_local_main, is_main
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
@@ -39,11 +40,17 @@ from dcae_core.training.task import Loss, RunLogger
 from dcae_core.training.trained_parts import blocks_of, count_trained, set_training_mode, train_only
 from dcae_core.training.validation import ReconstructionValidation
 
+_SECONDS_BETWEEN_NOTES = 30.0
+
 
 class TrainingImages:
     """Random crops of the sources that a recipe names.
 
     Finding costs one scan of the folders; a decoded cache is filled on the first use.
+
+    Args:
+        settings: which images, and how they are cut.
+        note: told every half a minute how far the filling of a cache is.
 
     Attributes:
         damaged: lines about images that could not be put into the cache.
@@ -53,8 +60,9 @@ class TrainingImages:
         ResourceError: the disk is too full for the cache.
     """
 
-    def __init__(self, settings: DataSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: DataSettings, note: Callable[[str], None] = lambda text: None) -> None:
+        self._settings, self._note = settings, note
+        self._told = time.monotonic()
         self.damaged: list[str] = []
         self._collections: list[ImageCollection] = [self._open(source.path) for source in settings.sources]
 
@@ -98,7 +106,14 @@ class TrainingImages:
             Path(settings.decoded_cache),
             settings.cache_shorter_side,
             skip_damaged=settings.damaged == "skip",
+            progress=self._tell,
         )
+
+    def _tell(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._told >= _SECONDS_BETWEEN_NOTES:
+            self._told = now
+            self._note(f"decoding images once, into {self._settings.decoded_cache}: {done} of {total}")
 
 
 AUTOENCODER = "autoencoder"
@@ -203,65 +218,22 @@ class AutoencoderTask:
         return int(generator.choice(self.phase.latent_channels))
 
 
-@dataclass(frozen=True)
-class LatentStatistics:
-    """Of unscaled latents, over images and positions.
-
-    Attributes:
-        mean: over all values.
-        rms: root of the mean square of all values.
-        channel_mean: of each channel.
-        channel_std: of each channel.
-        num_images: measured on.
-    """
-
-    mean: float
-    rms: float
-    channel_mean: list[float]
-    channel_std: list[float]
-    num_images: int
-
-    @property
-    def scaling_factor(self) -> float:
-        """1 / rms: what latents are multiplied by before a diffusion model."""
-        return 1.0 / self.rms
-
-    def to_dict(self) -> dict[str, float | int | list[float]]:
-        """Plain values for JSON."""
-        return {
-            "mean": self.mean,
-            "rms": self.rms,
-            "channel_mean": self.channel_mean,
-            "channel_std": self.channel_std,
-            "num_images": self.num_images,
-        }
-
-
 @torch.no_grad()
 def measure_latents(network: Autoencoder, batches: Iterable[Tensor]) -> LatentStatistics:
-    """Encode images and sum up in float64: one batch of memory, one encoding each.
+    """Encode images and add up their latents: one batch of memory, one encoding each.
 
     Args:
         network: put into evaluation mode.
-        batches: uint8 images (B, 3, H, W).
+        batches: uint8 images (B, 3, H, W), at least one.
     """
     network.eval()
     device = next(network.parameters()).device
-    sums = torch.zeros(2, network.latent_channels, dtype=torch.float64)
-    positions = images = 0
+    moments = LatentMoments()
     for pixels in batches:
-        z = network.encode(uint8_to_tensor(pixels.to(device))).double()
-        sums += torch.stack([z.sum(dim=(0, 2, 3)), z.square().sum(dim=(0, 2, 3))]).cpu()
-        positions += z.shape[0] * z.shape[2] * z.shape[3]
-        images += z.shape[0]
-    mean, square = sums / positions
-    return LatentStatistics(
-        mean=float(mean.mean()),
-        rms=math.sqrt(float(square.mean())),
-        channel_mean=mean.tolist(),
-        channel_std=(square - mean.square()).clamp(min=0).sqrt().tolist(),
-        num_images=images,
-    )
+        moments.update(network.encode(uint8_to_tensor(pixels.to(device))))
+    statistics = moments.result()
+    assert statistics is not None
+    return statistics
 
 
 _PHASE_STREAM, _PCA_STREAM, _STATISTICS_STREAM = 0, 1, 2  # tell the random numbers of a run from each other
@@ -281,7 +253,7 @@ def train_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions, logge
     """
     phases = [RunPhase(phase.name, phase.steps, phase.batch_size, phase.accumulation) for phase in recipe.phases]
     with open_run(recipe, phases, options, logger, validate_first=True) as run:
-        images = TrainingImages(recipe.data)
+        images = TrainingImages(recipe.data, run.logger.note)
         validation = _open_validation(recipe, run)
         run.begin()
         if is_main():
@@ -319,7 +291,7 @@ def _train_phase(
         loop.train(batches)
     if task.ema is not None:
         task.ema.apply()
-    _export(recipe, network, run.directory.path / "phases" / phase.name, None)
+    _export(recipe, network, run.directory.path / "phases" / phase.name)
 
 
 def _open_validation(recipe: TrainAutoencoderRecipe, run: Run) -> ReconstructionValidation | None:
@@ -356,27 +328,30 @@ def _prepare(network: Autoencoder, execution: ExecutionSettings, device: torch.d
 
 def _save_result(recipe: TrainAutoencoderRecipe, run: Run, network: Autoencoder, images: TrainingImages) -> Path:
     phase = recipe.phases[-1]
-    steps = range(-(-recipe.latent_statistics_images // phase.batch_size))
-    seed = (recipe.seed, _STATISTICS_STREAM)
-    with closing(images.batches(phase.resolution, seed, BatchPlan(phase.batch_size), steps)) as batches:
+    num_batches = -(-recipe.latent_statistics_images // phase.batch_size)
+    seed, plan = (recipe.seed, _STATISTICS_STREAM), BatchPlan(phase.batch_size)
+    with closing(images.batches(phase.resolution, seed, plan, range(num_batches))) as batches:
         statistics = measure_latents(network, (batch.pixels for batch in batches))
+    scaling_factor = 1 / statistics.rms
     run.logger.note(
-        f"latents: mean {statistics.mean:.4f}, rms {statistics.rms:.4f}, scaling factor 1/rms = "
-        f"{statistics.scaling_factor:.4f}"
+        f"latents: mean {statistics.mean:.4f}, rms {statistics.rms:.4f}, scaling factor 1/rms = {scaling_factor:.4f}"
     )
     directory = run.directory.path / "autoencoder"
-    _export(recipe, network, directory, statistics)
+    measured = statistics.to_dict() | {"num_images": num_batches * phase.batch_size}
+    _export(recipe, network, directory, scaling_factor, {"latent_statistics": measured})
     return directory
 
 
 def _export(
-    recipe: TrainAutoencoderRecipe, network: Autoencoder, directory: Path, statistics: LatentStatistics | None
+    recipe: TrainAutoencoderRecipe,
+    network: Autoencoder,
+    directory: Path,
+    scaling_factor: float | None = None,
+    metadata: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    metadata: dict[str, object] = {"recipe": recipe.model_dump(mode="json")}
     plain = build_on_meta(network.config)
     plain.load_state_dict({name: whole(value) for name, value in network.state_dict().items()}, assign=True)
-    if statistics is not None:
-        plain.scaling_factor = statistics.scaling_factor
-        metadata["latent_statistics"] = statistics.to_dict()
+    if scaling_factor is not None:
+        plain.scaling_factor = scaling_factor
     if is_main():
-        save_autoencoder(plain, directory, metadata=metadata)
+        save_autoencoder(plain, directory, metadata={"recipe": recipe.model_dump(mode="json"), **metadata})

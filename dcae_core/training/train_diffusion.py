@@ -31,7 +31,7 @@ from dcae_core.errors import DataError, UsageError
 from dcae_core.files import write_text
 from dcae_core.models import build_denoiser
 from dcae_core.models.denoiser import DenoiserConfig
-from dcae_core.pipelines.encoder import encoder_name, load_encoder
+from dcae_core.pipelines.encode import encoder_name, load_encoder
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
 from dcae_core.training.checks import LatentKind, denoiser_config_of, open_latents
 from dcae_core.training.loop import StopSignals

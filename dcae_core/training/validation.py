@@ -21,11 +21,11 @@ from dcae_core.metrics.reconstruction import psnr, ssim
 from dcae_core.metrics.reference import read_reference
 from dcae_core.models import build_denoiser
 from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.pipelines.evaluation.parts import Part
+from dcae_core.pipelines.comparison import image_grid
+from dcae_core.pipelines.evaluation.parts import FeatureMeasurement, Part
 from dcae_core.pipelines.evaluation.scores import (
     FEATURES,
     ORIGINAL_FEATURES,
-    FeatureMeasurement,
     Gathered,
     gather,
     gaussian_of,
@@ -72,7 +72,7 @@ class ReconstructionValidation:
             figures["rfid"] = frechet_distance(gaussian_of(measured, ORIGINAL_FEATURES), gaussian_of(measured))
         if is_main() and drawn:
             rows = [torch.cat([pair[row] for pair in drawn], dim=2) for row in (0, 1)]  # inputs above reconstructions
-            _save_grid(rows, self._samples, step)
+            _save_grid(uint8_to_image(torch.cat(rows, dim=1)), self._samples, step)
         return figures
 
     def _measure_batches(
@@ -129,9 +129,9 @@ def _merge(shares: list[Gathered]) -> Gathered:
     return merged
 
 
-def _save_grid(rows: list[Tensor], samples: Path, step: int) -> None:
+def _save_grid(grid: Image.Image, samples: Path, step: int) -> None:
     with replace_file(make_directory(samples) / f"step_{step}.png") as file:
-        uint8_to_image(torch.cat(rows, dim=1)).save(file, "PNG")
+        grid.save(file, "PNG")
 
 
 class SamplingValidation:
@@ -173,11 +173,7 @@ class SamplingValidation:
         if stop():
             return
         pixels = torch.cat(images)
-        columns = next(n for n in range(1, len(pixels) + 1) if n * n >= len(pixels))
-        missing = -len(pixels) % columns
-        pixels = torch.cat([pixels, torch.full((missing, *pixels.shape[1:]), 255, dtype=torch.uint8)])
-        rows = [torch.cat(list(row), dim=2) for row in pixels.split(columns)]
-        _save_grid(rows, self._samples, step)
+        _save_grid(image_grid(map(uint8_to_image, pixels), len(pixels)), self._samples, step)
 
     def _grid_classes(self) -> list[int]:
         if self._settings.classes:

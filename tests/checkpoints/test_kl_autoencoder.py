@@ -14,9 +14,9 @@ from dcae_core.data.latents import LatentDataset
 from dcae_core.data.sources import find_images
 from dcae_core.diffusion.guidance import sample_noise
 from dcae_core.errors import CheckpointError
-from dcae_core.pipelines.encode import EncodeSettings, encode_dataset
-from dcae_core.pipelines.encoder import load_encoder
+from dcae_core.pipelines.encode import encode_dataset, load_encoder
 from dcae_core.pipelines.reconstruct import choose_tile
+from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
 
 from ..processes import one_thread
 
@@ -65,10 +65,10 @@ def test_stored_latents_are_drawn_with_each_images_own_noise(saved, tmp_path):
         Image.effect_noise((8, 8), 60 + number).convert("RGB").save(tmp_path / "images" / "a" / f"{number}.png")
     network, encoder = load_encoder(str(directory), device=CPU, dtype=torch.float32)
     images = find_images([tmp_path / "images"])
-    settings = EncodeSettings(
+    settings = EncodeDatasetRecipe(
         resolution=8, batch_size=1, latent_dtype="float32", num_workers=1, flipped_copies=True, seed=7
     )
-    encode_dataset(images, network, encoder, tmp_path / "out", settings, device=CPU, dtype=torch.float32)
+    encode_dataset(images, network, encoder, tmp_path / "out", settings, device=CPU)
     dataset = LatentDataset(tmp_path / "out")
     for item in range(6):
         with Image.open(images[item // 2].path) as image:

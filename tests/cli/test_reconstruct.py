@@ -15,7 +15,7 @@ from dcae_core.data.sources import ImageReference
 from dcae_core.metrics.reconstruction import psnr
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.inference import prepare_for_inference
-from dcae_core.pipelines import encoder
+from dcae_core.pipelines import encode
 from dcae_core.pipelines.image_files import name_outputs
 from dcae_core.pipelines.reconstruct import reconstruct
 from tests.small import small_autoencoder
@@ -247,7 +247,7 @@ def test_plain_gives_the_same_image_without_preparation(dcae, tmp_path, monkeypa
         prepared.append(network)
         return prepare_for_inference(network)
 
-    monkeypatch.setattr(encoder, "prepare_for_inference", note)
+    monkeypatch.setattr(encode, "prepare_for_inference", note)
     image = write_image(tmp_path / "a.png", 256, 192)
     dcae("reconstruct", image, "-o", tmp_path / "prepared").assert_succeeds()
     assert len(prepared) == 1

@@ -202,7 +202,7 @@ def test_no_memory_and_no_room(dcae, models, tmp_path, monkeypatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     with monkeypatch.context() as patch:
-        patch.setattr(DiffusionPipeline, "_model", lambda *_: exhausted)
+        patch.setattr(DiffusionPipeline, "_guided", lambda *_: exhausted)
         run = dcae("sample", "--model", models / "epsilon", "--num", "2", "-o", tmp_path / "out")
         run.assert_fails(4, "out of memory", "--batch-size", "--dtype bf16")
     blocked = tmp_path / "file"

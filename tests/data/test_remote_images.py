@@ -15,7 +15,8 @@ from PIL import Image
 from dcae_core.data.latents.manifest import EncoderRecord
 from dcae_core.data.sources import find_images
 from dcae_core.errors import DataError, DcaeError
-from dcae_core.pipelines.encode import EncodeSettings, encode_dataset
+from dcae_core.pipelines.encode import encode_dataset
+from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
 
 from ..small import small_autoencoder
 
@@ -54,13 +55,13 @@ def test_a_folder_behind_a_url_is_the_folder(folder):
 
 
 def test_encoding_from_a_url_gives_the_same_bytes(folder, tmp_path):
-    settings = EncodeSettings(resolution=16, batch_size=2, shard_size=2, num_workers=2)
+    settings = EncodeDatasetRecipe(resolution=16, batch_size=2, shard_size=2, num_workers=2)
     encoder = EncoderRecord(name="small", scaling_factor=1.0)
     url = put_in_memory(folder, "memory://images/encoded")
     for place, name in ((folder, "local"), (url, "remote")):
         out = tmp_path / name
         arguments = (small_autoencoder(), encoder, out, settings)
-        encode_dataset(find_images([place]), *arguments, device=torch.device("cpu"), dtype=torch.float32)
+        encode_dataset(find_images([place]), *arguments, device=torch.device("cpu"))
     local, remote = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("local", "remote")
     )

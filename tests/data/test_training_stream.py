@@ -20,6 +20,8 @@ from dcae_core.data.batches import (
 from dcae_core.data.decoded_cache import open_decoded_cache
 from dcae_core.data.sources import DecodedOnDemand, find_images
 from dcae_core.errors import DataError
+from dcae_core.recipes.train_ae import DataSettings
+from dcae_core.training import train_ae
 from tests.training.small_runs import write_images
 
 
@@ -124,6 +126,19 @@ def test_damaged_image_gives_way_to_the_next(tmp_path: Path) -> None:
     assert len(replaced) == 1
     assert replaced[0].name.endswith("02.png")
     assert "01.png" in replaced[0].damaged[0]
+
+
+def test_filling_a_decoded_cache_is_told_and_reading_it_is_not(tmp_path: Path, monkeypatch) -> None:
+    folder = write_images(tmp_path / "images", count=3, size=24)
+    monkeypatch.setattr(train_ae, "_SECONDS_BETWEEN_NOTES", 0.0)
+    settings = DataSettings.model_validate(
+        {"sources": [{"path": str(folder)}], "decoded_cache": str(tmp_path / "cache")}
+    )
+    notes: list[str] = []
+    train_ae.TrainingImages(settings, notes.append)
+    assert [note.partition(": ")[2] for note in notes] == ["1 of 3", "2 of 3", "3 of 3"]
+    train_ae.TrainingImages(settings, notes.append)
+    assert len(notes) == 3
 
 
 def test_decoded_cache_holds_shrunk_images_and_notices_new_ones(tmp_path: Path) -> None:

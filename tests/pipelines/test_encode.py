@@ -17,7 +17,8 @@ from dcae_core.data.latents import LatentDataset, verify_dataset
 from dcae_core.data.latents.manifest import EncoderRecord
 from dcae_core.data.sources import find_images
 from dcae_core.errors import DataError, ResourceError, UsageError
-from dcae_core.pipelines.encode import EncodeSettings, encode_dataset
+from dcae_core.pipelines.encode import encode_dataset
+from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
 from dcae_core.weights import fingerprint
 
 from ..processes import run_in_group, start
@@ -25,7 +26,7 @@ from ..small import small_autoencoder
 
 NETWORK = small_autoencoder()
 ENCODER = EncoderRecord(name="small", fingerprint=fingerprint(NETWORK), scaling_factor=1.0)
-SETTINGS = EncodeSettings(resolution=16, batch_size=3, latent_dtype="float32", shard_size=4, num_workers=2)
+SETTINGS = EncodeDatasetRecipe(resolution=16, batch_size=3, latent_dtype="float32", shard_size=4, num_workers=2)
 CPU = torch.device("cpu")
 
 
@@ -52,17 +53,17 @@ def images(tmp_path) -> Path:
     return tmp_path / "images"
 
 
-def encode(folder: Path, out: Path, settings: EncodeSettings = SETTINGS, network=NETWORK, encoder=ENCODER):
+def encode(folder: Path, out: Path, settings: EncodeDatasetRecipe = SETTINGS, network=NETWORK, encoder=ENCODER):
     images = find_images([folder])
-    return encode_dataset(images, network, encoder, out, settings, device=CPU, dtype=torch.float32)
+    return encode_dataset(images, network, encoder, out, settings, device=CPU)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def with_settings(**changes) -> EncodeSettings:
-    return EncodeSettings(**{**SETTINGS.__dict__, **changes})
+def with_settings(**changes) -> EncodeDatasetRecipe:
+    return EncodeDatasetRecipe(**{**SETTINGS.model_dump(), **changes})
 
 
 def latent_of(path: Path) -> torch.Tensor:
@@ -182,7 +183,7 @@ def test_a_continued_run_does_only_what_is_left(images, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         encode_dataset(
             find_images([images]), NETWORK, ENCODER, tmp_path / "out", SETTINGS,
-            device=CPU, dtype=torch.float32, advance=stop_after_two_shards,
+            device=CPU, advance=stop_after_two_shards,
         )  # fmt: skip
     report = encode(images, tmp_path / "out")
     assert report.kept == 7
@@ -210,7 +211,7 @@ def test_another_encoder_and_other_images_are_refused(images, tmp_path):
     with pytest.raises(UsageError, match=r"encoder\.fingerprint"):
         encode(images, tmp_path / "out", encoder=other)
     (images / "2" / "01.png").rename(images / "2" / "renamed.png")
-    with pytest.raises(UsageError, match=r"encoding\.images_sha256"):
+    with pytest.raises(UsageError, match=r"encoding\.pictures_sha256"):
         encode(images, tmp_path / "out")
 
 
@@ -229,7 +230,6 @@ def test_two_runs_on_one_directory_are_refused(images, tmp_path):
             tmp_path / "out",
             SETTINGS,
             device=CPU,
-            dtype=torch.float32,
             advance=slow,
         )
     )
@@ -243,7 +243,7 @@ def test_two_runs_on_one_directory_are_refused(images, tmp_path):
 
 def test_damage_can_be_fatal(images, tmp_path):
     with pytest.raises(DataError, match=r"05\.png"):
-        encode(images, tmp_path / "out", with_settings(on_damage="fail"))
+        encode(images, tmp_path / "out", with_settings(damaged="fail"))
 
 
 def test_nothing_but_damage_is_an_error(images, tmp_path):

@@ -18,11 +18,11 @@ from dcae_core.metrics.frechet import Gaussian, frechet_distance
 from dcae_core.metrics.inception import load_inception
 from dcae_core.metrics.reconstruction import psnr
 from dcae_core.pipelines.evaluation import parts
-from dcae_core.pipelines.evaluation import scores as measuring
-from dcae_core.pipelines.evaluation.evaluate import Evaluation, evaluate
+from dcae_core.pipelines.evaluation.evaluate import evaluate
 from dcae_core.pipelines.evaluation.fid_reference import measure_reference
 from dcae_core.pipelines.evaluation.parts import PartStore, divide
 from dcae_core.pipelines.evaluation.report import write_report
+from dcae_core.pipelines.evaluation.scores import Evaluation
 from dcae_core.recipes.evaluate import EvaluateRecipe
 from tests.metrics.cheap_inception import CheapExtractor
 from tests.metrics.inception_weights import random_inception_state
@@ -127,7 +127,7 @@ def test_rfid_is_the_frechet_distance_of_the_features(recipe, inception: Path, t
 def test_a_stopped_evaluation_goes_on_where_it_was(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(recipe(), tmp_path / "whole")
     calls = []
-    measure = measuring.ReconstructionMeasurement.__call__
+    measure = parts.ReconstructionMeasurement.__call__
 
     def stop_at_the_third(self: object, images: torch.Tensor) -> dict[str, torch.Tensor]:
         calls.append(len(images))
@@ -135,7 +135,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(recipe, tmp_path: Path, monke
             raise KeyboardInterrupt
         return measure(self, images)
 
-    monkeypatch.setattr(measuring.ReconstructionMeasurement, "__call__", stop_at_the_third)
+    monkeypatch.setattr(parts.ReconstructionMeasurement, "__call__", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         evaluate(recipe(), work=tmp_path / "stopped")
     again = run(recipe(), tmp_path / "stopped")
@@ -310,7 +310,7 @@ def test_an_image_that_comes_back_unchanged_breaks_nothing(
     def unchanged(self: object, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return images, torch.zeros(len(images), 8, 8, 8)
 
-    monkeypatch.setattr(measuring.ReconstructionMeasurement, "reconstruct", unchanged)
+    monkeypatch.setattr(parts.ReconstructionMeasurement, "reconstruct", unchanged)
     evaluation = run(recipe(), tmp_path / "work", num_shown=3)
     assert evaluation.measured()["psnr"] == float("inf")
     assert evaluation.measured()["ssim"] == pytest.approx(1)

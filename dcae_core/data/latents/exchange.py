@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,6 +14,7 @@ from dcae_core.data.latents.reader import TORCH_DTYPES, LatentDataset
 from dcae_core.data.latents.writer import DatasetPlan, LatentDatasetWriter
 from dcae_core.errors import DataError, UsageError
 from dcae_core.files import make_directory, replace_file
+from dcae_core.progress import Advance
 
 _DTYPES: dict[str, LatentDtype] = {"float16": "float16", "float32": "float32"}
 
@@ -25,7 +26,7 @@ def import_npy(
     *,
     resolution: int,
     shard_size: int = 1024,
-    advance: Callable[[int], object] | None = None,
+    advance: Advance | None = None,
 ) -> Manifest:
     """Turn `<source>/<class>/*.npy` (scaled latents, (C, h, w)) into a dataset of unscaled latents in `directory`.
 
@@ -97,7 +98,7 @@ def _load(path: Path) -> np.ndarray:
 _BATCH = 256
 
 
-def export_npy(dataset: LatentDataset, directory: Path, advance: Callable[[int], object] | None = None) -> None:
+def export_npy(dataset: LatentDataset, directory: Path, advance: Advance | None = None) -> None:
     """Write one `<class>/<image name>.npy` of (C, h, w) float32 per item, multiplied by the scaling factor.
 
     That is what the published training reads. A mirrored copy is called `<image name>.flip.npy`; a dataset without
@@ -127,7 +128,7 @@ def export_webdataset(
     directory: Path,
     *,
     items_per_tar: int = 10_000,
-    advance: Callable[[int], object] | None = None,
+    advance: Advance | None = None,
 ) -> None:
     """Write `000000.tar`, ... whose samples are `<item>.npy` (C, h, w) float32 unscaled and `<item>.cls`, the label.
 

@@ -1,9 +1,7 @@
 """Batches of latents for training, read ahead by threads while the network works."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,9 +11,10 @@ from torch import Tensor
 from dcae_core.data.batches import BatchPlan
 from dcae_core.data.latents.order import Order
 from dcae_core.data.latents.reader import LatentDataset
+from dcae_core.data.read_ahead import read_ahead
 from dcae_core.errors import UsageError
 
-Batch = TypeVar("Batch")
+Finished = TypeVar("Finished")
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class LatentBatch:
     Attributes:
         latents: (b, C, h, w), unscaled, in their stored dtype.
         labels: (b,) int64.
-        positions: (b,) places in the endless stream of items: what chance is drawn from.
+        positions: (b,) places in the endless stream of items: what noise is drawn from.
         items: (b,) which items of the dataset these are.
         seconds: time that reading took.
     """
@@ -42,12 +41,12 @@ def load_latents(
     order: Order,
     plan: BatchPlan,
     steps: range,
-    finish: Callable[[LatentBatch], Batch],
+    finish: Callable[[LatentBatch], Finished],
     *,
     batches_ahead: int = 8,
     steps_ahead: int = 0,
     num_threads: int = 1,
-) -> Iterator[Batch]:
+) -> Iterator[Finished]:
     """What one process computes on in the given steps: `plan.accumulation` batches for each step.
 
     A pure function of its arguments: a run that stops after step s goes on with `range(s + 1, ...)`.
@@ -72,9 +71,9 @@ def load_latents(
             "lower the batch size"
         )
 
-    def read(step: int, part: int) -> Batch:
+    def read(step_and_part: tuple[int, int]) -> Finished:
         start = time.perf_counter()
-        positions = np.asarray(plan.positions(step, part))
+        positions = np.asarray(plan.positions(*step_and_part))
         if steps_ahead:
             later, _ = dataset.locate(order.items(positions + steps_ahead * plan.batch_size))
             dataset.prefetch(np.unique(later))
@@ -83,22 +82,4 @@ def load_latents(
         return finish(LatentBatch(latents, labels, positions, items, time.perf_counter() - start))
 
     wanted = ((step, part) for step in steps for part in range(plan.accumulation))
-    return _read_ahead(wanted, read, batches_ahead, num_threads)
-
-
-def _read_ahead(
-    wanted: Iterable[tuple[int, int]], read: Callable[[int, int], Batch], batches_ahead: int, num_threads: int
-) -> Iterator[Batch]:
-    """Results of `read` for each (step, part) wanted, in order; an error comes where its batch would."""
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="latents") as pool:
-        waiting: deque[Future[Batch]] = deque()
-        try:
-            for step, part in wanted:
-                waiting.append(pool.submit(read, step, part))
-                if len(waiting) > batches_ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    return read_ahead(wanted, read, num_ahead=batches_ahead, num_threads=num_threads)

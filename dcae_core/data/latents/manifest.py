@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dcae_core.data.latents.statistics import LatentStatistics
 from dcae_core.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
@@ -19,19 +20,21 @@ ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 LatentDtype = Literal["float16", "bfloat16", "float32"]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Part of a manifest: no fields but its own, and never changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class EncoderRecord(_Record):
+class EncoderRecord(Record):
     """The autoencoder whose unscaled latents are stored. A network sees `latent * scaling_factor`."""
 
     name: str
     fingerprint: str | None = None  # None: latents made by other software, known by the encoder's name alone
-    scaling_factor: float | None = Field(gt=0)  # None: nobody published one; 1 / rms of the dataset takes its place
+    scaling_factor: float | None = Field(gt=0)  # None: none was published; 1 / rms of the dataset takes its place
 
 
-class TransformRecord(_Record):
+class TransformRecord(Record):
     """How an image became the encoder's input."""
 
     resolution: int = Field(gt=0)  # side of the square crop, pixels
@@ -40,47 +43,29 @@ class TransformRecord(_Record):
     flipped_copies: bool = False  # items 2i and 2i + 1 are image i and its mirror image
 
 
-class StatisticsRecord(_Record):
-    """Moments of unscaled latents, per channel, over all items and positions."""
-
-    channel_mean: list[float]
-    channel_mean_square: list[float]
-
-    @property
-    def rms(self) -> float:
-        """Root mean square over all channels; a good scaling factor is its inverse."""
-        return math.sqrt(sum(self.channel_mean_square) / len(self.channel_mean_square))
-
-    @property
-    def mean(self) -> float:
-        """Mean over all channels."""
-        return sum(self.channel_mean) / len(self.channel_mean)
-
-    @property
-    def channel_std(self) -> list[float]:
-        """Standard deviation of each channel."""
-        pairs = zip(self.channel_mean, self.channel_mean_square, strict=True)
-        return [math.sqrt(max(square - mean * mean, 0.0)) for mean, square in pairs]
-
-
-class ShardRecord(_Record):
+class ShardRecord(Record):
     """One shard file. Items keep the order of the manifest: shard 0 first."""
 
     file: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")  # a plain name: a manifest cannot point outside its directory
     count: int = Field(ge=0)
     bytes: int = Field(gt=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    statistics: StatisticsRecord | None  # None for a shard without items (every image of it was damaged)
+    statistics: LatentStatistics | None  # None for a shard without items (every image of it was damaged)
 
 
-class DamagedRecord(_Record):
+class DamagedRecord(Record):
     """An image that could not be decoded and was left out."""
 
     picture: str  # the field is called this on disk
     reason: str
 
+    @property
+    def image(self) -> str:
+        """Name of the image."""
+        return self.picture
 
-class Manifest(_Record):
+
+class Manifest(Record):
     """Everything that is known about a latent dataset. See `docs/latents.md` for the meaning of each field."""
 
     format: Literal["dcae-latents"] = "dcae-latents"
@@ -92,7 +77,7 @@ class Manifest(_Record):
     latent_shape: tuple[int, int, int]  # (C, h, w)
     count: int = Field(ge=0)
     classes: list[str]  # label k is classes[k]; one class for images without
-    statistics: StatisticsRecord | None
+    statistics: LatentStatistics | None
     damaged: list[DamagedRecord] = []
     shards: list[ShardRecord]
 
@@ -167,25 +152,6 @@ def check_encoder(manifest: Manifest, where: str, *, name: str, fingerprint: str
         raise DataError(
             f"the latents in {where} were made by {made}, not by {used}; use that autoencoder or encode again"
         )
-
-
-def merge_statistics(parts: list[tuple[int, StatisticsRecord]]) -> StatisticsRecord | None:
-    """Combine statistics of disjoint sets of items, given as (count, statistics), in the order given."""
-    total = sum(count for count, _ in parts)
-    if total == 0:
-        return None
-
-    def weighted(columns: list[list[float]]) -> list[float]:
-        weights = [count for count, _ in parts]
-        return [
-            math.fsum(w * v for w, v in zip(weights, values, strict=True)) / total
-            for values in zip(*columns, strict=True)
-        ]
-
-    return StatisticsRecord(
-        channel_mean=weighted([part.channel_mean for _, part in parts]),
-        channel_mean_square=weighted([part.channel_mean_square for _, part in parts]),
-    )
 
 
 def sha256(content: bytes) -> str:

@@ -4,9 +4,8 @@ import json
 import math
 import os
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -22,12 +21,13 @@ from dcae_core.data.latents.manifest import (
     MANIFEST_NAME,
     Manifest,
     ShardRecord,
-    StatisticsRecord,
     parse_manifest,
     sha256,
 )
+from dcae_core.data.latents.statistics import LatentMoments
 from dcae_core.data.latents.store import DEFAULT_CACHE_BYTES, LocalStore, ShardStore, open_store
 from dcae_core.errors import DataError
+from dcae_core.progress import Advance
 
 TORCH_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _STORED_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
@@ -72,23 +72,16 @@ def build_shard(number: int, latents: Tensor, labels: Tensor, names: Sequence[st
     }
     # One metadata key: safetensors writes several in no fixed order.
     content = save(tensors, metadata={"shard": str(number)})
+    moments = LatentMoments()
+    moments.update(latents)
     record = ShardRecord(
         file=shard_file_name(number),
         count=len(latents),
         bytes=len(content),
         sha256=sha256(content),
-        statistics=measure_statistics(latents) if len(latents) else None,
+        statistics=moments.result(),
     )
     return content, record
-
-
-def measure_statistics(latents: Tensor) -> StatisticsRecord:
-    """Moments per channel of `latents` (n, C, h, w), accumulated in float64, one channel at a time."""
-    channels = [latents[:, channel].double() for channel in range(latents.shape[1])]
-    return StatisticsRecord(
-        channel_mean=[channel.mean().item() for channel in channels],
-        channel_mean_square=[channel.square().mean().item() for channel in channels],
-    )
 
 
 def parse_header_length(first_bytes: bytes, where: str) -> int:
@@ -211,15 +204,8 @@ class LatentDataset:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Item `index`: the unscaled latent (C, h, w) in its stored dtype, and its label."""
-        if not 0 <= index < self.manifest.count:
-            raise IndexError(index)
-        number = bisect_right(self._ends, index)
-        shard = self._shard(number)
-        offset = index - int(self._starts[number])
-        row = np.empty(self.manifest.item_bytes, dtype=np.uint8)
-        shard.read_into(row, shard.layout.latents + offset * row.nbytes)
-        latent = torch.from_numpy(row).view(TORCH_DTYPES[self.manifest.dtype]).view(self.manifest.latent_shape)
-        return latent, int(shard.labels[offset])
+        latents, labels = self.read([index])
+        return latents[0], int(labels[0])
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Items at `indices`, in that order: latents (B, C, h, w), unscaled in their stored dtype, and labels (B,)."""
@@ -269,7 +255,7 @@ class LatentDataset:
         return shard
 
 
-def verify_dataset(url: str | Path, advance: Callable[[int], object] | None = None) -> tuple[Manifest, list[str]]:
+def verify_dataset(url: str | Path, advance: Advance | None = None) -> tuple[Manifest, list[str]]:
     """Read every byte of the dataset once and compare checksums.
 
     Args:

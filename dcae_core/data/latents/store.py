@@ -6,14 +6,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from dcae_core.data.latents.manifest import ShardRecord
 from dcae_core.data.remote import explain_remote_errors, first_line, is_url
 from dcae_core.errors import DataError, DownloadError, UsageError
-from dcae_core.files import make_directory, replace_file, sha256_of_file
+from dcae_core.files import cache_directory, make_directory, replace_file, sha256_of_file
 
 DEFAULT_CACHE_BYTES = 64 << 30
 _BLOCK = 1 << 20
@@ -87,25 +87,23 @@ class RemoteStore:
     """Shards behind an fsspec URL (s3, gs, hf, http, memory, ...), copied whole into a local cache as they are wanted.
 
     Cached files are named by their checksum, which is proved on arrival: a cache serves any number of datasets and
-    processes, and never stale bytes. The least recently used files make room for new ones.
+    processes, and never stale bytes. The least recently used files make room for new ones. Credentials and endpoints
+    are those of fsspec's own configuration (`~/.config/fsspec`, or the environment).
 
     Args:
         url: directory of the dataset.
         cache: local directory for shards.
         cache_bytes: upper bound of the cache; several shards must fit.
-        options: keyword arguments of the fsspec file system (credentials, endpoints).
     """
 
-    def __init__(
-        self, url: str, cache: Path, cache_bytes: int = DEFAULT_CACHE_BYTES, options: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, url: str, cache: Path, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self.where = url.rstrip("/")
         self.cache = make_directory(cache)
         self.cache_bytes = cache_bytes
         with explain_remote_errors(url):
             import fsspec
 
-            self._files, self._root = fsspec.core.url_to_fs(self.where, **(options or {}))
+            self._files, self._root = fsspec.core.url_to_fs(self.where)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="shard-download")
         self._pending: dict[str, Future[Path]] = {}
         self._lock = threading.Lock()
@@ -191,14 +189,17 @@ class RemoteStore:
     def _make_room(self, wanted: int) -> None:
         if wanted > self.cache_bytes:
             raise UsageError(f"a cache of {self.cache_bytes} bytes cannot hold a shard of {wanted}; allow more")
-        files = sorted(self.cache.glob("*.safetensors"), key=_last_use)
-        sizes = {file: _size(file) for file in files}
-        total = sum(sizes.values())
-        for file in files:
+        files = []
+        for file in self.cache.glob("*.safetensors"):
+            with suppress(FileNotFoundError):  # another process may be making room as well
+                status = file.stat()
+                files.append((status.st_mtime, status.st_size, file))
+        total = sum(size for _, size, _ in files)
+        for _, size, file in sorted(files):
             if total + wanted <= self.cache_bytes:
                 return
             file.unlink(missing_ok=True)  # a reader that has it open keeps its bytes
-            total -= sizes[file]
+            total -= size
 
 
 @contextmanager
@@ -213,30 +214,10 @@ def _one_process_at_a_time(lock: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _last_use(file: Path) -> float:
-    try:
-        return file.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
 def _unreadable(where: str, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{where} is missing; restore it, or encode the dataset again")
     return DataError(f"cannot read {where}: {error.strerror or error}")
-
-
-def default_cache() -> Path:
-    """Where remote shards are cached unless the caller says otherwise."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "dcae" / "latents"
 
 
 def open_store(url: str | Path, cache: Path | None = None, cache_bytes: int = DEFAULT_CACHE_BYTES) -> ShardStore:
@@ -246,4 +227,4 @@ def open_store(url: str | Path, cache: Path | None = None, cache_bytes: int = DE
         return LocalStore(Path(text))
     if text.startswith("file://"):
         return LocalStore(Path(text.removeprefix("file://")))
-    return RemoteStore(text, cache or default_cache(), cache_bytes)
+    return RemoteStore(text, cache or cache_directory("latents"), cache_bytes)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from dcae_core.data.latents.manifest import (
@@ -19,22 +19,21 @@ from dcae_core.data.latents.manifest import (
     EncoderRecord,
     LatentDtype,
     Manifest,
+    Record,
     ShardRecord,
     TransformRecord,
-    merge_statistics,
     parse_manifest,
 )
 from dcae_core.data.latents.reader import build_shard
+from dcae_core.data.latents.statistics import merge_statistics
 from dcae_core.errors import DataError, UsageError
 from dcae_core.files import explain_write_errors, make_directory, remove_leftovers, write_bytes, write_text
 
 PLAN_NAME = "unfinished.json"
 
 
-class DatasetPlan(BaseModel):
+class DatasetPlan(Record):
     """What is known of a dataset before its first latent: everything that its bytes depend on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     encoder: EncoderRecord
     transform: TransformRecord
@@ -45,10 +44,8 @@ class DatasetPlan(BaseModel):
     num_shards: int
 
 
-class FinishedShard(BaseModel):
+class FinishedShard(Record):
     """What is kept of a shard until the manifest is written."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     shard: ShardRecord
     damaged: list[DamagedRecord]

@@ -1,13 +1,7 @@
 """Evaluating an autoencoder, a diffusion model or a folder of samples."""
 
-import hashlib
-import json
-import math
-import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +9,28 @@ import torch
 from torch import Tensor
 
 from dcae_core.checkpoints import load_autoencoder
-from dcae_core.checkpoints.denoisers import locate_diffusion
+from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
 from dcae_core.devices import parse_dtype
 from dcae_core.distributed import broadcast_object
-from dcae_core.errors import DataError
+from dcae_core.files import cache_directory
 from dcae_core.metrics.inception import InceptionExtractor, load_inception
 from dcae_core.metrics.lpips import load_lpips
 from dcae_core.metrics.reference import Reference, read_reference
 from dcae_core.models.inference import prepare_for_inference
-from dcae_core.pipelines.evaluation.inputs import (
-    GeneratedSamples,
-    ImageFiles,
-    ImageSource,
-    ReferenceImages,
-    find_once,
-    identity_of,
-    sample_pack_directory,
-)
-from dcae_core.pipelines.evaluation.parts import Measure, PartStore, measure_parts
-from dcae_core.pipelines.evaluation.scores import (
-    FEATURES,
-    METRICS,
-    PER_IMAGE,
-    Comparison,
+from dcae_core.pipelines.evaluation import inputs
+from dcae_core.pipelines.evaluation.parts import (
     FeatureMeasurement,
-    Gathered,
-    LatentStatistics,
+    Measure,
+    PartStore,
     ReconstructionMeasurement,
-    Score,
+    evaluation_key,
+    measure_parts,
+)
+from dcae_core.pipelines.evaluation.scores import (
+    PER_IMAGE,
+    Evaluation,
+    Gathered,
+    ShownImage,
     compare_with_originals,
     compare_with_reference,
     compute_scores,
@@ -51,177 +39,12 @@ from dcae_core.pipelines.evaluation.scores import (
     warnings_about,
 )
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
-from dcae_core.recipes.evaluate import EvaluateRecipe, Expectation
+from dcae_core.progress import OpenProgress, no_progress
+from dcae_core.recipes.evaluate import EvaluateRecipe
 from dcae_core.weights import fingerprint
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
-
-def default_work_directory() -> Path:
-    """`evaluations` in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "dcae" / "evaluations"
-
-
-def evaluation_key(**ingredients: Any) -> str:
-    """A name that is the same for the same evaluation and for no other: 16 hexadecimal digits.
-
-    Args:
-        ingredients: settings, fingerprints and hashes that results depend on, of types that JSON knows.
-    """
-    ingredients |= {"torch": torch.__version__, "dcae": version("dcae")}
-    text = json.dumps(ingredients, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-_LATENT_LABELS = {"latent_mean": "latent mean", "latent_rms": "latent rms", "latent_std": "latent std"}
-
-
-@dataclass(frozen=True)
-class ExpectedFigure:
-    """One figure: measured, expected, and whether they agree.
-
-    Attributes:
-        name: key of the score.
-        label: for people.
-        measured: the figure; None where a figure is expected but was not measured.
-        spread: its standard deviation, where there is one.
-        num_images: that it is over.
-        expected: the published figure, where there is one.
-    """
-
-    name: str
-    label: str
-    measured: float | None
-    spread: float | None
-    num_images: int
-    expected: Expectation | None
-
-    @property
-    def verdict(self) -> str:
-        """In one word; empty where nothing is expected."""
-        if self.expected is None:
-            return ""
-        if self.measured is None:
-            return "not measured"
-        return "same" if abs(self.measured - self.expected.value) <= self.expected.tolerance else "differs"
-
-    @property
-    def measured_text(self) -> str:
-        """To four decimals, or a dash."""
-        return "-" if self.measured is None else f"{self.measured:.4f}"
-
-    @property
-    def spread_text(self) -> str:
-        """To four decimals, or nothing."""
-        return "" if self.spread is None else f"± {self.spread:.4f}"
-
-    @property
-    def expected_text(self) -> str:
-        """The figure and its tolerance, or nothing."""
-        return "" if self.expected is None else f"{self.expected.value:g} ± {self.expected.tolerance:g}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        assert self.expected is not None
-        return self.expected.model_dump() | {"measured": self.measured, "verdict": self.verdict}
-
-
-def compare(evaluation: "Evaluation", expected: Mapping[str, Expectation]) -> list[ExpectedFigure]:
-    """Every measured figure, then those that are expected and were not measured."""
-    spreads = {score.name: score.spread for score in evaluation.scores}
-    measured = evaluation.measured()
-    names = [*measured, *(name for name in expected if name not in measured)]
-    return [
-        ExpectedFigure(
-            name=name,
-            label=_LATENT_LABELS.get(name) or METRICS[name].label,
-            measured=measured.get(name),
-            spread=spreads.get(name),
-            num_images=evaluation.num_images,
-            expected=expected.get(name),
-        )
-        for name in names
-    ]
-
-
 _ON_FEATURES = ("fid", "is", "precision_recall", "kid")
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""`with progress("measure", total) as advance: advance(count)`."""
-
-
-@dataclass(frozen=True)
-class ShownImage:
-    """An image for people to look at: where it stands among the others, and what came out (reconstructions only)."""
-
-    name: str
-    standing: str
-    original: Tensor
-    reconstruction: Tensor | None = None
-    values: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured.
-
-    Attributes:
-        subject: what was measured, in words.
-        settings: the whole recipe, and the fingerprint of the network.
-        scores: in the order they were asked for.
-        num_images: how many were measured.
-        damaged: a line for each image that could not be decoded.
-        warnings: what keeps the scores from being compared with published ones.
-        latent: statistics of the latents, for an autoencoder.
-        names: of the measured images, where each has values of its own.
-        values: "psnr", "ssim", "lpips" -> one number for each of `names`.
-        shown: images for the report.
-    """
-
-    subject: str
-    settings: dict[str, Any]
-    scores: list[Score]
-    num_images: int
-    damaged: list[str]
-    warnings: list[str]
-    latent: LatentStatistics | None
-    names: list[str]
-    values: dict[str, list[float]]
-    shown: list[ShownImage]
-
-    def measured(self) -> dict[str, float]:
-        """Every figure by name: the scores, and the latents' mean, rms and std."""
-        figures = {score.name: score.value for score in self.scores}
-        if self.latent is not None:
-            figures |= {f"latent_{name}": getattr(self.latent, name) for name in ("mean", "rms", "std")}
-        return figures
-
-    def origins(self) -> list[str]:
-        """By which rules each score was measured, and what it depends on: a line each."""
-        return [score.origin() for score in self.scores]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All but the images, for JSON; what is infinite (PSNR of equal images) becomes null."""
-        document = {
-            "subject": self.subject,
-            "settings": self.settings,
-            "num_images": self.num_images,
-            "scores": {score.name: score.to_dict() for score in self.scores},
-            "latent": None if self.latent is None else asdict(self.latent),
-            "images": self.names,
-            "per_image": self.values,
-            "damaged": self.damaged,
-            "warnings": self.warnings,
-        }
-        return _without_infinities(document)
-
-
-def _without_infinities(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_infinities(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_infinities(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -229,16 +52,11 @@ class _Plan:
     """What is measured on which images, once everything is loaded."""
 
     subject: str
-    source: ImageSource
+    source: inputs.ImageSource
     measure: Measure
     identity: dict[str, Any]
     show: Callable[[Tensor], Tensor] | None = None
     notes: list[str] = field(default_factory=list)
-
-
-def no_progress(description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """For callers without a screen."""
-    return nullcontext(lambda count: None)
 
 
 def evaluate(
@@ -247,7 +65,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     work: Path | None = None,
     num_shown: int = 0,
-    progress: Progress = no_progress,
+    progress: OpenProgress = no_progress,
 ) -> Evaluation | None:
     """Measure what a recipe says.
 
@@ -275,9 +93,8 @@ def evaluate(
     if reference is not None and extractor is not None:
         require_comparable(reference)
     needs_their_features = reference is not None and {"precision_recall", "kid"} & set(recipe.metrics)
-    their_images = ReferenceImages(reference) if reference is not None and needs_their_features else None
+    their_images = inputs.ReferenceImages(reference) if reference is not None and needs_their_features else None
     plan = _plan(recipe, device, extractor, reference)
-    work = work or default_work_directory()
     key = evaluation_key(
         recipe=recipe.model_dump(exclude={"expected"}),
         reference=reference and reference.sha256,
@@ -286,30 +103,26 @@ def evaluate(
         identity=plan.identity,
     )
     # Copies of the images on several machines may differ in their times: the main process's key counts.
-    key = broadcast_object(key)
-    store = PartStore(work / key)
-    gathered = _run(plan.source, plan.measure, store, recipe, progress, "measure")
-    their_store, theirs = PartStore(work / f"{key}-reference"), None
+    place = (work or cache_directory("evaluations")) / broadcast_object(key)
+    store, their_store = PartStore(place), PartStore(place.with_name(f"{place.name}-reference"))
+    gathered, theirs = _run(plan.source, plan.measure, store, recipe, progress, "measure"), None
     if their_images is not None and extractor is not None:
         measure = FeatureMeasurement(extractor)
         theirs = _run(their_images, measure, their_store, recipe, progress, "measure the reference")
     if gathered is None:
         return None
-    comparison = None
-    if reference is not None:
-        comparison = compare_with_reference(reference, None if theirs is None else theirs.columns[FEATURES])
-    evaluation = _conclude(recipe, plan, gathered, comparison, reference, extractor, num_shown)
+    evaluation = _conclude(recipe, plan, gathered, theirs, reference, extractor, num_shown)
     store.remove()
     their_store.remove()
     return evaluation
 
 
 def _run(
-    source: ImageSource,
+    source: inputs.ImageSource,
     measure: Measure,
     store: PartStore,
     recipe: EvaluateRecipe,
-    progress: Progress,
+    progress: OpenProgress,
     description: str,
 ) -> Gathered | None:
     with progress(description, len(source)) as advance:
@@ -338,9 +151,9 @@ def _plan(
     if recipe.diffusion is not None:
         return _plan_diffusion(recipe, device, features)
     assert recipe.generated is not None
-    images, notes = find_once([recipe.generated])
-    source = ImageFiles(images, recipe.resolution, recipe.damaged == "skip")
-    return _Plan(f"images in {recipe.generated}", source, features, {"images": identity_of(images)}, notes=notes)
+    images, notes = inputs.find_once([recipe.generated])
+    source = inputs.ImageFiles(images, recipe.resolution, recipe.damaged == "skip")
+    return _Plan(f"images in {recipe.generated}", source, features, {"images": inputs.identity_of(images)}, notes=notes)
 
 
 def _plan_autoencoder(
@@ -350,13 +163,13 @@ def _plan_autoencoder(
     reference: Reference | None,
 ) -> _Plan:
     assert recipe.autoencoder is not None
-    images, notes = find_once([recipe.images or str(sample_pack_directory())])
+    images, notes = inputs.find_once([recipe.images or str(inputs.sample_pack_directory())])
     if recipe.num_images is not None:
         images = images[: recipe.num_images]
-    source = ImageFiles(images, recipe.resolution, recipe.damaged == "skip")
+    source = inputs.ImageFiles(images, recipe.resolution, recipe.damaged == "skip")
     lpips = load_lpips("alex", device=device) if "lpips" in recipe.metrics else None
     plain = load_autoencoder(recipe.autoencoder.model, prepare=False)
-    identity = {"images": identity_of(images), "network": fingerprint(plain)}
+    identity = {"images": inputs.identity_of(images), "network": fingerprint(plain)}
     network = prepare_for_inference(plain.to(device, parse_dtype(recipe.autoencoder.dtype)))
     measure = ReconstructionMeasurement(
         network, recipe.metrics, lpips=lpips, features=features, with_original_features=reference is None
@@ -371,10 +184,9 @@ def _plan_diffusion(recipe: EvaluateRecipe, device: torch.device | str, features
     settings = SampleSettings(subject.guidance_scale, subject.seed, subject.sampler, subject.num_steps)
     files = locate_diffusion(subject.model)
     settings.check(files.prediction, files.config)
-    pipeline = DiffusionPipeline.load(
-        files, device=device, dtype=parse_dtype(subject.dtype), autoencoder=subject.autoencoder
-    )
-    source = GeneratedSamples(pipeline, subject.num, settings, recipe.batch_size)
+    dtype = parse_dtype(subject.dtype)
+    pipeline = DiffusionPipeline(read_diffusion(files, autoencoder=subject.autoencoder, device=device, dtype=dtype))
+    source = inputs.GeneratedSamples(pipeline, subject.num, settings, recipe.batch_size)
     networks = {"network": fingerprint(pipeline.denoiser), "autoencoder": fingerprint(pipeline.autoencoder)}
     return _Plan(f"diffusion model {files.name}", source, features, networks)
 
@@ -383,14 +195,15 @@ def _conclude(
     recipe: EvaluateRecipe,
     plan: _Plan,
     gathered: Gathered,
-    comparison: Comparison | None,
+    theirs: Gathered | None,
     reference: Reference | None,
     extractor: InceptionExtractor | None,
     num_shown: int,
 ) -> Evaluation:
-    if gathered.count == 0:
-        raise DataError(f"not one of {len(plan.source)} images can be decoded; the first says: {gathered.damaged[0]}")
-    if comparison is None and extractor is not None and plan.show is not None:
+    comparison = None
+    if reference is not None:
+        comparison = compare_with_reference(reference, theirs)
+    elif extractor is not None and plan.show is not None:
         comparison = compare_with_originals(gathered)
     sha256 = extractor.sha256 if extractor else None
     scores = compute_scores(gathered, recipe.metrics, sha256, comparison)

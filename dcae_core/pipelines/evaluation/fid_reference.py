@@ -6,13 +6,18 @@ from pathlib import Path
 import torch
 
 from dcae_core.distributed import broadcast_object
-from dcae_core.errors import DataError
+from dcae_core.files import cache_directory
 from dcae_core.metrics.frechet import Gaussian
 from dcae_core.metrics.inception import FID_RESIZE, NUM_FEATURES, load_inception
-from dcae_core.pipelines.evaluation.evaluate import Progress, default_work_directory, evaluation_key, no_progress
 from dcae_core.pipelines.evaluation.inputs import ImageFiles, find_once, identity_of
-from dcae_core.pipelines.evaluation.parts import PartStore, measure_parts
-from dcae_core.pipelines.evaluation.scores import FeatureMeasurement, gather, gaussian_of
+from dcae_core.pipelines.evaluation.parts import (
+    FeatureMeasurement,
+    PartStore,
+    evaluation_key,
+    measure_parts,
+)
+from dcae_core.pipelines.evaluation.scores import Gathered, gather, gaussian_of
+from dcae_core.progress import OpenProgress, no_progress
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ def measure_reference(
     skip_damaged: bool = True,
     device: torch.device | str = "cpu",
     work: Path | None = None,
-    progress: Progress = no_progress,
+    progress: OpenProgress = no_progress,
 ) -> FidReference | None:
     """Mean and covariance of the Inception features of images.
 
@@ -73,25 +78,30 @@ def measure_reference(
         inception=extractor.sha256,
         device=torch.device(device).type,
     )
-    store = PartStore((work or default_work_directory()) / broadcast_object(key))
+    store = PartStore((work or cache_directory("evaluations")) / broadcast_object(key))
     with progress("measure", len(source)) as advance:
         parts = measure_parts(source, FeatureMeasurement(extractor), store, batch_size, advance)
     if parts is None:
         return None
     gathered = gather(parts, ("fid",))
-    if gathered.count == 0:
-        raise DataError(f"not one of {len(source)} images can be decoded; the first says: {gathered.damaged[0]}")
     gaussian = gaussian_of(gathered)
     store.remove()
-    description: dict[str, str | int] = {
+    return FidReference(gaussian, _describe(gathered, resolution, extractor.sha256), _warnings(gathered, notes))
+
+
+def _describe(gathered: Gathered, resolution: int | None, inception_sha256: str) -> dict[str, str | int]:
+    return {
         "num_images": gathered.count,
         "num_damaged": len(gathered.damaged),
         "resolution": resolution or "as the files are",
         "transform": "ADM centre crop" if resolution else "none",
         "resize": FID_RESIZE,
-        "inception_sha256": extractor.sha256,
+        "inception_sha256": inception_sha256,
     }
+
+
+def _warnings(gathered: Gathered, notes: list[str]) -> list[str]:
     warnings = gathered.damaged + notes
     if gathered.count < NUM_FEATURES:
         warnings.append(f"{gathered.count} images are fewer than {NUM_FEATURES} features: the covariance is singular")
-    return FidReference(gaussian, description, warnings)
+    return warnings

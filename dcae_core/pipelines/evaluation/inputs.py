@@ -1,10 +1,11 @@
 """Where the images of an evaluation come from."""
 
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dcae_core.data.images import center_crop_adm
+from dcae_core.data.read_ahead import read_ahead
 from dcae_core.data.sources import ImageReference, find_images
 from dcae_core.errors import DataError
 from dcae_core.metrics.reference import Reference
@@ -93,18 +95,17 @@ class ImageFiles:
             DataError: a damaged image where none is allowed, or images of different sizes.
         """
         threads = min(_DECODING_THREADS, os.cpu_count() or 1)
-        with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as ahead:
-            waiting = [ahead.submit(self._read, indices, readers) for indices in ranges[:1]]
-            for following in [*ranges[1:], None]:
-                batch = waiting.pop().result()
-                if following is not None:
-                    waiting.append(ahead.submit(self._read, following, readers))
-                yield batch
+        wanted = (index for indices in ranges for index in indices)
+        largest = max(map(len, ranges), default=0)
+        images = read_ahead(wanted, self._try_to_open, num_ahead=largest, num_threads=threads)
+        with closing(images):
+            for indices in ranges:
+                yield self._stack(indices, islice(images, len(indices)))
 
-    def _read(self, indices: range, readers: ThreadPoolExecutor) -> ImageBatch:
+    def _stack(self, indices: range, images: Iterable[Image.Image | DataError]) -> ImageBatch:
         width, height = self._size
         batch = ImageBatch(torch.zeros(len(indices), 3, height, width, dtype=torch.uint8))
-        for place, image in enumerate(readers.map(self._try_to_open, indices)):
+        for place, image in enumerate(images):
             if isinstance(image, DataError):
                 if not self._skip_damaged:
                     raise image

@@ -1,31 +1,41 @@
 """An evaluation divided into parts, each measured once: by any number of processes, stopped and continued at will.
 
 The division depends on the number of images and the batch size alone, and results are put together in the order of
-the parts. So the number at the end is the same whoever measured what, and however often it was stopped.
+the parts. So the number at the end is the same for any number of processes and stops.
 """
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dcae_core.data.images import tensor_to_uint8, uint8_to_tensor
 from dcae_core.distributed import barrier, broadcast_object, is_main, rank, world_size
-from dcae_core.errors import DataError
+from dcae_core.errors import CheckpointError, DataError, UsageError
 from dcae_core.files import make_directory, write_bytes
+from dcae_core.metrics.inception import InceptionExtractor
+from dcae_core.metrics.lpips import LPIPS
+from dcae_core.metrics.reconstruction import psnr, ssim
+from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.pipelines.evaluation.inputs import ImageSource
+from dcae_core.progress import Advance
 
+FEATURES, LOGITS, ORIGINAL_FEATURES = "features", "logits", "original_features"
+LATENT_SUM, LATENT_SQUARE_SUM, LATENT_POSITIONS = "latent_sum", "latent_square_sum", "latent_positions"
 _NUM_PARTS = 64  # wanted at least, so that processes share evenly ...
 _LARGEST_PART = 1024  # ... and at most this many images are measured again after a stop
 
 Measure = Callable[[Tensor], dict[str, Tensor]]
 """Measures of uint8 images (B, 3, H, W): per image (B, ...)."""
-Advance = Callable[[int], None]
 
 
 @dataclass
@@ -48,6 +58,17 @@ def divide(count: int, batch_size: int) -> list[range]:
     batches = min(count // (batch_size * _NUM_PARTS), _LARGEST_PART // batch_size)
     size = batch_size * max(1, batches)
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def evaluation_key(**ingredients: Any) -> str:
+    """A name that is the same for the same evaluation and for no other: 16 hexadecimal digits.
+
+    Args:
+        ingredients: settings, fingerprints and hashes that results depend on, of types that JSON knows.
+    """
+    ingredients |= {"torch": torch.__version__, "dcae": version("dcae")}
+    text = json.dumps(ingredients, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 class PartStore:
@@ -107,7 +128,7 @@ class PartStore:
 def measure_parts(
     source: ImageSource, measure: Measure, store: PartStore, batch_size: int, advance: Advance
 ) -> Iterator[Part] | None:
-    """Measure whatever is not measured yet, shared among the processes.
+    """Measure what is not measured yet, shared among the processes.
 
     Returns:
         In the main process all parts in order, read from disk one at a time; None in the others.
@@ -119,29 +140,22 @@ def measure_parts(
     batch_size = min(batch_size, len(source))
     parts = divide(len(source), batch_size)
     pending = broadcast_object([number for number in range(len(parts)) if not store.is_finished(number)])
-    shown = _Shown(len(source), advance)
-    shown.add(len(source) - sum(len(parts[number]) for number in pending))
+    left = len(source)
+
+    def show(count: int) -> None:
+        nonlocal left
+        if step := min(count, left):  # never more than the whole
+            left -= step
+            advance(step)
+
+    show(len(source) - sum(len(parts[number]) for number in pending))
     for number in pending[rank() :: world_size()]:
         # The others are about as far with their parts as this process is with its own.
-        part = _measure_part(source, measure, parts[number], batch_size, lambda n: shown.add(n * world_size()))
+        part = _measure_part(source, measure, parts[number], batch_size, lambda n: show(n * world_size()))
         store.save(number, part)
     barrier()
-    shown.add(len(source))
+    show(left)
     return (store.load(number) for number in range(len(parts))) if is_main() else None
-
-
-class _Shown:
-    """How far the progress is, never more than the whole."""
-
-    def __init__(self, total: int, advance: Advance) -> None:
-        self._left = total
-        self._advance = advance
-
-    def add(self, count: int) -> None:
-        step = min(count, self._left)
-        self._left -= step
-        if step:
-            self._advance(step)
 
 
 def _measure_part(source: ImageSource, measure: Measure, indices: range, batch_size: int, advance: Advance) -> Part:
@@ -164,3 +178,106 @@ def _pad(images: Tensor, batch_size: int) -> Tensor:
     """Repeat the last image up to a full batch: a network's float32 results move with the shape of its batch."""
     missing = batch_size - len(images)
     return torch.cat((images, images[-1:].expand(missing, -1, -1, -1))) if missing else images
+
+
+class FeatureMeasurement:
+    """Inception features, and logits where they are asked for, of images from anywhere."""
+
+    def __init__(self, extractor: InceptionExtractor, *, with_logits: bool = False) -> None:
+        self._extractor = extractor
+        self._with_logits = with_logits
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Rows `features` (B, 2048) and `logits` (B, 1008).
+
+        Raises:
+            DataError: the network gives values that are not finite.
+        """
+        output = self._extractor(images, with_logits=self._with_logits)
+        if not torch.isfinite(output.features).all():
+            raise DataError("the Inception network gives features that are not finite numbers (NaN): check its weights")
+        return {FEATURES: output.features} | ({LOGITS: output.logits} if output.logits is not None else {})
+
+
+class ReconstructionMeasurement:
+    """Images through an autoencoder, compared with what comes out, and its latents.
+
+    Args:
+        network: computes where its weights are, in their number type.
+        metrics: names of what is measured.
+        lpips: for the metric of that name.
+        features: for metrics on Inception features.
+        with_original_features: also take the features of the images themselves, as the reference.
+
+    Source: the published evaluation (efficientvit aecore/evaluator.py): images are 8-bit before every metric.
+    """
+
+    def __init__(
+        self,
+        network: Autoencoder,
+        metrics: Collection[str],
+        *,
+        lpips: LPIPS | None = None,
+        features: FeatureMeasurement | None = None,
+        with_original_features: bool = False,
+    ) -> None:
+        self._network = network
+        self._metrics = metrics
+        self._lpips = lpips
+        self._features = features
+        self._with_original_features = with_original_features
+        weight = next(network.parameters())
+        self._device, self._dtype = weight.device, weight.dtype
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The reconstruction, uint8 (B, 3, H, W), and the latent, float32 (B, C, h, w), on the network's device.
+
+        Raises:
+            UsageError: the sides are no multiples of the network's stride.
+            CheckpointError: the network gives NaN or infinite values.
+        """
+        stride = self._network.spatial_compression_ratio
+        height, width = images.shape[-2:]
+        if height % stride or width % stride:
+            raise UsageError(
+                f"images of {width}x{height} do not fit a network of stride {stride}: give --resolution a multiple "
+                f"of {stride}, such as {max(stride, min(height, width) // stride * stride)}"
+            )
+        x = uint8_to_tensor(images.to(self._device)).to(self._dtype)
+        latent = self._network.encode(x)
+        decoded = self._network.decode(latent)
+        if not torch.isfinite(decoded).all():
+            raise CheckpointError(
+                "the network gives NaN or infinite values: its weights are damaged, or too large for this --dtype "
+                "(take fp32 or bf16)"
+            )
+        return tensor_to_uint8(decoded), latent.float()
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Rows for each metric, and sums of each latent channel; raises what `reconstruct` does."""
+        decoded, latent = self.reconstruct(images)
+        original = images.to(self._device)
+        rows = _latent_rows(latent)
+        if "psnr" in self._metrics:
+            rows["psnr"] = psnr(original, decoded)
+        if "ssim" in self._metrics:
+            rows["ssim"] = ssim(original, decoded)
+        if self._lpips is not None:
+            rows["lpips"] = self._lpips(uint8_to_tensor(original), uint8_to_tensor(decoded))
+        if self._features is not None:
+            rows |= self._features(decoded)
+            if self._with_original_features:
+                rows[ORIGINAL_FEATURES] = self._features(original)[FEATURES]
+        return {name: tensor.cpu() for name, tensor in rows.items()}
+
+
+def _latent_rows(latent: Tensor) -> dict[str, Tensor]:
+    values = latent.flatten(2).cpu().double()
+    positions = torch.full((len(values),), values.shape[2], dtype=torch.int64)
+    return {
+        LATENT_SUM: values.sum(dim=2),
+        LATENT_SQUARE_SUM: values.square().sum(dim=2),
+        LATENT_POSITIONS: positions,
+    }

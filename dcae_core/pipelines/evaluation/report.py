@@ -8,21 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from dcae_core.data.images import uint8_to_image
+from dcae_core.data.latents.statistics import LatentStatistics
 from dcae_core.files import make_directory, write_text
 from dcae_core.pipelines.comparison import ERROR_AT_WHITE, ERROR_COLOURS, colour_errors, error_levels
-from dcae_core.pipelines.evaluation.evaluate import compare
-from dcae_core.pipelines.evaluation.scores import METRICS, LatentStatistics
+from dcae_core.pipelines.evaluation.scores import METRICS, Evaluation, ShownImage, compare_with_expected
 from dcae_core.recipes.evaluate import Expectation
-
-if TYPE_CHECKING:
-    from dcae_core.pipelines.evaluation.evaluate import Evaluation, ShownImage
 
 
 def data_url(image: Image.Image | Tensor) -> str:
@@ -144,7 +140,7 @@ def channel_statistics(mean: Sequence[float], std: Sequence[float]) -> str:
     return _frame(x, y, "latent channel", "value", marks, "mean and standard deviation of every latent channel")
 
 
-def write_report(directory: Path, evaluation: "Evaluation", expected: Mapping[str, Expectation]) -> Path:
+def write_report(directory: Path, evaluation: Evaluation, expected: Mapping[str, Expectation]) -> Path:
     """Write `index.html`, which needs no other file, and `evaluation.json` with every number.
 
     The same evaluation gives the same bytes. About 0.5 MB for each image shown at 512 pixels.
@@ -163,7 +159,7 @@ def write_report(directory: Path, evaluation: "Evaluation", expected: Mapping[st
     return page
 
 
-def _page(evaluation: "Evaluation", expected: Mapping[str, Expectation]) -> str:
+def _page(evaluation: Evaluation, expected: Mapping[str, Expectation]) -> str:
     style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     title = f"Evaluation: {evaluation.subject}"
     sections = (
@@ -193,12 +189,12 @@ def _table(rows: Iterable[str]) -> str:
     return f'<div class="scroll"><table>{"".join(rows)}</table></div>'
 
 
-def _scores(evaluation: "Evaluation", expected: Mapping[str, Expectation]) -> str:
+def _scores(evaluation: Evaluation, expected: Mapping[str, Expectation]) -> str:
     head = [("", "Metric"), ("number", "Measured"), ("number", "Spread")]
     if expected:
         head += [("number", "Published"), ("", "Verdict")]
     rows = [_row(head, "th")]
-    for comparison in compare(evaluation, expected):
+    for comparison in compare_with_expected(evaluation, expected):
         better = ""
         if comparison.name in METRICS:
             better = " ↑" if METRICS[comparison.name].higher_is_better else " ↓"
@@ -212,7 +208,7 @@ def _scores(evaluation: "Evaluation", expected: Mapping[str, Expectation]) -> st
     return f"<h2>Scores</h2>{warnings}{_table(rows)}{arrows}"
 
 
-def _distributions(evaluation: "Evaluation") -> str:
+def _distributions(evaluation: Evaluation) -> str:
     cards = []
     for name, values in evaluation.values.items():
         if sum(map(math.isfinite, values)) < 2:
@@ -229,7 +225,7 @@ def _figure(url: str, caption: str, alternative: str) -> str:
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def _images(shown: "list[ShownImage]") -> str:
+def _images(shown: list[ShownImage]) -> str:
     if not shown:
         return ""
     if shown[0].reconstruction is None:
@@ -241,7 +237,7 @@ def _images(shown: "list[ShownImage]") -> str:
     return f'<h2>Best, median and worst images</h2><p class="quiet">{legend}</p>' + "".join(map(_trio, shown))
 
 
-def _trio(item: "ShownImage") -> str:
+def _trio(item: ShownImage) -> str:
     assert item.reconstruction is not None
     error = colour_errors(error_levels(item.original, item.reconstruction))
     values = "".join(f"<span>{METRICS[name].label} {value:.4g}</span>" for name, value in item.values.items())
@@ -275,7 +271,7 @@ def _flatten(settings: Mapping[str, object], prefix: str = "") -> Iterable[tuple
             yield f"{prefix}{name}", str(value)
 
 
-def _settings(evaluation: "Evaluation") -> str:
+def _settings(evaluation: Evaluation) -> str:
     origins = [_row([("name", METRICS[s.name].label), ("long", escape(s.origin()))]) for s in evaluation.scores]
     settings = [
         _row([("name", escape(name)), ("long", escape(value))]) for name, value in _flatten(evaluation.settings)

@@ -1,134 +1,29 @@
-"""What is measured, image by image and over all of them."""
+"""From measured parts to scores: gathering, comparing, and what an evaluation comes to."""
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcae_core.data.images import tensor_to_uint8, uint8_to_tensor
-from dcae_core.errors import CheckpointError, DataError, UsageError
+from dcae_core.data.latents.statistics import LatentMoments, LatentStatistics
+from dcae_core.errors import DataError
 from dcae_core.metrics.feature_scores import inception_score, kernel_inception_distance, precision_recall
 from dcae_core.metrics.frechet import Gaussian, GaussianStatistics, frechet_distance
-from dcae_core.metrics.inception import FID_RESIZE, INCEPTION_SCORE_RESIZE, NUM_FEATURES, InceptionExtractor
-from dcae_core.metrics.lpips import LPIPS
-from dcae_core.metrics.reconstruction import psnr, ssim
+from dcae_core.metrics.inception import FID_RESIZE, INCEPTION_SCORE_RESIZE, NUM_FEATURES
 from dcae_core.metrics.reference import Reference
-from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.pipelines.evaluation.parts import Part
-
-FEATURES, LOGITS, ORIGINAL_FEATURES = "features", "logits", "original_features"
-LATENT_SUM, LATENT_SQUARE_SUM, LATENT_POSITIONS = "latent_sum", "latent_square_sum", "latent_positions"
-
-
-class FeatureMeasurement:
-    """Inception features, and logits where they are asked for, of images from anywhere."""
-
-    def __init__(self, extractor: InceptionExtractor, *, with_logits: bool = False) -> None:
-        self._extractor = extractor
-        self._with_logits = with_logits
-
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Rows `features` (B, 2048) and `logits` (B, 1008).
-
-        Raises:
-            DataError: the network gives values that are not finite.
-        """
-        output = self._extractor(images, with_logits=self._with_logits)
-        if not torch.isfinite(output.features).all():
-            raise DataError("the Inception network gives features that are not finite numbers (NaN): check its weights")
-        return {FEATURES: output.features} | ({LOGITS: output.logits} if output.logits is not None else {})
-
-
-class ReconstructionMeasurement:
-    """Images through an autoencoder, compared with what comes out, and its latents.
-
-    Args:
-        network: computes where its weights are, in their number type.
-        metrics: names of what is measured.
-        lpips: for the metric of that name.
-        features: for metrics on Inception features.
-        with_original_features: also take the features of the images themselves, as the reference.
-
-    Source: the published evaluation (efficientvit aecore/evaluator.py): images are 8-bit before every metric.
-    """
-
-    def __init__(
-        self,
-        network: Autoencoder,
-        metrics: Collection[str],
-        *,
-        lpips: LPIPS | None = None,
-        features: FeatureMeasurement | None = None,
-        with_original_features: bool = False,
-    ) -> None:
-        self._network = network
-        self._metrics = metrics
-        self._lpips = lpips
-        self._features = features
-        self._with_original_features = with_original_features
-        weight = next(network.parameters())
-        self._device, self._dtype = weight.device, weight.dtype
-
-    @torch.inference_mode()
-    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The reconstruction, uint8 (B, 3, H, W), and the latent, float32 (B, C, h, w), on the network's device.
-
-        Raises:
-            UsageError: the sides are no multiples of the network's stride.
-            CheckpointError: the network gives NaN or infinite values.
-        """
-        stride = self._network.spatial_compression_ratio
-        height, width = images.shape[-2:]
-        if height % stride or width % stride:
-            raise UsageError(
-                f"images of {width}x{height} do not fit a network of stride {stride}: give --resolution a multiple "
-                f"of {stride}, such as {max(stride, min(height, width) // stride * stride)}"
-            )
-        x = uint8_to_tensor(images.to(self._device)).to(self._dtype)
-        latent = self._network.encode(x)
-        decoded = self._network.decode(latent)
-        if not torch.isfinite(decoded).all():
-            raise CheckpointError(
-                "the network gives NaN or infinite values: its weights are damaged, or too large for this --dtype "
-                "(take fp32 or bf16)"
-            )
-        return tensor_to_uint8(decoded), latent.float()
-
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Rows for each metric, and sums of each latent channel.
-
-        Raises:
-            UsageError: the sides are no multiples of the network's stride.
-            CheckpointError: the network gives NaN or infinite values.
-        """
-        decoded, latent = self.reconstruct(images)
-        original = images.to(self._device)
-        rows = _latent_rows(latent)
-        if "psnr" in self._metrics:
-            rows["psnr"] = psnr(original, decoded)
-        if "ssim" in self._metrics:
-            rows["ssim"] = ssim(original, decoded)
-        if self._lpips is not None:
-            rows["lpips"] = self._lpips(uint8_to_tensor(original), uint8_to_tensor(decoded))
-        if self._features is not None:
-            rows |= self._features(decoded)
-            if self._with_original_features:
-                rows[ORIGINAL_FEATURES] = self._features(original)[FEATURES]
-        return {name: tensor.cpu() for name, tensor in rows.items()}
-
-
-def _latent_rows(latent: Tensor) -> dict[str, Tensor]:
-    values = latent.flatten(2).cpu().double()
-    positions = torch.full((len(values),), values.shape[2], dtype=torch.int64)
-    return {
-        LATENT_SUM: values.sum(dim=2),
-        LATENT_SQUARE_SUM: values.square().sum(dim=2),
-        LATENT_POSITIONS: positions,
-    }
-
+from dcae_core.pipelines.evaluation.parts import (
+    FEATURES,
+    LATENT_POSITIONS,
+    LATENT_SQUARE_SUM,
+    LATENT_SUM,
+    LOGITS,
+    ORIGINAL_FEATURES,
+    Part,
+)
+from dcae_core.recipes.evaluate import Expectation
 
 PER_IMAGE = ("psnr", "ssim", "lpips")
 _USUAL_NUMBER = 50_000
@@ -195,17 +90,6 @@ class Score:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-@dataclass(frozen=True)
-class LatentStatistics:
-    """Of all values of all latents, and of each channel: (C,) lists."""
-
-    mean: float
-    rms: float
-    std: float
-    channel_mean: list[float]
-    channel_std: list[float]
-
-
 @dataclass
 class Gathered:
     """The rows of all parts, as far as they are needed whole.
@@ -231,48 +115,32 @@ def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
 
     Features stay in memory whole only for precision and recall and for KID (8 KB an image), logits for the Inception
     Score (4 KB an image).
+
+    Raises:
+        DataError: not one of the images could be decoded.
     """
     keep_features = bool({"precision_recall", "kid"} & set(metrics))
     gathered = Gathered()
     columns: dict[str, list[Tensor]] = {}
-    latent = _LatentSums()
+    latent = LatentMoments()
     for part in parts:
         gathered.count += len(part.indices)
         gathered.indices += part.indices.tolist()
         gathered.damaged += part.damaged
-        latent.update(part)
+        if LATENT_SUM in part.tensors:
+            sums = [part.tensors[name].sum(dim=0) for name in (LATENT_SUM, LATENT_SQUARE_SUM, LATENT_POSITIONS)]
+            latent.add(sums[0], sums[1], int(sums[2]))
         for name, rows in part.tensors.items():
             if name in (FEATURES, ORIGINAL_FEATURES):
                 gathered.gaussians.setdefault(name, GaussianStatistics(NUM_FEATURES)).update(rows)
             if name in (*PER_IMAGE, LOGITS) or (name in (FEATURES, ORIGINAL_FEATURES) and keep_features):
                 columns.setdefault(name, []).append(rows)
+    if gathered.count == 0:
+        damaged = gathered.damaged
+        raise DataError(f"not one of {len(damaged)} images can be decoded; the first says: {damaged[0]}")
     gathered.columns = {name: torch.cat(rows) for name, rows in columns.items()}
     gathered.latent = latent.result()
     return gathered
-
-
-class _LatentSums:
-    def __init__(self) -> None:
-        self._sum, self._square_sum, self._positions = torch.zeros(()), torch.zeros(()), 0
-
-    def update(self, part: Part) -> None:
-        if LATENT_SUM in part.tensors:
-            self._sum = self._sum + part.tensors[LATENT_SUM].sum(dim=0)
-            self._square_sum = self._square_sum + part.tensors[LATENT_SQUARE_SUM].sum(dim=0)
-            self._positions += int(part.tensors[LATENT_POSITIONS].sum())
-
-    def result(self) -> LatentStatistics | None:
-        if self._positions == 0:
-            return None
-        means, squares = self._sum / self._positions, self._square_sum / self._positions
-        mean, square = means.mean().item(), squares.mean().item()
-        return LatentStatistics(
-            mean=mean,
-            rms=square**0.5,
-            std=max(square - mean**2, 0.0) ** 0.5,
-            channel_mean=means.tolist(),
-            channel_std=(squares - means**2).clamp(min=0).sqrt().tolist(),
-        )
 
 
 @dataclass(frozen=True)
@@ -298,8 +166,9 @@ def compare_with_originals(gathered: Gathered) -> Comparison:
     return Comparison(f"the {gathered.count} originals", gaussian, gathered.columns.get(ORIGINAL_FEATURES))
 
 
-def compare_with_reference(reference: Reference, features: Tensor | None) -> Comparison:
-    """A reference file."""
+def compare_with_reference(reference: Reference, theirs: Gathered | None) -> Comparison:
+    """A reference file, and what was measured on the images in it."""
+    features = None if theirs is None else theirs.columns[FEATURES]
     return Comparison(reference.path.name, reference.gaussian, features, reference.sha256)
 
 
@@ -398,3 +267,148 @@ def require_comparable(reference: Reference) -> None:
             f"{reference.path} holds statistics of {reference.gaussian.mean.size} features, expected {NUM_FEATURES}: "
             "make it with dcae fid-ref"
         )
+
+
+_LATENT_LABELS = {"latent_mean": "latent mean", "latent_rms": "latent rms", "latent_std": "latent std"}
+
+
+@dataclass(frozen=True)
+class ExpectedFigure:
+    """One figure: measured, expected, and whether they agree.
+
+    Attributes:
+        name: key of the score.
+        label: for people.
+        measured: the figure; None where a figure is expected but was not measured.
+        spread: its standard deviation, where there is one.
+        num_images: that it is over.
+        expected: the published figure, where there is one.
+    """
+
+    name: str
+    label: str
+    measured: float | None
+    spread: float | None
+    num_images: int
+    expected: Expectation | None
+
+    @property
+    def verdict(self) -> str:
+        """In one word; empty where nothing is expected."""
+        if self.expected is None:
+            return ""
+        if self.measured is None:
+            return "not measured"
+        return "same" if abs(self.measured - self.expected.value) <= self.expected.tolerance else "differs"
+
+    @property
+    def measured_text(self) -> str:
+        """To four decimals, or a dash."""
+        return "-" if self.measured is None else f"{self.measured:.4f}"
+
+    @property
+    def spread_text(self) -> str:
+        """To four decimals, or nothing."""
+        return "" if self.spread is None else f"± {self.spread:.4f}"
+
+    @property
+    def expected_text(self) -> str:
+        """The figure and its tolerance, or nothing."""
+        return "" if self.expected is None else f"{self.expected.value:g} ± {self.expected.tolerance:g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        assert self.expected is not None
+        return self.expected.model_dump() | {"measured": self.measured, "verdict": self.verdict}
+
+
+@dataclass(frozen=True)
+class ShownImage:
+    """An image for people to look at: where it stands among the others, and what came out (reconstructions only)."""
+
+    name: str
+    standing: str
+    original: Tensor
+    reconstruction: Tensor | None = None
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        subject: what was measured, in words.
+        settings: the whole recipe, and the fingerprint of the network.
+        scores: in the order they were asked for.
+        num_images: how many were measured.
+        damaged: a line for each image that could not be decoded.
+        warnings: what keeps the scores from being compared with published ones.
+        latent: statistics of the latents, for an autoencoder.
+        names: of the measured images, where each has values of its own.
+        values: "psnr", "ssim", "lpips" -> one number for each of `names`.
+        shown: images for the report.
+    """
+
+    subject: str
+    settings: dict[str, Any]
+    scores: list[Score]
+    num_images: int
+    damaged: list[str]
+    warnings: list[str]
+    latent: LatentStatistics | None
+    names: list[str]
+    values: dict[str, list[float]]
+    shown: list[ShownImage]
+
+    def measured(self) -> dict[str, float]:
+        """Every figure by name: the scores, and the latents' mean, rms and std."""
+        figures = {score.name: score.value for score in self.scores}
+        if self.latent is not None:
+            figures |= {f"latent_{name}": getattr(self.latent, name) for name in ("mean", "rms", "std")}
+        return figures
+
+    def origins(self) -> list[str]:
+        """By which rules each score was measured, and what it depends on: a line each."""
+        return [score.origin() for score in self.scores]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the images, for JSON; what is infinite (PSNR of equal images) becomes null."""
+        document = {
+            "subject": self.subject,
+            "settings": self.settings,
+            "num_images": self.num_images,
+            "scores": {score.name: score.to_dict() for score in self.scores},
+            "latent": None if self.latent is None else self.latent.to_dict(),
+            "images": self.names,
+            "per_image": self.values,
+            "damaged": self.damaged,
+            "warnings": self.warnings,
+        }
+        return _without_infinities(document)
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def compare_with_expected(evaluation: Evaluation, expected: Mapping[str, Expectation]) -> list[ExpectedFigure]:
+    """Every measured figure, then those that are expected and were not measured."""
+    spreads = {score.name: score.spread for score in evaluation.scores}
+    measured = evaluation.measured()
+    names = [*measured, *(name for name in expected if name not in measured)]
+    return [
+        ExpectedFigure(
+            name=name,
+            label=_LATENT_LABELS.get(name) or METRICS[name].label,
+            measured=measured.get(name),
+            spread=spreads.get(name),
+            num_images=evaluation.num_images,
+            expected=expected.get(name),
+        )
+        for name in names
+    ]

@@ -1,0 +1,18 @@
+"""How far a long call is: what callers may pass to be told, one type for each way of telling."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+ProgressCallback = Callable[[int, int], object]
+"""`progress(done, total)` after each step, tile or image, with done = 1..total."""
+
+Advance = Callable[..., object]
+"""`advance(count)` when so many more are done, perhaps with `note="..."`, a few words about the moment."""
+
+OpenProgress = Callable[[str, int], AbstractContextManager[Advance]]
+"""`with progress("measure", total) as advance: ...`, for calls that count by themselves or do several things."""
+
+
+def no_progress(description: str, total: int) -> AbstractContextManager[Advance]:
+    """For callers without a screen."""
+    return nullcontext(lambda count=1, note="": None)
