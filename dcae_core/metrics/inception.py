@@ -13,6 +13,9 @@ from dcae_core.weights import INCEPTION_2015_12_05, fetch_published_weights, rea
 
 NUM_FEATURES = 2048
 NUM_LOGITS = 1008
+FID_RESIZE = "bilinear to 299x299, pixel centres aligned, no antialias, [-1, 1]"
+INCEPTION_SCORE_RESIZE = "bilinear to 299x299 as TensorFlow 1, corners aligned, (x - 128) / 128"
+_INPUT_SIZE = 299
 
 
 class _Conv(nn.Module):
@@ -215,12 +218,6 @@ class InceptionV3(nn.Module):
     def unbiased_logits(self, features: Tensor) -> Tensor:
         """Class logits (B, 1008) without the bias, as the Inception Score takes them, from features (B, 2048)."""
         return features @ self.fc.weight.T
-
-
-_INPUT_SIZE = 299
-
-FID_RESIZE = "bilinear to 299x299, pixel centres aligned, no antialias, [-1, 1]"
-INCEPTION_SCORE_RESIZE = "bilinear to 299x299 as TensorFlow 1, corners aligned, (x - 128) / 128"
 
 
 def resize_for_fid(images: Tensor) -> Tensor:
