@@ -42,6 +42,11 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         raise _explain(error, path) from error
 
 
+def cache_directory(name: str) -> Path:
+    """Where dcae caches things of one kind: `name` in its part of the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcae" / name
+
+
 def make_directory(path: Path) -> Path:
     """Create `path` and its parents; return it.
 

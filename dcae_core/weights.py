@@ -1,4 +1,4 @@
-"""Tensors from files that strangers may have made: read without unpickling anything, loaded strictly, identified."""
+"""Tensors from files that cannot be trusted: read without unpickling anything, loaded strictly, identified."""
 
 import hashlib
 import json

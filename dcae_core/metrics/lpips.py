@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dcae_core.errors import UsageError
+from dcae_core.errors import unknown_name
 from dcae_core.weights import (
     ALEXNET,
     LPIPS_ALEXNET_HEADS,
@@ -81,7 +81,7 @@ class LPIPS(nn.Module):
     def __init__(self, backbone: str = "alex") -> None:
         super().__init__()
         if backbone not in _BACKBONES:
-            raise UsageError(f"unknown LPIPS backbone {backbone!r}: choose one of {', '.join(_BACKBONES)}")
+            raise unknown_name("LPIPS backbone", backbone, _BACKBONES)
         build_features, self.compared_layers, widths, _, _ = _BACKBONES[backbone]
         self.backbone = backbone
         self.features = build_features()

@@ -17,7 +17,7 @@ from dcae_core.devices import select_device
 from dcae_core.diffusion.guidance import guide, sample_noise
 from dcae_core.diffusion.samplers import find_sampler, run_sampler
 from dcae_core.diffusion.solvers import Progress
-from dcae_core.errors import CheckpointError, ResourceError, UsageError
+from dcae_core.errors import CheckpointError, ResourceError, UsageError, is_out_of_memory
 from dcae_core.models.denoiser import DenoiserConfig
 from dcae_core.pipelines.reconstruct import MIN_TILE, decode_latent
 
@@ -268,7 +268,7 @@ class DiffusionPipeline:
                 model(torch.zeros(size, *shape, device=self._device), torch.tensor(0.5, device=self._device))
                 return size
             except Exception as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if size == 1:
                     raise ResourceError(_OUT_OF_MEMORY.format("sampling one image")) from error
@@ -300,7 +300,7 @@ class DiffusionPipeline:
                 progress=progress,
             )
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise ResourceError(_OUT_OF_MEMORY.format(f"sampling {len(indices)} images at once")) from error
         if not bool(torch.isfinite(latents).all()):
@@ -329,7 +329,7 @@ class DiffusionPipeline:
             try:
                 return self._decode_whole(latents) if self.tile is None else self._decode_tiled(latents)
             except Exception as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 ratio = self.autoencoder.spatial_compression_ratio
                 smaller = (self.tile or max(self.config.latent_size) * ratio) // 2
@@ -354,8 +354,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)

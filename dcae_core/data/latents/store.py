@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from dcae_core.data.latents.manifest import ShardRecord
 from dcae_core.data.remote import explain_remote_errors, first_line, is_url
 from dcae_core.errors import DataError, DownloadError, UsageError
-from dcae_core.files import make_directory, replace_file, sha256_of_file
+from dcae_core.files import cache_directory, make_directory, replace_file, sha256_of_file
 
 DEFAULT_CACHE_BYTES = 64 << 30
 _BLOCK = 1 << 20
@@ -235,8 +235,7 @@ def _unreadable(where: str, error: OSError) -> DataError:
 
 def default_cache() -> Path:
     """Where remote shards are cached unless the caller says otherwise."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "dcae" / "latents"
+    return cache_directory("latents")
 
 
 def open_store(url: str | Path, cache: Path | None = None, cache_bytes: int = DEFAULT_CACHE_BYTES) -> ShardStore:

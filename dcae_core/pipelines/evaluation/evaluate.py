@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from dcae_core.checkpoints.denoisers import locate_diffusion
 from dcae_core.devices import parse_dtype
 from dcae_core.distributed import broadcast_object
 from dcae_core.errors import DataError
+from dcae_core.files import cache_directory
 from dcae_core.metrics.inception import InceptionExtractor, load_inception
 from dcae_core.metrics.lpips import load_lpips
 from dcae_core.metrics.reference import Reference, read_reference
@@ -54,12 +54,6 @@ from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
 from dcae_core.recipes.evaluate import EvaluateRecipe, Expectation
 from dcae_core.weights import fingerprint
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
-
-
-def default_work_directory() -> Path:
-    """`evaluations` in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "dcae" / "evaluations"
 
 
 def evaluation_key(**ingredients: Any) -> str:
@@ -277,7 +271,7 @@ def evaluate(
     needs_their_features = reference is not None and {"precision_recall", "kid"} & set(recipe.metrics)
     their_images = ReferenceImages(reference) if reference is not None and needs_their_features else None
     plan = _plan(recipe, device, extractor, reference)
-    work = work or default_work_directory()
+    work = work or cache_directory("evaluations")
     key = evaluation_key(
         recipe=recipe.model_dump(exclude={"expected"}),
         reference=reference and reference.sha256,

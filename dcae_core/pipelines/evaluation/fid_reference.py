@@ -7,9 +7,10 @@ import torch
 
 from dcae_core.distributed import broadcast_object
 from dcae_core.errors import DataError
+from dcae_core.files import cache_directory
 from dcae_core.metrics.frechet import Gaussian
 from dcae_core.metrics.inception import FID_RESIZE, NUM_FEATURES, load_inception
-from dcae_core.pipelines.evaluation.evaluate import Progress, default_work_directory, evaluation_key, no_progress
+from dcae_core.pipelines.evaluation.evaluate import Progress, evaluation_key, no_progress
 from dcae_core.pipelines.evaluation.inputs import ImageFiles, find_once, identity_of
 from dcae_core.pipelines.evaluation.parts import PartStore, measure_parts
 from dcae_core.pipelines.evaluation.scores import FeatureMeasurement, gather, gaussian_of
@@ -73,7 +74,7 @@ def measure_reference(
         inception=extractor.sha256,
         device=torch.device(device).type,
     )
-    store = PartStore((work or default_work_directory()) / broadcast_object(key))
+    store = PartStore((work or cache_directory("evaluations")) / broadcast_object(key))
     with progress("measure", len(source)) as advance:
         parts = measure_parts(source, FeatureMeasurement(extractor), store, batch_size, advance)
     if parts is None:
