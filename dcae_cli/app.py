@@ -4,7 +4,6 @@ A command is one module and one row. The target is `module:name`, where `name` i
 `typer.Typer` with subcommands; the module imports nothing heavy (torch, numpy, rich, ...) outside its functions.
 """
 
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from dcae_cli.options import Debug
-from dcae_core.errors import UsageError
+from dcae_core.errors import unknown_name
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "reconstruct": ("dcae_cli.reconstruct:reconstruct", "Images through an autoencoder and back, with the figures."),
@@ -63,9 +62,7 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: D102
         if args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = get_close_matches(args[0], COMMANDS)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(COMMANDS)}"
-            raise UsageError(f"unknown command {args[0]!r}; {hint}")
+            raise unknown_name("command", args[0], COMMANDS)
         return super().resolve_command(ctx, args)
 
 

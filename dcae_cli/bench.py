@@ -131,16 +131,16 @@ def bench(
 def _require_known(whats: list[str], peers: list[str]) -> list[str]:
     from dcae_core.benchmarking.bench import SUBJECTS
     from dcae_core.benchmarking.subjects import PEERS
-    from dcae_core.errors import UsageError
+    from dcae_core.errors import UsageError, unknown_name
 
     for name in whats:
         if name not in (*SUBJECTS, _HEADLINE):
-            raise UsageError(f"nothing to measure is called {name!r}; choose from {', '.join((*SUBJECTS, _HEADLINE))}")
+            raise UsageError(f"unknown subject {name!r}; choose from {', '.join((*SUBJECTS, _HEADLINE))}")
     if _HEADLINE in whats and len(whats) > 1:
         raise UsageError("headline is measured on its own; example: dcae bench headline")
     for peer in peers:
         if peer not in PEERS:
-            raise UsageError(f"unknown --against {peer!r}; choose from {', '.join(PEERS)}")
+            raise unknown_name("--against", peer, PEERS)
     return list(dict.fromkeys(whats))
 
 

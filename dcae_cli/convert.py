@@ -35,11 +35,11 @@ def convert(
     from dcae_cli.output import print_json
     from dcae_core.checkpoints.autoencoders import LAYOUTS, locate_autoencoder, read_autoencoder, save_autoencoder
     from dcae_core.devices import parse_dtype
-    from dcae_core.errors import UsageError
+    from dcae_core.errors import UsageError, unknown_name
     from dcae_core.zoo import AUTOENCODERS, unknown_model
 
     if to not in LAYOUTS:
-        raise UsageError(f"unknown layout {to!r}; --to takes {', '.join(LAYOUTS)}")
+        raise unknown_name("--to", to, LAYOUTS)
     if name is not None and name not in AUTOENCODERS:
         raise unknown_model(name, list(AUTOENCODERS))
     stored_dtype = parse_dtype(dtype)

@@ -1,6 +1,5 @@
 """`dcae encode-dataset`: images to a latent dataset, and proof that one is whole."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,13 +79,9 @@ def _encode(recipe: str | None, options: dict[str, Any], nproc: int, device: str
     from dcae_core.distributed import is_main, process_group, world_size
     from dcae_core.errors import UsageError
     from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
-    from dcae_core.recipes.loading import load_recipe, read_recipe
+    from dcae_core.recipes.loading import load_recipe
 
-    overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in options.items()]
-    if recipe is None:
-        settings = read_recipe("command: encode-dataset", "the options", EncodeDatasetRecipe, overrides)
-    else:
-        settings = load_recipe(recipe, EncodeDatasetRecipe, overrides)
+    settings = load_recipe(recipe, EncodeDatasetRecipe, options=options)
     for name in ("images", "out"):
         if getattr(settings, name) is None:
             raise UsageError(f"missing --{name}; example: {_EXAMPLE}")

@@ -133,31 +133,22 @@ def _settings(
     recipe: str | None, overrides: list[str], changes: dict[str, Any], network: dict[str, Any], sampling: dict[str, Any]
 ) -> "EvaluateRecipe":
     """The recipe that was named, or an empty one, with the options put over it."""
-    from dcae_core.errors import UsageError
     from dcae_core.recipes.evaluate import EvaluateRecipe
-    from dcae_core.recipes.faults import validate
-    from dcae_core.recipes.loading import apply_overrides, load_recipe
+    from dcae_core.recipes.loading import load_recipe
 
-    document: dict[str, Any] = {"command": "eval"}
-    if recipe is not None:
-        document = load_recipe(recipe, EvaluateRecipe, overrides).model_dump(mode="json")
+    named = load_recipe(recipe, EvaluateRecipe, overrides) if recipe is not None else None
     changes = {name: value for name, value in changes.items() if value not in (None, [])}
     network = {name: value for name, value in network.items() if value is not None}
     sampling = {name: value for name, value in sampling.items() if value is not None}
-    _choose_subject(document, changes, network, sampling)
-    document |= changes
-    faults = [] if recipe is not None else apply_overrides(document, overrides)
-    result, found = validate(EvaluateRecipe, document)
-    faults += found
-    if recipe is not None and isinstance(result, EvaluateRecipe):
-        _require_images(recipe, result)
-    if faults or not isinstance(result, EvaluateRecipe):
-        raise UsageError("; ".join(faults))
-    return result
+    options = _choose_subject(named, changes, network, sampling)
+    settings = load_recipe(recipe, EvaluateRecipe, overrides, options=options | changes)
+    if recipe is not None:
+        _require_images(recipe, settings)
+    return settings
 
 
 def _require_images(recipe: str, settings: "EvaluateRecipe") -> None:
-    """A shipped recipe can only guess where somebody's images are."""
+    """A shipped recipe can only guess where a user's images are."""
     from dcae_core.errors import DataError
 
     images = settings.images
@@ -166,48 +157,36 @@ def _require_images(recipe: str, settings: "EvaluateRecipe") -> None:
 
 
 def _choose_subject(
-    document: dict[str, Any], changes: dict[str, Any], network: dict[str, Any], sampling: dict[str, Any]
-) -> None:
-    """Decide what is measured, and put the options about it where they belong.
+    recipe: "EvaluateRecipe | None", changes: dict[str, Any], network: dict[str, Any], sampling: dict[str, Any]
+) -> dict[str, Any]:
+    """Decide what is measured: where in the recipe the options about it belong, and what they are.
 
     Raises:
         UsageError: options for sampling, and nothing that samples.
     """
+    from dcae_core.checkpoints.denoisers import is_diffusion_model
     from dcae_core.errors import UsageError
 
     of_samplers = set(sampling) - {"num"}
-    if of_samplers and ("generated" in changes or document.get("autoencoder") is not None):
+    if of_samplers and ("generated" in changes or (recipe is not None and recipe.autoencoder is not None)):
         raise UsageError("--cfg, --sampler, --steps and --seed belong to a diffusion model; name one with --model")
+    options: dict[str, Any] = {}
     if "generated" in changes:
-        document |= {"autoencoder": None, "diffusion": None, "resolution": None}
-        document.setdefault("metrics", ["fid"])
-        return
-    if document.get("diffusion") is None and document.get("autoencoder") is None:
-        is_diffusion = _is_diffusion(network.get("model")) or bool(of_samplers)
-        document["diffusion" if is_diffusion else "autoencoder"] = {}
-        document.setdefault("metrics", ["fid"] if is_diffusion else ["psnr", "ssim"])
-    if document.get("diffusion") is not None:
-        document["diffusion"] |= network | sampling
-        return
+        options = {"autoencoder": None, "diffusion": None, "resolution": None}
+        return options if recipe is not None else {"metrics": ["fid"]} | options
+    has_subject = recipe is not None and (recipe.diffusion is not None or recipe.autoencoder is not None)
+    if recipe is not None and has_subject:
+        is_diffusion = recipe.diffusion is not None
+    else:
+        is_diffusion = is_diffusion_model(network.get("model")) or bool(of_samplers)
+        options["diffusion" if is_diffusion else "autoencoder"] = {}
+    if recipe is None:
+        options["metrics"] = ["fid"] if is_diffusion else ["psnr", "ssim"]
+    if is_diffusion:
+        return options | {f"diffusion.{name}": value for name, value in (network | sampling).items()}
     if "num" in sampling:
-        changes["num_images"] = sampling["num"]
-    document["autoencoder"] |= network
-
-
-def _is_diffusion(model: str | None) -> bool:
-    from dcae_core.checkpoints.denoisers import locate_diffusion
-    from dcae_core.errors import DcaeError
-    from dcae_core.zoo import find_denoiser
-
-    if model is None or find_denoiser(model) is not None:
-        return model is not None
-    if not Path(model).exists():
-        return False
-    try:
-        locate_diffusion(model)
-    except DcaeError:
-        return False
-    return True
+        options["num_images"] = sampling["num"]
+    return options | {f"autoencoder.{name}": value for name, value in network.items()}
 
 
 @contextmanager

@@ -1,11 +1,10 @@
 """Any exception, put into words for the person at the terminal, with the exit code that goes with it."""
 
 import errno
-import sys
 
 from typer.exceptions import TyperException
 
-from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError
+from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError, is_out_of_memory
 
 _OUT_OF_MEMORY = (
     "out of memory; take a smaller batch or image, --tile where the command has it, or --dtype bf16, "
@@ -19,7 +18,7 @@ def describe_failure(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, TyperException):
         return _describe_usage(error), UsageError.exit_code
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return _OUT_OF_MEMORY, ResourceError.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f": could not write {error.filename}" if error.filename else ""
@@ -31,14 +30,6 @@ def describe_failure(error: Exception) -> tuple[str, int]:
         f"unexpected {type(error).__name__}: {text}; this is a fault of dcae: run the command again with --debug "
         "and report what it prints"
     ), DcaeError.exit_code
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if "torch" not in sys.modules:  # importing it takes a second, and a command may fail before that
-        return isinstance(error, MemoryError)
-    from dcae_core.devices import is_out_of_memory
-
-    return is_out_of_memory(error)
 
 
 def _describe_usage(error: TyperException) -> str:

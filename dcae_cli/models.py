@@ -78,12 +78,11 @@ def download(
     """
     from dcae_cli.output import print_json
     from dcae_core.checkpoints.autoencoders import locate_autoencoder
-    from dcae_core.checkpoints.denoisers import locate_diffusion
-    from dcae_core.zoo import find_denoiser
+    from dcae_core.checkpoints.denoisers import is_diffusion_model, locate_diffusion
 
     places = {}
     for name in names:
-        locate = locate_diffusion if find_denoiser(name) else locate_autoencoder
+        locate = locate_diffusion if is_diffusion_model(name) else locate_autoencoder
         places[name] = str(locate(name, revision).where)
         if not json:
             typer.echo(f"{name}: {places[name]}")

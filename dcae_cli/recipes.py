@@ -1,13 +1,10 @@
 """`dcae recipes`: what recipes there are, what they say, and whether they are right."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dcae_cli.options import Debug, Json
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 recipes = typer.Typer(
     add_completion=False,
@@ -53,8 +50,9 @@ def show(
     dcae recipes show train_ae/finetune-decoder > mine.yaml
     """
     from dcae_cli.output import print_json
+    from dcae_core.recipes.loading import find_recipe
 
-    text = _find(name).read_text(encoding="utf-8")
+    text = find_recipe(name).read_text(encoding="utf-8")
     if as_json:
         print_json({"name": name, "text": text})
     else:
@@ -79,10 +77,10 @@ def check(
     """
     from dcae_cli.output import print_json
     from dcae_core.errors import RecipeError
-    from dcae_core.recipes.loading import load_any_recipe, shipped_recipes
+    from dcae_core.recipes.loading import find_recipe, load_any_recipe, shipped_recipes
     from dcae_core.training.checks import check_network
 
-    paths = [_find(name) for name in names] if names else list(shipped_recipes().values())
+    paths = [find_recipe(name) for name in names] if names else list(shipped_recipes().values())
     faults = []
     for path in paths:
         try:
@@ -111,12 +109,6 @@ def schema(
     from dcae_core.recipes.loading import schema_of
 
     print_json(schema_of(command).model_json_schema())
-
-
-def _find(name: str) -> "Path":
-    from dcae_core.recipes.loading import find_any_recipe
-
-    return find_any_recipe(name)
 
 
 def _first_sentence(text: str) -> str:

@@ -88,14 +88,14 @@ def sample(
     from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.distributed import is_main, process_group
-    from dcae_core.errors import UsageError
+    from dcae_core.errors import UsageError, unknown_name
     from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
     from dcae_core.pipelines.reconstruct import check_tile
     from dcae_core.pipelines.sample_directory import SampleDirectory, sample_into
     from dcae_core.zoo import find_denoiser
 
     if preset is not None and preset not in _PRESETS:
-        raise UsageError(f"unknown --preset {preset!r}; there is {', '.join(_PRESETS)}")
+        raise unknown_name("--preset", preset, _PRESETS)
     if sum(choice is not None for choice in (classes, num, preset)) > 1:
         raise UsageError("give one of --classes, --num and --preset")
     compute, number_type = select_device(device), parse_dtype(dtype)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dcae_core.errors import ResourceError, UsageError
+from dcae_core.errors import ResourceError, unknown_name
 
 DTYPES = {
     "fp32": torch.float32,
@@ -19,21 +19,6 @@ DTYPES = {
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-_OUT_OF_MEMORY_WORDS = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "Storage size calculation overflowed",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out, the machine's or the device's; torch says so in several ways."""
-    if isinstance(error, RuntimeError):
-        return any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
-    return isinstance(error, MemoryError)
-
-
 def parse_dtype(name: str) -> torch.dtype:
     """The torch type called `name`: fp32, bf16 or fp16, short or in full.
 
@@ -41,7 +26,7 @@ def parse_dtype(name: str) -> torch.dtype:
         UsageError: there is no such type.
     """
     if name not in DTYPES:
-        raise UsageError(f"unknown --dtype {name!r}; choose from {', '.join(DTYPES)}")
+        raise unknown_name("--dtype", name, DTYPES)
     return DTYPES[name]
 
 
@@ -58,7 +43,7 @@ def select_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
-        raise UsageError(f"unknown --device {name!r}; choose from auto, cpu, cuda, cuda:N, mps")
+        raise unknown_name("--device", name, ("auto", "cpu", "cuda", "cuda:N", "mps"))
     if kind == "cuda":
         return _cuda_device(int(number or os.environ.get("LOCAL_RANK", "0")))
     if kind == "mps" and not torch.backends.mps.is_available():

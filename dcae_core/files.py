@@ -43,7 +43,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
 
 
 def cache_directory(name: str) -> Path:
-    """Where things of this name are cached for the user unless the caller says otherwise."""
+    """Where dcae caches things of one kind: `name` in its part of the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcae" / name
 
 

@@ -1,4 +1,4 @@
-"""Tensors from files that strangers may have made: read without unpickling anything, loaded strictly, identified."""
+"""Tensors from files that cannot be trusted: read without unpickling anything, loaded strictly, identified."""
 
 import hashlib
 import json
@@ -15,7 +15,6 @@ from urllib.error import URLError
 
 import torch
 from huggingface_hub.utils import WeakFileLock
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,10 +24,14 @@ from dcae_core.files import explain_write_errors, make_directory, sha256_of_file
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 _MAX_JSON_BYTES = 16 << 20
+_NAMED = 3  # tensors, in a message about many
+_LPIPS_HEADS = "https://github.com/richzhang/PerceptualSimilarity/raw/082bb24f84c091ea94de2867d34c4544f68e0963"
+
+_log = logging.getLogger(__name__)
 
 
 def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """All tensors of one checkpoint file, on the CPU.
+    """All tensors of one file, on the CPU.
 
     Reads safetensors; `.pt`, `.pth`, `.ckpt` and `.bin` only as plain tensors (`weights_only=True`), taking the
     entry "state_dict" where there is one. Costs one copy of the file in memory, and with `sha256` one more pass.
@@ -41,79 +44,45 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         CheckpointError: missing, damaged, of an unknown kind, holding anything but tensors, or with NaN or infinity.
     """
     if not path.is_file():
-        raise CheckpointError(f"no weights file {path}")
+        raise CheckpointError(f"{path}: no such file; give the path of a file of weights")
     if path.suffix not in WEIGHT_SUFFIXES:
         raise CheckpointError(f"{path}: weights are read from {', '.join(WEIGHT_SUFFIXES)} files only")
     if sha256 is not None and sha256_of_file(path) != sha256:
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not the recorded {sha256[:12]}...; fetch it again")
-    weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for key, tensor in weights.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: {key} has NaN or infinite values; this checkpoint cannot be used")
-    return weights
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        CheckpointError: missing, unreadable, or not a JSON object.
-    """
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is too large for a configuration file")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return values
-
-
-def require_scaling_factor(value: object, path: Path) -> float | None:
-    """The scaling factor that a configuration file gives, None where it gives none.
-
-    Raises:
-        CheckpointError: it is no finite number above 0.
-    """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise CheckpointError(f"{path}: scaling_factor must be a finite number above 0, not {value!r}")
-    return float(value)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short ({error}); fetch or write it again") from error
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        loaded = load_file(path) if path.suffix == ".safetensors" else _load_plain_tensors(path)
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # every format has its own kinds of failure; the user has one file to look at
         raise CheckpointError(
-            f"{path} holds more than tensors and was not loaded, since such a file can run code; "
-            "ask for a safetensors file, or convert it where you trust it"
+            f"{path} cannot be read as weights: damaged or cut short ({_first_line(error)}); fetch or write it again"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged or no torch checkpoint; fetch it again") from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise CheckpointError(f"{path} holds no dictionary of tensors (nor one under 'state_dict')")
+    for key, tensor in loaded.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: {key} has NaN or other values that are not finite; fetch the file again")
     return dict(loaded)
 
 
-_NAMED = 3
+def _load_plain_tensors(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} cannot be read as weights: it is damaged or holds more than tensors, and loading that can run "
+            "code; ask for a safetensors file, or convert it where you trust it"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def load_strictly(network: nn.Module, state: dict[str, Tensor], where: Path, dtype: torch.dtype | None = None) -> None:
-    """Give `network`, built on the meta device, these tensors; they are taken over, not copied.
+    """Give `network` these tensors; they are taken over, not copied, so it may be built on the meta device.
 
     Args:
         network: what they must fit.
@@ -164,14 +133,41 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-_log = logging.getLogger(__name__)
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, such as the configuration beside weights.
 
-_LPIPS_HEADS = "https://github.com/richzhang/PerceptualSimilarity/raw/082bb24f84c091ea94de2867d34c4544f68e0963"
+    Raises:
+        CheckpointError: missing, unreadable, too large, or not a JSON object.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} is too large for a configuration file")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return values
+
+
+def require_scaling_factor(value: object, path: Path) -> float | None:
+    """The scaling factor that a configuration file gives, None where it gives none.
+
+    Raises:
+        CheckpointError: it is no finite number above 0.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise CheckpointError(f"{path}: scaling_factor must be a finite number above 0, not {value!r}")
+    return float(value)
 
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """One file of weights: its name in the cache, its source, and the SHA-256 of its bytes."""
+    """One file of weights that a metric is defined by: its name in the cache, its source, its SHA-256, its size."""
 
     file_name: str
     url: str
@@ -211,12 +207,12 @@ LPIPS_VGG16_HEADS = PublishedWeights(
 )
 
 
-def cached_file(published: PublishedWeights) -> Path:
+def published_weights_path(published: PublishedWeights) -> Path:
     """Where the file of these weights lies, or would lie, on this machine."""
     return Path(torch.hub.get_dir()) / "checkpoints" / published.file_name
 
 
-def fetch(published: PublishedWeights) -> Path:
+def fetch_published_weights(published: PublishedWeights) -> Path:
     """The local file of these weights, downloaded on first use and checked against its SHA-256 every time.
 
     Hashing costs about a second per 500 MB.
@@ -226,7 +222,7 @@ def fetch(published: PublishedWeights) -> Path:
         CheckpointError: the file that is there has other bytes.
         ResourceError: the cache cannot be written to.
     """
-    path = cached_file(published)
+    path = published_weights_path(published)
     if not path.exists():
         make_directory(path.parent)
         # One process of several downloads, the others find the file.
@@ -249,24 +245,3 @@ def _download(published: PublishedWeights, path: Path) -> None:
         raise DownloadError(f"could not download {published.file_name} ({error}): {advice}") from error
     except RuntimeError as error:
         raise DownloadError(f"{published.url} gave other bytes than expected, none kept: {advice}") from error
-
-
-def read_weights_file(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a safetensors file, or from a PyTorch file without executing anything in it.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or holds something else than named tensors.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file; give the path of a file of weights")
-    try:
-        weights: Any
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # every reader has its own kinds of failure; the user has one file to look at
-        raise CheckpointError(f"{path} cannot be read as weights: damaged, or not a file of tensors") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"{path} holds no plain dictionary of named tensors")
-    return weights

@@ -3,14 +3,13 @@
 Source: tables 1 and 8 of arXiv 2410.10733, arXiv 2508.00413, and the released checkpoints themselves.
 """
 
-import difflib
 import fnmatch
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from dcae_core.errors import UsageError
+from dcae_core.errors import UsageError, did_you_mean, near_names
 from dcae_core.models import ARCHITECTURES, build_denoiser
 from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig
 from dcae_core.models.denoiser import DenoiserConfig
@@ -18,12 +17,10 @@ from dcae_core.models.dit import DiTConfig
 from dcae_core.models.uvit import UViTConfig
 
 EMBEDDED_AUTOENCODER = "dc-ae-f32c32-tiny-1.0"
-# The name of a directory in dcae_core/weights once a diffusion model comes with the package.
+# The name of a directory in dcae_core/embedded once a diffusion model comes with the package.
 EMBEDDED_DENOISER: str | None = None
 _LICENCE = "Apache-2.0"
 _WIDTHS = (128, 256, 512, 512, 1024, 1024)
-_SANA_ENCODER_DEPTHS = (2, 2, 2, 3, 3, 3)
-_DEEP_DEPTHS = (0, 5, 10, 4, 4, 4)
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,33 @@ class AutoencoderEntry:
     licence: str = _LICENCE
 
 
+def _config(
+    latent_channels: int,
+    widths: tuple[int, ...],
+    encoder_depths: tuple[int, ...],
+    decoder_depths: tuple[int, ...],
+    **others: Any,
+) -> AutoencoderConfig:
+    """Encoder and decoder of the same widths; unless `others` say otherwise, of residual blocks, RMS norms and SiLU."""
+    num_stages = len(widths)
+    settings: dict[str, Any] = {
+        "encoder_blocks": ("res",) * num_stages,
+        "decoder_blocks": ("res",) * num_stages,
+        "encoder_attention_scales": ((),) * num_stages,
+        "decoder_attention_scales": ((),) * num_stages,
+        "decoder_norms": ("rms_norm",) * num_stages,
+        "decoder_acts": ("silu",) * num_stages,
+    }
+    return AutoencoderConfig(
+        latent_channels=latent_channels,
+        encoder_widths=widths,
+        decoder_widths=widths,
+        encoder_depths=encoder_depths,
+        decoder_depths=decoder_depths,
+        **settings | others,
+    )
+
+
 def _stages(first_three: str, others: str, num_stages: int) -> tuple[str, ...]:
     return (first_three,) * 3 + (others,) * (num_stages - 3)
 
@@ -55,16 +79,14 @@ def _version_1_0(latent_channels: int, *extra_widths: int) -> AutoencoderConfig:
     """Residual blocks in three stages, EViT-GLU in the others; BatchNorm in the decoder's first three."""
     widths = _WIDTHS + extra_widths
     num_stages = len(widths)
-    return AutoencoderConfig(
-        latent_channels=latent_channels,
-        encoder_widths=widths,
-        encoder_depths=(0, 4, 8) + (2,) * (num_stages - 3),
-        encoder_blocks=_stages("res", "evit_glu", num_stages),
-        encoder_attention_scales=((),) * num_stages,
-        decoder_widths=widths,
-        decoder_depths=(0, 5, 10) + (2,) * (num_stages - 3),
-        decoder_blocks=_stages("res", "evit_glu", num_stages),
-        decoder_attention_scales=((),) * num_stages,
+    blocks, twos = _stages("res", "evit_glu", num_stages), (2,) * (num_stages - 3)
+    return _config(
+        latent_channels,
+        widths,
+        (0, 4, 8, *twos),
+        (0, 5, 10, *twos),
+        encoder_blocks=blocks,
+        decoder_blocks=blocks,
         decoder_norms=_stages("batch_norm", "rms_norm", num_stages),
         decoder_acts=_stages("relu", "silu", num_stages),
     )
@@ -72,18 +94,16 @@ def _version_1_0(latent_channels: int, *extra_widths: int) -> AutoencoderConfig:
 
 def _sana() -> AutoencoderConfig:
     """A second, 5x5 scale in the attention; strided convolutions down, interpolation up."""
-    return AutoencoderConfig(
-        latent_channels=32,
-        encoder_widths=_WIDTHS,
-        encoder_depths=_SANA_ENCODER_DEPTHS,
-        encoder_blocks=_stages("res", "evit_glu", 6),
-        encoder_attention_scales=((), (), (), (5,), (5,), (5,)),
-        decoder_widths=_WIDTHS,
-        decoder_depths=(3, 3, 3, 3, 3, 3),
-        decoder_blocks=_stages("res", "evit_glu", 6),
-        decoder_attention_scales=((), (), (), (5,), (5,), (5,)),
-        decoder_norms=("rms_norm",) * 6,
-        decoder_acts=("silu",) * 6,
+    blocks, scales = _stages("res", "evit_glu", 6), ((), (), (), (5,), (5,), (5,))
+    return _config(
+        32,
+        _WIDTHS,
+        (2, 2, 2, 3, 3, 3),
+        (3, 3, 3, 3, 3, 3),
+        encoder_blocks=blocks,
+        decoder_blocks=blocks,
+        encoder_attention_scales=scales,
+        decoder_attention_scales=scales,
         downsample="conv",
         upsample="interpolate",
     )
@@ -102,41 +122,17 @@ def _lite() -> AutoencoderConfig:
 
 def _all_residual(*extra_widths: int) -> AutoencoderConfig:
     """DC-AE 1.1 and 1.5: residual blocks everywhere, 128 latent channels, no shortcut next to the latent."""
-    widths = _WIDTHS + extra_widths
-    num_stages = len(widths)
-    depths = _DEEP_DEPTHS + (4,) * len(extra_widths)
-    return AutoencoderConfig(
-        latent_channels=128,
-        encoder_widths=widths,
-        encoder_depths=depths,
-        encoder_blocks=("res",) * num_stages,
-        encoder_attention_scales=((),) * num_stages,
-        decoder_widths=widths,
-        decoder_depths=depths,
-        decoder_blocks=("res",) * num_stages,
-        decoder_attention_scales=((),) * num_stages,
-        decoder_norms=("rms_norm",) * num_stages,
-        decoder_acts=("silu",) * num_stages,
-        head_act="silu",
-        latent_shortcuts=False,
-    )
+    depths = (0, 5, 10, 4, 4, 4) + (4,) * len(extra_widths)
+    return _config(128, _WIDTHS + extra_widths, depths, depths, head_act="silu", latent_shortcuts=False)
 
 
 def _tiny() -> AutoencoderConfig:
     """The embedded model: reduced width, linear at the start of its training (recipes/train_ae/tiny.yaml)."""
-    widths = (16, 16, 64, 128, 256, 256)
-    return AutoencoderConfig(
-        latent_channels=32,
-        encoder_widths=widths,
-        encoder_depths=(0, 0, 0, 1, 1, 1),
-        encoder_blocks=("res",) * 6,
-        encoder_attention_scales=((),) * 6,
-        decoder_widths=widths,
-        decoder_depths=(0, 0, 1, 2, 2, 1),
-        decoder_blocks=("res",) * 6,
-        decoder_attention_scales=((),) * 6,
-        decoder_norms=("rms_norm",) * 6,
-        decoder_acts=("silu",) * 6,
+    return _config(
+        32,
+        (16, 16, 64, 128, 256, 256),
+        (0, 0, 0, 1, 1, 1),
+        (0, 0, 1, 2, 2, 1),
         downsample="conv",
         head_norm=False,
         head_act=None,
@@ -296,8 +292,7 @@ def find_denoiser(name: str) -> DenoiserEntry | None:
 
 def unknown_model(name: str, known: list[str]) -> UsageError:
     """The error for a name that is not in the table where it is looked for, with the nearest names that are."""
-    near = difflib.get_close_matches(name.split("/")[-1], known, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else "`dcae models` lists the names"
+    hint = did_you_mean(near_names(name.split("/")[-1], known, cutoff=0.4), "`dcae models` lists the names")
     if find_autoencoder(name) is not None:
         return UsageError(f"{name} is an autoencoder, which is not what is asked for here; {hint}")
     if find_denoiser(name) is not None:

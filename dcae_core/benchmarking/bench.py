@@ -17,9 +17,7 @@ from dcae_core.benchmarking.subjects import (
     denoiser_subjects,
     reading_subject,
 )
-from dcae_core.checkpoints.autoencoders import open_directory
-from dcae_core.errors import CheckpointError
-from dcae_core.zoo import find_autoencoder
+from dcae_core.checkpoints.denoisers import is_diffusion_model
 
 AUTOENCODER_SUBJECTS = ("encode", "decode", "reconstruct")
 DENOISER_SUBJECTS = ("denoise", "sample")
@@ -65,20 +63,9 @@ def _groups(whats: list[str], settings: BenchSettings, scratch: Path) -> Iterato
 
 
 def _training(settings: BenchSettings, directory: Path) -> tuple[list[Subject], list[str]]:
-    if settings.model is not None and _names_autoencoder(settings.model):
+    if settings.model is not None and not is_diffusion_model(settings.model):
         subject, notes = autoencoder_step(settings, directory)
         return [subject], notes
 
     opened = open_denoiser(settings.model, settings.device, torch.float32, settings.resolution)
     return [denoiser_step(opened, settings, directory)], notes_about(opened)
-
-
-def _names_autoencoder(model: str) -> bool:
-    if find_autoencoder(model) is not None:
-        return True
-    if not Path(model).is_dir():
-        return False
-    try:
-        return bool(open_directory(Path(model)))
-    except CheckpointError:
-        return False

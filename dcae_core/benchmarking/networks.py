@@ -82,6 +82,8 @@ def open_autoencoder(model: str | None, device: torch.device, dtype: torch.dtype
     is_local = model is None or Path(model).exists() or (entry is not None and entry.name == EMBEDDED_AUTOENCODER)
     if is_local or (entry is not None and autoencoder_is_cached(entry)):
         network = load_autoencoder(model, device=device, dtype=dtype, prepare=False)
+        if not isinstance(network, Autoencoder):
+            raise UsageError(f"{model} is a KL autoencoder, which `dcae bench` cannot count")
         return NamedAutoencoder(Path(model or EMBEDDED_AUTOENCODER).name, network, random_weights=False)
     if entry is None:
         raise unknown_model(str(model), [*AUTOENCODERS, *DENOISERS])

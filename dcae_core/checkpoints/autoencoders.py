@@ -1,7 +1,7 @@
-"""Autoencoders on disk and on the hub: where their files are, loading them, saving them."""
+"""Where the files of an autoencoder are (disk, cache, hub), what network they hold, and how one is saved."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dcae_core.checkpoints import hub, layouts
-from dcae_core.checkpoints.kl_autoencoder import find_kl_autoencoder, read_kl_autoencoder
-from dcae_core.checkpoints.layouts import WEIGHTS_STEM, from_diffusers, from_original, to_original
+from dcae_core.checkpoints.kl_autoencoder import KL_CLASS_NAME, read_kl_autoencoder
+from dcae_core.checkpoints.layouts import DIFFUSERS_CLASS_NAME, DIFFUSERS_WEIGHTS_NAME, WEIGHTS_STEM
 from dcae_core.devices import select_device
-from dcae_core.errors import CheckpointError, DownloadError, UsageError
+from dcae_core.errors import CheckpointError, DcaeError, DownloadError, UsageError
 from dcae_core.files import replace_directory, sha256_of_file
 from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig, build_on_meta
 from dcae_core.models.inference import prepare_for_inference
@@ -24,7 +24,9 @@ from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER, AutoencoderEntry, 
 
 OWN_CONFIG_NAME = "dcae.json"
 CONFIG_NAME = "config.json"
-ORIGINAL, DIFFUSERS, OWN = "original", "diffusers", "dcae"
+ORIGINAL, DIFFUSERS, OWN = LAYOUTS = ("original", "diffusers", "dcae")
+KL = "kl"  # diffusers' AutoencoderKL, which is read and not written
+_MAX_FILE_BYTES = 14_900_000  # of tensors; names and shapes come on top
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class AutoencoderFiles:
 
     Attributes:
         where: the directory or file, for messages.
-        layout: whose key names the weights have: "original", "diffusers" or "dcae".
-        config: the network; None for a lone weights file, whose keys must tell.
+        layout: whose key names the weights have: "original", "diffusers" or "dcae"; "kl" is a KL autoencoder.
+        config: the network; None for a lone weights file, whose keys must tell, and for a KL autoencoder.
         name: a zoo name where one is known.
         scaling_factor: of its latents, where known.
         weights: the files; together they hold every tensor.
@@ -65,24 +67,28 @@ def locate_autoencoder(model: str | Path | None = None, revision: str | None = N
     """
     if model is None or find_autoencoder(str(model)) is AUTOENCODERS[EMBEDDED_AUTOENCODER]:
         return open_directory(embedded_directory())
-    path = Path(model)
+    path, name = Path(model), str(model)
     if path.is_dir():
         return open_directory(path)
     if path.is_file():
         return _lone_file(path)
-    name = str(model)
     if entry := find_autoencoder(name):
         return _from_zoo(entry, name, revision)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if hub.is_hub_id(name):
         return _from_hub(name, revision)
-    if "/" in name or path.suffix in WEIGHT_SUFFIXES:
-        raise CheckpointError(f"no directory or file {name}")
-    raise unknown_model(name, list(AUTOENCODERS))
+    raise not_found(name, AUTOENCODERS)
 
 
-def embedded_directory() -> Path:
-    """Where the embedded model lies inside this package."""
-    return Path(str(resources.files("dcae_core") / "embedded" / EMBEDDED_AUTOENCODER))
+def not_found(name: str, known: Iterable[str]) -> DcaeError:
+    """The error for what is no place on this disk, no name of the zoo and no hub id."""
+    if "/" in name or Path(name).suffix in WEIGHT_SUFFIXES:
+        return CheckpointError(f"no directory or file {name}")
+    return unknown_model(name, list(known))
+
+
+def embedded_directory(name: str = EMBEDDED_AUTOENCODER) -> Path:
+    """Where a model of this name lies inside this package."""
+    return Path(str(resources.files("dcae_core") / "embedded" / name))
 
 
 def is_cached(entry: AutoencoderEntry) -> bool:
@@ -102,17 +108,19 @@ def open_directory(directory: Path) -> AutoencoderFiles:
         values = read_json(directory / CONFIG_NAME)
         if "model_name" in values:
             return _original(directory, str(values["model_name"]))
-        if values.get("_class_name") == layouts.DIFFUSERS_CLASS_NAME:
+        if values.get("_class_name") == DIFFUSERS_CLASS_NAME:
             return _diffusers(directory, values)
+        if values.get("_class_name") == KL_CLASS_NAME:
+            return AutoencoderFiles(directory, KL, None, None, None, [directory / DIFFUSERS_WEIGHTS_NAME])
         raise CheckpointError(
             f"{directory / CONFIG_NAME} describes no deep-compression autoencoder: it has neither a model_name "
-            f"nor the class {layouts.DIFFUSERS_CLASS_NAME}"
+            f"nor the class {DIFFUSERS_CLASS_NAME}"
         )
     if (directory / "vae" / CONFIG_NAME).is_file():
         return open_directory(directory / "vae")
     raise CheckpointError(
         f"{directory} holds no model: expected {CONFIG_NAME} beside model.safetensors or "
-        f"{layouts.DIFFUSERS_WEIGHTS_NAME}, a vae/ folder, or {OWN_CONFIG_NAME}"
+        f"{DIFFUSERS_WEIGHTS_NAME}, a vae/ folder, or {OWN_CONFIG_NAME}"
     )
 
 
@@ -141,7 +149,7 @@ def _original(directory: Path, name: str) -> AutoencoderFiles:
     entry = find_autoencoder(name)
     if entry is None:
         raise CheckpointError(f"{directory / CONFIG_NAME} names {name!r}, which is no released autoencoder")
-    weights = _weights_file(directory, WEIGHTS_STEM)
+    weights = original_weights(directory)
     return AutoencoderFiles(
         directory, ORIGINAL, entry.config, entry.name, entry.scaling_factor, [weights], _declared(weights)
     )
@@ -157,12 +165,12 @@ def _diffusers(directory: Path, values: dict) -> AutoencoderFiles:
 
 def _diffusers_weights(directory: Path) -> list[Path]:
     """The one file, or the parts that `save_pretrained(max_shard_size=...)` names in an index."""
-    whole = directory / layouts.DIFFUSERS_WEIGHTS_NAME
+    whole = directory / DIFFUSERS_WEIGHTS_NAME
     if whole.is_file():
         return [whole]
     index = directory / layouts.DIFFUSERS_INDEX_NAME
     if not index.is_file():
-        raise CheckpointError(f"{directory} has a {CONFIG_NAME} but no {layouts.DIFFUSERS_WEIGHTS_NAME}")
+        raise CheckpointError(f"{directory} has a {CONFIG_NAME} but no {DIFFUSERS_WEIGHTS_NAME}")
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(f"{index} does not say which file holds which tensor")
@@ -184,11 +192,16 @@ def _lone_file(path: Path) -> AutoencoderFiles:
     return AutoencoderFiles(path, ORIGINAL, config, name, scaling_factor, [path])
 
 
-def _weights_file(directory: Path, stem: str) -> Path:
+def original_weights(directory: Path) -> Path:
+    """The weights file of a directory in the original layout, whichever format it has.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     for suffix in WEIGHT_SUFFIXES:
-        if (directory / f"{stem}{suffix}").is_file():
-            return directory / f"{stem}{suffix}"
-    raise CheckpointError(f"{directory} has a {CONFIG_NAME} but no {stem}.safetensors")
+        if (file := directory / f"{WEIGHTS_STEM}{suffix}").is_file():
+            return file
+    raise CheckpointError(f"{directory} has a {CONFIG_NAME} but no {WEIGHTS_STEM}.safetensors")
 
 
 def _declared(weights: Path) -> dict[Path, str]:
@@ -199,7 +212,7 @@ def _declared(weights: Path) -> dict[Path, str]:
 def _repositories(entry: AutoencoderEntry) -> list[tuple[str, list[str]]]:
     found = (
         (entry.hub_id, [CONFIG_NAME, f"{WEIGHTS_STEM}.safetensors"]),
-        (entry.diffusers_hub_id, [CONFIG_NAME, layouts.DIFFUSERS_WEIGHTS_NAME]),
+        (entry.diffusers_hub_id, [CONFIG_NAME, DIFFUSERS_WEIGHTS_NAME]),
     )
     return [(repository, files) for repository, files in found if repository]
 
@@ -216,19 +229,25 @@ def _from_zoo(entry: AutoencoderEntry, asked: str, revision: str | None) -> Auto
     candidates = asked_for or repositories
     cached = [pair for pair in candidates if revision is None and hub.is_cached(*pair)]
     repository, files = (cached or candidates)[0]
-    found = open_directory(hub.fetch(repository, files, revision, offline=bool(cached)))
+    found = open_directory(hub.fetch_files(repository, files, revision, offline=bool(cached)))
     return AutoencoderFiles(
         found.where, found.layout, entry.config, entry.name, entry.scaling_factor, found.weights, found.sha256
     )
 
 
 def _from_hub(repository: str, revision: str | None) -> AutoencoderFiles:
-    """Any repository on the hub: its config.json says which weights file to ask for."""
-    directory = hub.fetch(repository, [CONFIG_NAME], revision)
-    values = read_json(directory / CONFIG_NAME)
-    is_diffusers = values.get("_class_name") == layouts.DIFFUSERS_CLASS_NAME
-    weights = layouts.DIFFUSERS_WEIGHTS_NAME if is_diffusers else f"{WEIGHTS_STEM}.safetensors"
-    return open_directory(hub.fetch(repository, [CONFIG_NAME, weights], revision))
+    """Any repository on the hub, of an autoencoder or of a pipeline: its config.json says which weights to ask for."""
+    refusals: list[DcaeError] = []
+    for folder in ("", "vae/"):
+        try:
+            directory = hub.fetch_files(repository, [folder + CONFIG_NAME], revision)
+        except (UsageError, DownloadError) as error:
+            refusals.append(error)
+            continue
+        is_original = "model_name" in read_json(directory / folder / CONFIG_NAME)
+        weights = folder + (f"{WEIGHTS_STEM}.safetensors" if is_original else DIFFUSERS_WEIGHTS_NAME)
+        return open_directory(hub.fetch_files(repository, [folder + CONFIG_NAME, weights], revision) / folder)
+    raise refusals[0]
 
 
 def load_autoencoder(
@@ -261,11 +280,7 @@ def load_autoencoder(
         ResourceError: this machine has no such device.
     """
     device = select_device(str(device))
-    network: Autoencoder
-    if (baseline := find_kl_autoencoder(model, revision)) is not None:
-        network = cast(Autoencoder, read_kl_autoencoder(baseline, dtype).to(device))  # it has the same methods
-    else:
-        network = read_autoencoder(locate_autoencoder(model, revision), dtype).to(device)
+    network = read_autoencoder(locate_autoencoder(model, revision), dtype).to(device)
     return prepare_for_inference(network) if prepare else network
 
 
@@ -273,16 +288,19 @@ def read_autoencoder(files: AutoencoderFiles, dtype: torch.dtype | None = None) 
     """The plain network that located files hold, in evaluation mode, on the CPU.
 
     Raises:
+        UsageError: a KL autoencoder, and diffusers is not installed.
         CheckpointError: the weights are damaged or do not fit.
     """
+    if files.layout == KL:
+        return cast(Autoencoder, read_kl_autoencoder(files.weights[0], dtype))  # it has the same methods
     state: dict[str, Tensor] = {}
     for path in files.weights:
         state |= read_weights(path, files.sha256.get(path))
     config = files.config or _recognise(state, files.where)
     if files.layout == ORIGINAL:
-        state = from_original(config, state)
+        state = layouts.from_original(config, state)
     elif files.layout == DIFFUSERS:
-        state = from_diffusers(config, state)
+        state = layouts.from_diffusers(config, state)
     network = build_on_meta(config)
     load_strictly(network, state, files.where, dtype)
     network.scaling_factor = files.scaling_factor
@@ -293,16 +311,12 @@ def _recognise(state: dict[str, Tensor], where: Path) -> AutoencoderConfig:
     """The released configuration whose keys and shapes a lone weights file has."""
     shapes = {key: tensor.shape for key, tensor in state.items()}
     for entry in AUTOENCODERS.values():
-        expected = to_original(entry.config, build_on_meta(entry.config).state_dict())
+        expected = layouts.to_original(entry.config, build_on_meta(entry.config).state_dict())
         if shapes == {key: tensor.shape for key, tensor in expected.items()}:
             return entry.config
     raise CheckpointError(
         f"{where}: its tensors are those of no released autoencoder; put it beside a config.json that says what it is"
     )
-
-
-LAYOUTS = (ORIGINAL, DIFFUSERS, OWN)
-_MAX_FILE_BYTES = 14_900_000  # of tensors; names and shapes come on top
 
 
 def best_layout(network: Autoencoder) -> str:
@@ -342,38 +356,42 @@ def save_autoencoder(
         UsageError: the layout cannot express the network.
         ResourceError: the disk is full or the place cannot be written to.
     """
+    if not isinstance(network, Autoencoder):
+        raise UsageError("these layouts hold deep-compression autoencoders only, and this is none")
     layout = layout or best_layout(network)
     state = {key: _stored(tensor, dtype) for key, tensor in network.state_dict().items()}
     with replace_directory(directory) as partial:
         if layout == ORIGINAL:
-            if name not in AUTOENCODERS or AUTOENCODERS[name].config != network.config:
-                raise UsageError(
-                    "the original layout only names released networks, and this one is none of them; "
-                    "use the diffusers or the dcae layout"
-                )
-            save_file(to_original(network.config, state), partial / f"{WEIGHTS_STEM}.safetensors")
-            _write_json(partial / CONFIG_NAME, {"model_name": name})
+            _write_original(network, state, name, partial)
             return
         if layout == DIFFUSERS:
             config = layouts.to_diffusers_config(network.config, network.scaling_factor)
             _write_json(partial / CONFIG_NAME, config)
-            converted = layouts.to_diffusers(network.config, state)
             # diffusers refuses weights whose metadata does not name the framework.
-            save_file(converted, partial / layouts.DIFFUSERS_WEIGHTS_NAME, metadata={"format": "pt"})
+            converted = layouts.to_diffusers(network.config, state)
+            save_file(converted, partial / DIFFUSERS_WEIGHTS_NAME, metadata={"format": "pt"})
         else:
             for number, tensors in enumerate(_split(state), start=1):
                 save_file(tensors, partial / f"weights-{number}.safetensors")
-        _write_json(
-            partial / OWN_CONFIG_NAME,
-            {
-                "layout": layout,
-                "name": name,
-                "scaling_factor": network.scaling_factor,
-                "config": network.config.to_dict(),
-                "weights": {file.name: sha256_of_file(file) for file in sorted(partial.glob("*.safetensors"))},
-                "metadata": metadata or {},
-            },
+        description = {
+            "layout": layout,
+            "name": name,
+            "scaling_factor": network.scaling_factor,
+            "config": network.config.to_dict(),
+            "weights": {file.name: sha256_of_file(file) for file in sorted(partial.glob("*.safetensors"))},
+            "metadata": metadata or {},
+        }
+        _write_json(partial / OWN_CONFIG_NAME, description)
+
+
+def _write_original(network: Autoencoder, state: dict[str, Tensor], name: str | None, directory: Path) -> None:
+    if name not in AUTOENCODERS or AUTOENCODERS[name].config != network.config:
+        raise UsageError(
+            "the original layout only names released networks, and this one is none of them; "
+            "use the diffusers or the dcae layout"
         )
+    save_file(layouts.to_original(network.config, state), directory / f"{WEIGHTS_STEM}.safetensors")
+    _write_json(directory / CONFIG_NAME, {"model_name": name})
 
 
 def _split(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:

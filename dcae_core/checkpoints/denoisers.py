@@ -1,4 +1,4 @@
-"""Diffusion models from any place and layout: the network, and the autoencoder whose latents it makes.
+"""Where the files of a diffusion model are, and what network and autoencoder they hold.
 
 Three layouts are read:
 
@@ -12,7 +12,6 @@ Three layouts are read:
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from dcae_core.checkpoints import hub
-from dcae_core.checkpoints.autoencoders import CONFIG_NAME, OWN_CONFIG_NAME, load_autoencoder
+from dcae_core.checkpoints.autoencoders import (
+    CONFIG_NAME,
+    OWN_CONFIG_NAME,
+    embedded_directory,
+    load_autoencoder,
+    not_found,
+    original_weights,
+)
 from dcae_core.checkpoints.layouts import WEIGHTS_STEM, from_original
-from dcae_core.errors import CheckpointError, UsageError
+from dcae_core.errors import CheckpointError, DcaeError, UsageError
 from dcae_core.models import build_denoiser, denoiser_config
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.models.denoiser import DenoiserConfig
 from dcae_core.models.inference import prepare_for_inference
-from dcae_core.weights import WEIGHT_SUFFIXES, load_strictly, read_json, read_weights, require_scaling_factor
-from dcae_core.zoo import AUTOENCODERS, DENOISERS, EMBEDDED_DENOISER, DenoiserEntry, find_denoiser, unknown_model
+from dcae_core.weights import load_strictly, read_json, read_weights, require_scaling_factor
+from dcae_core.zoo import AUTOENCODERS, DENOISERS, EMBEDDED_DENOISER, DenoiserEntry, find_denoiser
 
 DESCRIPTION_KEY = "diffusion"
 EMA, RAW = "ema", "raw"
@@ -83,70 +89,6 @@ class DiffusionParts:
     config: DenoiserConfig
 
 
-def describe_denoiser(
-    config: DenoiserConfig,
-    prediction: str,
-    autoencoder: str | None,
-    scaling_factor: float,
-    class_names: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """What `dcae.json` keeps under "diffusion", so that the weights beside it or in `checkpoints/` can be read back.
-
-    Args:
-        config: the network.
-        prediction: "epsilon", "epsilon_variance" or "velocity".
-        autoencoder: what `load_autoencoder` takes to get the autoencoder of its latents; None is the embedded one.
-        scaling_factor: what the latents were multiplied by.
-        class_names: one for each class.
-    """
-    return {
-        "config": config.to_dict(),
-        "prediction": prediction,
-        "autoencoder": autoencoder,
-        "scaling_factor": scaling_factor,
-        "class_names": list(class_names) if class_names else None,
-    }
-
-
-def read_diffusion(
-    files: DiffusionFiles,
-    *,
-    autoencoder: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-) -> DiffusionParts:
-    """Load a located diffusion model, strictly.
-
-    Holds one copy of the weights: the file is mapped into memory and the network takes its tensors over.
-
-    Args:
-        files: as `locate_diffusion` found them.
-        autoencoder: where to take the autoencoder from instead, as for `load_autoencoder`.
-        device: where both go.
-        dtype: of both; float32 if None.
-
-    Raises:
-        UsageError: no autoencoder is called that.
-        CheckpointError: the weights are damaged or do not fit, or the autoencoder makes other latents.
-        DownloadError: the autoencoder's files are not cached and cannot be downloaded.
-    """
-    state: dict[str, Tensor] = {}
-    for file in files.weights:
-        state |= read_weights(file, files.sha256)
-    inside = _take(state, _AUTOENCODER_PREFIX)
-    with torch.device("meta"):
-        network = build_denoiser(files.config)
-    load_strictly(network, _take(state, _NETWORK_PREFIX) or state, files.where, dtype)
-    if autoencoder is None and inside:
-        decoder = _released_autoencoder(files, inside, dtype).to(device)
-    else:
-        decoder = load_autoencoder(autoencoder or files.autoencoder, device=device, dtype=dtype)
-    scaling_factor = files.scaling_factor or decoder.scaling_factor
-    _require_fit(files, decoder, scaling_factor)
-    assert scaling_factor is not None
-    return DiffusionParts(network.to(device).eval(), decoder, files.prediction, scaling_factor, files.config)
-
-
 def locate_diffusion(
     model: str | Path | None = None, revision: str | None = None, weights: str = EMA
 ) -> DiffusionFiles:
@@ -173,12 +115,22 @@ def locate_diffusion(
     if path.is_file():
         return _lone_file(path)
     entry = find_denoiser(name)
-    if entry or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
-        repository = entry.hub_id if entry else name
-        return _open_directory(hub.fetch(repository, _RELEASED_FILES, revision, offline=_offline(entry, revision)), RAW)
-    if "/" in name or path.suffix in WEIGHT_SUFFIXES:
-        raise CheckpointError(f"no directory or file {name}")
-    raise unknown_model(name, list(DENOISERS))
+    if entry is None and not hub.is_hub_id(name):
+        raise not_found(name, DENOISERS)
+    offline = entry is not None and revision is None and is_cached(entry)
+    repository = entry.hub_id if entry else name
+    return _open_directory(hub.fetch_files(repository, _RELEASED_FILES, revision, offline=offline), RAW)
+
+
+def is_diffusion_model(model: str | Path | None) -> bool:
+    """Whether this is a place on this disk that holds a diffusion model, or the name of a released one."""
+    if model is None or not Path(model).exists():
+        return model is not None and find_denoiser(str(model)) is not None
+    try:
+        locate_diffusion(model)
+    except DcaeError:
+        return False
+    return True
 
 
 def _embedded_directory() -> Path:
@@ -188,16 +140,12 @@ def _embedded_directory() -> Path:
             "(`dcae models list '*-in-512px*'` shows them), or a run directory of `dcae train-diffusion`; "
             "example: dcae sample --model dc-ae-f32c32-in-1.0-uvit-s-in-512px"
         )
-    return Path(str(resources.files("dcae_core") / "embedded" / EMBEDDED_DENOISER))
+    return embedded_directory(EMBEDDED_DENOISER)
 
 
 def is_cached(entry: DenoiserEntry) -> bool:
     """Whether a zoo model can be loaded without a network."""
     return hub.is_cached(entry.hub_id, _RELEASED_FILES)
-
-
-def _offline(entry: DenoiserEntry | None, revision: str | None) -> bool:
-    return entry is not None and revision is None and is_cached(entry)
 
 
 def _open_directory(directory: Path, weights: str) -> DiffusionFiles:
@@ -208,11 +156,8 @@ def _open_directory(directory: Path, weights: str) -> DiffusionFiles:
         if file.is_file() and DESCRIPTION_KEY in (values := read_json(file)):
             return _own(directory, file, values, weights)
     if (directory / CONFIG_NAME).is_file():
-        name = str(read_json(directory / CONFIG_NAME).get("model_name"))
-        for suffix in WEIGHT_SUFFIXES:
-            if (file := directory / f"{WEIGHTS_STEM}{suffix}").is_file():
-                return _released(_entry_named(name, directory / CONFIG_NAME), directory, file)
-        raise CheckpointError(f"{directory} has a {CONFIG_NAME} but no {WEIGHTS_STEM}.safetensors")
+        weights_file = original_weights(directory)
+        return _released(_entry_in(directory / CONFIG_NAME), directory, weights_file)
     raise CheckpointError(
         f"{directory} holds no diffusion model: expected {CONFIG_NAME} with a model_name beside "
         f"{WEIGHTS_STEM}.safetensors, or a run of `dcae train-diffusion`"
@@ -256,14 +201,18 @@ def _own(directory: Path, description_file: Path, values: dict[str, Any], weight
 
 
 def _lone_file(path: Path) -> DiffusionFiles:
-    """A weights file: its directory's configuration says which network, or else its own name."""
+    """A weights file: its own name says which network, or else its directory's configuration."""
     config = path.parent / CONFIG_NAME
     if find_denoiser(path.stem) is None and config.is_file():
-        return _released(_entry_named(str(read_json(config).get("model_name")), config), path, path)
-    return _released(_entry_named(path.stem, path), path, path)
+        return _released(_entry_in(config), path, path)
+    return _released(_require_entry(path.stem, path), path, path)
 
 
-def _entry_named(name: str, where: Path) -> DenoiserEntry:
+def _entry_in(config: Path) -> DenoiserEntry:
+    return _require_entry(str(read_json(config).get("model_name")), config)
+
+
+def _require_entry(name: str, where: Path) -> DenoiserEntry:
     entry = find_denoiser(name)
     if entry is None:
         raise CheckpointError(f"{where} names {name!r}, which is no released diffusion model; `dcae models` lists them")
@@ -271,17 +220,55 @@ def _entry_named(name: str, where: Path) -> DenoiserEntry:
 
 
 def _released(entry: DenoiserEntry, where: Path, weights: Path) -> DiffusionFiles:
-    scaling_factor = AUTOENCODERS[entry.autoencoder].scaling_factor
     return DiffusionFiles(
         name=entry.name,
         where=where,
         config=entry.config,
         prediction=entry.prediction,
         autoencoder=entry.autoencoder,
-        scaling_factor=scaling_factor,
+        scaling_factor=AUTOENCODERS[entry.autoencoder].scaling_factor,
         weights=(weights,),
         sha256=hub.cached_sha256(weights),
     )
+
+
+def read_diffusion(
+    files: DiffusionFiles,
+    *,
+    autoencoder: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> DiffusionParts:
+    """Load a located diffusion model, strictly.
+
+    Holds one copy of the weights: the file is mapped into memory and the network takes its tensors over.
+
+    Args:
+        files: as `locate_diffusion` found them.
+        autoencoder: where to take the autoencoder from instead, as for `load_autoencoder`.
+        device: where both go.
+        dtype: of both; float32 if None.
+
+    Raises:
+        UsageError: no autoencoder is called that.
+        CheckpointError: the weights are damaged or do not fit, or the autoencoder makes other latents.
+        DownloadError: the autoencoder's files are not cached and cannot be downloaded.
+    """
+    state: dict[str, Tensor] = {}
+    for file in files.weights:
+        state |= read_weights(file, files.sha256)
+    inside = _take(state, _AUTOENCODER_PREFIX)
+    with torch.device("meta"):
+        network = build_denoiser(files.config)
+    load_strictly(network, _take(state, _NETWORK_PREFIX) or state, files.where, dtype)
+    if autoencoder is None and inside:
+        decoder = _released_autoencoder(files, inside, dtype).to(device)
+    else:
+        decoder = load_autoencoder(autoencoder or files.autoencoder, device=device, dtype=dtype)
+    scaling_factor = files.scaling_factor or decoder.scaling_factor
+    _require_fit(files, decoder, scaling_factor)
+    assert scaling_factor is not None
+    return DiffusionParts(network.to(device).eval(), decoder, files.prediction, scaling_factor, files.config)
 
 
 def _take(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -307,3 +294,28 @@ def _require_fit(files: DiffusionFiles, autoencoder: Autoencoder, scaling_factor
         )
     if scaling_factor is None:
         raise CheckpointError(f"{files.where}: neither the diffusion network nor its autoencoder has a scaling factor")
+
+
+def describe_denoiser(
+    config: DenoiserConfig,
+    prediction: str,
+    autoencoder: str | None,
+    scaling_factor: float,
+    class_names: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """What `dcae.json` keeps under "diffusion", so that the weights beside it or in `checkpoints/` can be read back.
+
+    Args:
+        config: the network.
+        prediction: "epsilon", "epsilon_variance" or "velocity".
+        autoencoder: what `load_autoencoder` takes to get the autoencoder of its latents; None is the embedded one.
+        scaling_factor: what the latents were multiplied by.
+        class_names: one for each class.
+    """
+    return {
+        "config": config.to_dict(),
+        "prediction": prediction,
+        "autoencoder": autoencoder,
+        "scaling_factor": scaling_factor,
+        "class_names": list(class_names) if class_names else None,
+    }

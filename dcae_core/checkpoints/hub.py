@@ -8,7 +8,12 @@ from dcae_core.errors import DownloadError, UsageError
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def fetch(repository: str, files: list[str], revision: str | None = None, *, offline: bool = False) -> Path:
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form `organisation/name`, and not that of a path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def fetch_files(repository: str, files: list[str], revision: str | None = None, *, offline: bool = False) -> Path:
     """The local directory that holds `files` of a hub repository, downloaded where they are not cached.
 
     Args:
@@ -58,7 +63,7 @@ def fetch(repository: str, files: list[str], revision: str | None = None, *, off
 def is_cached(repository: str, files: list[str]) -> bool:
     """Whether all of `files` lie in the cache."""
     try:
-        fetch(repository, files, offline=True)
+        fetch_files(repository, files, offline=True)
     except (DownloadError, UsageError):
         return False
     return True

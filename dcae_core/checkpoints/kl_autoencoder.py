@@ -9,14 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcae_core.checkpoints import hub
-from dcae_core.errors import CheckpointError, DownloadError, UsageError
-from dcae_core.weights import read_json
-from dcae_core.zoo import find_autoencoder
+from dcae_core.errors import CheckpointError, UsageError
 
-_CLASS_NAME = "AutoencoderKL"
-_CONFIG_NAME, _WEIGHTS_NAME = "config.json", "diffusion_pytorch_model.safetensors"
-_FOLDERS = ("", "vae/")  # of an autoencoder alone, and of a pipeline
+KL_CLASS_NAME = "AutoencoderKL"
 
 
 class KLAutoencoder(nn.Module):
@@ -63,39 +58,12 @@ class KLAutoencoder(nn.Module):
         return self.network.decode(z + self.shift_factor).sample
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode and decode, without chance."""
+        """Encode and decode, without noise."""
         return self.decode(self.encode(x))
 
 
-def find_kl_autoencoder(model: str | Path | None, revision: str | None = None) -> Path | None:
-    """The directory of a KL autoencoder, downloaded where it is not cached; None if `model` is something else.
-
-    Args:
-        model: as for `load_autoencoder`: a directory or a hub id, of an autoencoder or of a pipeline with a `vae/`.
-        revision: of a hub repository.
-
-    Raises:
-        DownloadError: its weights are not cached and cannot be downloaded.
-    """
-    name = str(model)
-    if model is None or find_autoencoder(name) is not None:
-        return None
-    if Path(model).is_dir():
-        return next((Path(model) / folder for folder in _FOLDERS if _is_kl(Path(model) / folder / _CONFIG_NAME)), None)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or Path(model).exists():
-        return None
-    for folder in _FOLDERS:
-        try:
-            directory = hub.fetch(name, [folder + _CONFIG_NAME], revision)
-        except (UsageError, DownloadError):
-            continue
-        if _is_kl(directory / folder / _CONFIG_NAME):
-            return hub.fetch(name, [folder + _CONFIG_NAME, folder + _WEIGHTS_NAME], revision) / folder
-    return None
-
-
-def read_kl_autoencoder(directory: Path, dtype: torch.dtype | None = None) -> KLAutoencoder:
-    """Load one, in evaluation mode, on the CPU; safetensors only.
+def read_kl_autoencoder(weights: Path, dtype: torch.dtype | None = None) -> KLAutoencoder:
+    """The network of a safetensors file with diffusers' names, beside its config.json; in evaluation mode, on the CPU.
 
     Raises:
         UsageError: diffusers is not installed.
@@ -105,14 +73,14 @@ def read_kl_autoencoder(directory: Path, dtype: torch.dtype | None = None) -> KL
         from diffusers import AutoencoderKL
     except ImportError as error:
         raise UsageError(
-            f"{directory} is an {_CLASS_NAME}; reading one needs: pip install 'dcae[diffusers]'"
+            f"{weights.parent} is an {KL_CLASS_NAME}; reading one needs: pip install 'dcae[diffusers]'"
         ) from error
-    if not (directory / _WEIGHTS_NAME).is_file():
-        raise CheckpointError(f"{directory} has a {_CONFIG_NAME} but no {_WEIGHTS_NAME}")
+    if not weights.is_file():
+        raise CheckpointError(f"{weights.parent} has a config.json but no {weights.name}")
     try:
         # low_cpu_mem_usage would leave tensors that the file lacks uninitialised; without it they are reported.
         network, report = AutoencoderKL.from_pretrained(
-            directory,
+            weights.parent,
             use_safetensors=True,
             local_files_only=True,
             torch_dtype=dtype or torch.float32,
@@ -120,12 +88,8 @@ def read_kl_autoencoder(directory: Path, dtype: torch.dtype | None = None) -> KL
             output_loading_info=True,
         )
     except Exception as error:  # diffusers raises many kinds on files that are damaged or of other shapes
-        raise CheckpointError(f"{directory} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+        raise CheckpointError(f"{weights.parent} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     for kind in ("missing_keys", "unexpected_keys"):
         if report[kind]:
-            raise CheckpointError(f"{directory / _WEIGHTS_NAME}: {kind.replace('_', ' ')}: {sorted(report[kind])[0]}")
+            raise CheckpointError(f"{weights}: {kind.replace('_', ' ')}: {sorted(report[kind])[0]}")
     return KLAutoencoder(network).eval()
-
-
-def _is_kl(config: Path) -> bool:
-    return config.is_file() and read_json(config).get("_class_name") == _CLASS_NAME

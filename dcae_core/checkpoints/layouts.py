@@ -1,4 +1,4 @@
-"""The published layouts of autoencoder weights, key by key, into our own parameter names and back."""
+"""What the two published layouts of autoencoders call each parameter and each setting, and what we call it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,62 @@ from torch import Tensor
 from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.models.autoencoder import AutoencoderConfig
 from dcae_core.models.layers import HEAD_CHANNELS
+
+WEIGHTS_STEM = "model"
+DIFFUSERS_CLASS_NAME = "AutoencoderDC"
+DIFFUSERS_WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+DIFFUSERS_INDEX_NAME = f"{DIFFUSERS_WEIGHTS_NAME}.index.json"
+
+_ORIGINAL_RES = {"conv1": "main.conv1.conv", "conv2": "main.conv2.conv", "norm": "main.conv2.norm"}
+_ORIGINAL_EVIT_GLU = {
+    "attention.qkv": "context_module.main.qkv.conv",
+    "attention.proj": "context_module.main.proj.conv",
+    "attention.norm": "context_module.main.proj.norm",
+    "mlp.expand": "local_module.main.inverted_conv.conv",
+    "mlp.depthwise": "local_module.main.depth_conv.conv",
+    "mlp.project": "local_module.main.point_conv.conv",
+    "mlp.norm": "local_module.main.point_conv.norm",
+}
+_ORIGINAL_ATTENTION_SCALE = {
+    "attention.scales.{}.depthwise": "context_module.main.aggreg.{}.0",
+    "attention.scales.{}.pointwise": "context_module.main.aggreg.{}.1",
+}
+_DIFFUSERS_RES = {"conv1": "conv1", "conv2": "conv2", "norm": "norm"}
+_DIFFUSERS_EVIT_GLU = {
+    "attention.qkv": "attn",
+    "attention.proj": "attn.to_out",
+    "attention.norm": "attn.norm_out",
+    "mlp.expand": "conv_out.conv_inverted",
+    "mlp.depthwise": "conv_out.conv_depth",
+    "mlp.project": "conv_out.conv_point",
+    "mlp.norm": "conv_out.norm",
+}
+_DIFFUSERS_ATTENTION_SCALE = {
+    "attention.scales.{}.depthwise": "attn.to_qkv_multiscale.{}.proj_in",
+    "attention.scales.{}.pointwise": "attn.to_qkv_multiscale.{}.proj_out",
+}
+_DIFFUSERS_QKV = ("to_q", "to_k", "to_v")
+_DIFFUSERS_BLOCKS = {"res": "ResBlock", "evit_glu": "EfficientViTBlock"}
+# AutoencoderDC's setting -> ours, and what it takes for a setting that its config.json leaves out.
+_DIFFUSERS_SETTINGS: dict[str, tuple[str, Any]] = {
+    "in_channels": ("in_channels", 3),
+    "latent_channels": ("latent_channels", 32),
+    "encoder_block_types": ("encoder_blocks", "ResBlock"),
+    "decoder_block_types": ("decoder_blocks", "ResBlock"),
+    "encoder_block_out_channels": ("encoder_widths", (128, 256, 512, 512, 1024, 1024)),
+    "decoder_block_out_channels": ("decoder_widths", (128, 256, 512, 512, 1024, 1024)),
+    "encoder_layers_per_block": ("encoder_depths", (2, 2, 2, 3, 3, 3)),
+    "decoder_layers_per_block": ("decoder_depths", (3, 3, 3, 3, 3, 3)),
+    "encoder_qkv_multiscales": ("encoder_attention_scales", ((), (), (), (5,), (5,), (5,))),
+    "decoder_qkv_multiscales": ("decoder_attention_scales", ((), (), (), (5,), (5,), (5,))),
+    "upsample_block_type": ("upsample", "pixel_shuffle"),
+    "downsample_block_type": ("downsample", "pixel_unshuffle"),
+    "decoder_norm_types": ("decoder_norms", "rms_norm"),
+    "decoder_act_fns": ("decoder_acts", "silu"),
+    "encoder_out_shortcut": ("latent_shortcuts", True),
+    "decoder_in_shortcut": ("latent_shortcuts", True),
+    "decoder_conv_act_fn": ("head_act", "relu"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +96,7 @@ class LayerNames:
     attention_scale: dict[str, str]
 
 
-def key_prefixes(config: AutoencoderConfig, names: LayerNames) -> dict[str, str]:
+def _key_prefixes(config: AutoencoderConfig, names: LayerNames) -> dict[str, str]:
     """Our prefix -> theirs for every layer; the parameter's own name (weight, running_mean, ...) follows both."""
     prefixes = {
         "encoder.stem" if config.encoder_depths[0] else "encoder.stem.conv": names.encoder_stem,
@@ -52,13 +108,15 @@ def key_prefixes(config: AutoencoderConfig, names: LayerNames) -> dict[str, str]
         prefixes["decoder.head.norm"] = names.decoder_norm
     for side in ("encoder", "decoder"):
         for stage in range(config.num_stages):
-            prefixes |= _stage(config, names, side, stage)
+            prefixes |= _stage_prefixes(config, names, side, stage)
     return prefixes
 
 
-def _stage(config: AutoencoderConfig, names: LayerNames, side: str, stage: int) -> dict[str, str]:
+def _stage_prefixes(config: AutoencoderConfig, names: LayerNames, side: str, stage: int) -> dict[str, str]:
     """The encoder's stages end with their change of resolution, the decoder's begin with it."""
-    block = _block(names, getattr(config, f"{side}_blocks")[stage], getattr(config, f"{side}_attention_scales")[stage])
+    block = _block_names(
+        names, getattr(config, f"{side}_blocks")[stage], getattr(config, f"{side}_attention_scales")[stage]
+    )
     items = [block] * getattr(config, f"{side}_depths")[stage]
     if config.resamples(side, stage):
         items.insert(len(items) if side == "encoder" else 0, {"conv": names.resampling[side]})
@@ -70,7 +128,7 @@ def _stage(config: AutoencoderConfig, names: LayerNames, side: str, stage: int) 
     }
 
 
-def _block(names: LayerNames, kind: str, scales: tuple[int, ...]) -> dict[str, str]:
+def _block_names(names: LayerNames, kind: str, scales: tuple[int, ...]) -> dict[str, str]:
     if kind == "res":
         return names.res
     further = {
@@ -81,38 +139,53 @@ def _block(names: LayerNames, kind: str, scales: tuple[int, ...]) -> dict[str, s
     return names.evit_glu | further
 
 
-WEIGHTS_STEM = "model"
+def _original_prefixes(config: AutoencoderConfig) -> dict[str, str]:
+    down = "conv.conv" if config.downsample == "pixel_unshuffle" else "conv"
+    # What has a shortcut beside it is called main.
+    resampling, latent = ("main." if beside else "" for beside in (config.residual_shortcuts, config.latent_shortcuts))
+    # The published op_list leaves out a norm or an activation that is absent, so the convolution's place moves.
+    last = int(config.head_norm) + int(config.head_act is not None)
+    names = LayerNames(
+        encoder_stem=f"encoder.project_in.{'conv' if config.encoder_depths[0] else down}",
+        encoder_head=f"encoder.project_out.{latent}op_list.0.conv",
+        decoder_stem=f"decoder.project_in.{latent}conv",
+        decoder_norm="decoder.project_out.op_list.0",
+        decoder_out=f"decoder.project_out.op_list.{last}.{'conv' if config.decoder_depths[0] else 'conv.conv'}",
+        stages={"encoder": "encoder.stages.{}.op_list", "decoder": "decoder.stages.{}.op_list"},
+        resampling={"encoder": f"{resampling}{down}", "decoder": f"{resampling}conv.conv"},
+        res=_ORIGINAL_RES,
+        evit_glu=_ORIGINAL_EVIT_GLU,
+        attention_scale=_ORIGINAL_ATTENTION_SCALE,
+    )
+    return _key_prefixes(config, names)
 
-_RES = {"conv1": "main.conv1.conv", "conv2": "main.conv2.conv", "norm": "main.conv2.norm"}
-_ORIGINAL_EVIT_GLU = {
-    "attention.qkv": "context_module.main.qkv.conv",
-    "attention.proj": "context_module.main.proj.conv",
-    "attention.norm": "context_module.main.proj.norm",
-    "mlp.expand": "local_module.main.inverted_conv.conv",
-    "mlp.depthwise": "local_module.main.depth_conv.conv",
-    "mlp.project": "local_module.main.point_conv.conv",
-    "mlp.norm": "local_module.main.point_conv.norm",
-}
-_ORIGINAL_ATTENTION_SCALE = {
-    "attention.scales.{}.depthwise": "context_module.main.aggreg.{}.0",
-    "attention.scales.{}.pointwise": "context_module.main.aggreg.{}.1",
-}
 
-
-def original_key_prefixes(config: AutoencoderConfig) -> dict[str, str]:
-    """Our prefix -> their prefix, for every layer with parameters."""
-    return key_prefixes(config, _names(config))
+def _diffusers_prefixes(config: AutoencoderConfig) -> dict[str, str]:
+    """The prefix of q, k and v is their common parent."""
+    names = LayerNames(
+        encoder_stem="encoder.conv_in" if config.encoder_depths[0] else "encoder.conv_in.conv",
+        encoder_head="encoder.conv_out",
+        decoder_stem="decoder.conv_in",
+        decoder_norm="decoder.norm_out",
+        decoder_out="decoder.conv_out" if config.decoder_depths[0] else "decoder.conv_out.conv",
+        stages={"encoder": "encoder.down_blocks.{}", "decoder": "decoder.up_blocks.{}"},
+        resampling={"encoder": "conv", "decoder": "conv"},
+        res=_DIFFUSERS_RES,
+        evit_glu=_DIFFUSERS_EVIT_GLU,
+        attention_scale=_DIFFUSERS_ATTENTION_SCALE,
+    )
+    return _key_prefixes(config, names)
 
 
 def to_original(config: AutoencoderConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict under the original key names; tensors are shared, not copied."""
-    prefixes = original_key_prefixes(config)
+    prefixes = _original_prefixes(config)
     return {_rename(key, prefixes): tensor for key, tensor in state.items()}
 
 
 def from_original(config: AutoencoderConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """An original state dict under our key names; keys that are not theirs stay as they are, for the strict check."""
-    prefixes = {theirs: ours for ours, theirs in original_key_prefixes(config).items()}
+    prefixes = {theirs: ours for ours, theirs in _original_prefixes(config).items()}
     return {_rename(key, prefixes): tensor for key, tensor in state.items()}
 
 
@@ -121,165 +194,15 @@ def _rename(key: str, prefixes: dict[str, str]) -> str:
     return f"{prefixes[prefix]}.{parameter}" if prefix in prefixes else key
 
 
-def _names(config: AutoencoderConfig) -> LayerNames:
-    down = "conv.conv" if config.downsample == "pixel_unshuffle" else "conv"
-    # What has a shortcut beside it is called main.
-    resampling, latent = ("main." if beside else "" for beside in (config.residual_shortcuts, config.latent_shortcuts))
-    # The published op_list leaves out a norm or an activation that is absent, so the convolution's place moves.
-    last = int(config.head_norm) + int(config.head_act is not None)
-    return LayerNames(
-        encoder_stem=f"encoder.project_in.{'conv' if config.encoder_depths[0] else down}",
-        encoder_head=f"encoder.project_out.{latent}op_list.0.conv",
-        decoder_stem=f"decoder.project_in.{latent}conv",
-        decoder_norm="decoder.project_out.op_list.0",
-        decoder_out=f"decoder.project_out.op_list.{last}.{'conv' if config.decoder_depths[0] else 'conv.conv'}",
-        stages={"encoder": "encoder.stages.{}.op_list", "decoder": "decoder.stages.{}.op_list"},
-        resampling={"encoder": f"{resampling}{down}", "decoder": f"{resampling}conv.conv"},
-        res=_RES,
-        evit_glu=_ORIGINAL_EVIT_GLU,
-        attention_scale=_ORIGINAL_ATTENTION_SCALE,
-    )
-
-
-DIFFUSERS_CLASS_NAME = "AutoencoderDC"
-DIFFUSERS_WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-DIFFUSERS_INDEX_NAME = f"{DIFFUSERS_WEIGHTS_NAME}.index.json"
-
-_BLOCKS = {"res": "ResBlock", "evit_glu": "EfficientViTBlock"}
-_QKV = ("to_q", "to_k", "to_v")
-_DIFFUSERS_EVIT_GLU = {
-    "attention.qkv": "attn",
-    "attention.proj": "attn.to_out",
-    "attention.norm": "attn.norm_out",
-    "mlp.expand": "conv_out.conv_inverted",
-    "mlp.depthwise": "conv_out.conv_depth",
-    "mlp.project": "conv_out.conv_point",
-    "mlp.norm": "conv_out.norm",
-}
-_DIFFUSERS_ATTENTION_SCALE = {
-    "attention.scales.{}.depthwise": "attn.to_qkv_multiscale.{}.proj_in",
-    "attention.scales.{}.pointwise": "attn.to_qkv_multiscale.{}.proj_out",
-}
-_DEFAULTS: dict[str, Any] = {
-    "in_channels": 3,
-    "latent_channels": 32,
-    "attention_head_dim": HEAD_CHANNELS,
-    "encoder_block_types": "ResBlock",
-    "decoder_block_types": "ResBlock",
-    "encoder_block_out_channels": (128, 256, 512, 512, 1024, 1024),
-    "decoder_block_out_channels": (128, 256, 512, 512, 1024, 1024),
-    "encoder_layers_per_block": (2, 2, 2, 3, 3, 3),
-    "decoder_layers_per_block": (3, 3, 3, 3, 3, 3),
-    "encoder_qkv_multiscales": ((), (), (), (5,), (5,), (5,)),
-    "decoder_qkv_multiscales": ((), (), (), (5,), (5,), (5,)),
-    "upsample_block_type": "pixel_shuffle",
-    "downsample_block_type": "pixel_unshuffle",
-    "decoder_norm_types": "rms_norm",
-    "decoder_act_fns": "silu",
-    "encoder_out_shortcut": True,
-    "decoder_in_shortcut": True,
-    "decoder_conv_act_fn": "relu",
-    "scaling_factor": 1.0,
-}
-
-
-def to_diffusers_config(config: AutoencoderConfig, scaling_factor: float | None) -> dict[str, Any]:
-    """What `AutoencoderDC.from_config` builds the same network from; an unknown scaling factor becomes 1.
-
-    Raises:
-        UsageError: AutoencoderDC cannot express the configuration.
-    """
-    if not config.head_norm or config.head_act is None:
-        raise UsageError(
-            "diffusers' AutoencoderDC always has a norm and an activation before its last convolution; "
-            "this configuration has not, so only the dcae layout can hold it (--to dcae)"
-        )
-    if not config.residual_shortcuts:
-        raise UsageError(
-            "diffusers' AutoencoderDC always has residual shortcuts around changes of resolution; "
-            "this configuration has not, so only the dcae layout can hold it (--to dcae)"
-        )
-    if 0 in config.encoder_depths[1:] + config.decoder_depths[1:]:
-        raise UsageError(
-            "diffusers' AutoencoderDC changes the resolution only in stages that have blocks; "
-            "this configuration has a later stage without, so only the dcae layout can hold it (--to dcae)"
-        )
-    return {
-        "_class_name": DIFFUSERS_CLASS_NAME,
-        "in_channels": config.in_channels,
-        "latent_channels": config.latent_channels,
-        "attention_head_dim": HEAD_CHANNELS,
-        "encoder_block_types": [_BLOCKS[block] for block in config.encoder_blocks],
-        "decoder_block_types": [_BLOCKS[block] for block in config.decoder_blocks],
-        "encoder_block_out_channels": list(config.encoder_widths),
-        "decoder_block_out_channels": list(config.decoder_widths),
-        "encoder_layers_per_block": list(config.encoder_depths),
-        "decoder_layers_per_block": list(config.decoder_depths),
-        "encoder_qkv_multiscales": [list(scales) for scales in config.encoder_attention_scales],
-        "decoder_qkv_multiscales": [list(scales) for scales in config.decoder_attention_scales],
-        "upsample_block_type": config.upsample,
-        "downsample_block_type": config.downsample,
-        "decoder_norm_types": list(config.decoder_norms),
-        "decoder_act_fns": list(config.decoder_acts),
-        "encoder_out_shortcut": config.latent_shortcuts,
-        "decoder_in_shortcut": config.latent_shortcuts,
-        "decoder_conv_act_fn": config.head_act,
-        "scaling_factor": 1.0 if scaling_factor is None else scaling_factor,
-    }
-
-
-def from_diffusers_config(values: dict[str, Any]) -> AutoencoderConfig:
-    """The configuration that an AutoencoderDC `config.json` describes.
-
-    Raises:
-        CheckpointError: values that this network has no counterpart for.
-    """
-    values = _DEFAULTS | {key: value for key, value in values.items() if value is not None}
-    if values["attention_head_dim"] != HEAD_CHANNELS:
-        raise CheckpointError(f"attention_head_dim is {values['attention_head_dim']}; only {HEAD_CHANNELS} is known")
-    if values["encoder_out_shortcut"] != values["decoder_in_shortcut"]:
-        raise CheckpointError("encoder_out_shortcut and decoder_in_shortcut differ; only equal values are known")
-    names = {theirs: ours for ours, theirs in _BLOCKS.items()}
-
-    def per_stage(key: str) -> list[Any]:
-        value = values[key]
-        return [value] * len(values["encoder_block_out_channels"]) if isinstance(value, str) else value
-
-    try:
-        return AutoencoderConfig.from_dict(
-            {
-                "in_channels": values["in_channels"],
-                "latent_channels": values["latent_channels"],
-                "encoder_widths": values["encoder_block_out_channels"],
-                "encoder_depths": values["encoder_layers_per_block"],
-                "encoder_blocks": [names[block] for block in per_stage("encoder_block_types")],
-                "encoder_attention_scales": values["encoder_qkv_multiscales"],
-                "decoder_widths": values["decoder_block_out_channels"],
-                "decoder_depths": values["decoder_layers_per_block"],
-                "decoder_blocks": [names[block] for block in per_stage("decoder_block_types")],
-                "decoder_attention_scales": values["decoder_qkv_multiscales"],
-                "decoder_norms": per_stage("decoder_norm_types"),
-                "decoder_acts": per_stage("decoder_act_fns"),
-                # AutoencoderDC takes any other word for the strided convolution ("conv", "Conv") and for shuffling.
-                "downsample": "pixel_unshuffle" if values["downsample_block_type"] == "pixel_unshuffle" else "conv",
-                "upsample": "interpolate" if values["upsample_block_type"] == "interpolate" else "pixel_shuffle",
-                "head_act": values["decoder_conv_act_fn"],
-                "latent_shortcuts": values["encoder_out_shortcut"],
-            }
-        )
-    except (KeyError, TypeError, UsageError) as error:
-        raise CheckpointError(f"config.json describes no known autoencoder: {error}") from error
-
-
 def to_diffusers(config: AutoencoderConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict under AutoencoderDC's key names and shapes."""
     converted = {}
-    prefixes = _key_prefixes(config)
+    prefixes = _diffusers_prefixes(config)
     for key, tensor in state.items():
         prefix, _, parameter = key.rpartition(".")
         theirs = prefixes[prefix]
         if prefix.endswith(".attention.qkv"):
-            for name, third in zip(_QKV, tensor.flatten(1).chunk(3), strict=True):
+            for name, third in zip(_DIFFUSERS_QKV, tensor.flatten(1).chunk(3), strict=True):
                 converted[f"{theirs}.{name}.{parameter}"] = third.contiguous()
         elif prefix.endswith(".attention.proj"):
             converted[f"{theirs}.{parameter}"] = tensor.flatten(1)
@@ -291,9 +214,9 @@ def to_diffusers(config: AutoencoderConfig, state: dict[str, Tensor]) -> dict[st
 def from_diffusers(config: AutoencoderConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """An AutoencoderDC state dict under our names; keys that are not theirs stay, for the strict check."""
     converted = dict(state)
-    for ours, theirs in _key_prefixes(config).items():
+    for ours, theirs in _diffusers_prefixes(config).items():
         if ours.endswith(".attention.qkv"):
-            parts = [f"{theirs}.{name}.weight" for name in _QKV]
+            parts = [f"{theirs}.{name}.weight" for name in _DIFFUSERS_QKV]
             if all(part in converted for part in parts):
                 converted[f"{ours}.weight"] = torch.cat([converted.pop(part) for part in parts])[:, :, None, None]
             continue
@@ -304,18 +227,61 @@ def from_diffusers(config: AutoencoderConfig, state: dict[str, Tensor]) -> dict[
     return converted
 
 
-def _key_prefixes(config: AutoencoderConfig) -> dict[str, str]:
-    """Our prefix -> theirs for every layer with parameters; that of q, k and v is their common parent."""
-    names = LayerNames(
-        encoder_stem="encoder.conv_in" if config.encoder_depths[0] else "encoder.conv_in.conv",
-        encoder_head="encoder.conv_out",
-        decoder_stem="decoder.conv_in",
-        decoder_norm="decoder.norm_out",
-        decoder_out="decoder.conv_out" if config.decoder_depths[0] else "decoder.conv_out.conv",
-        stages={"encoder": "encoder.down_blocks.{}", "decoder": "decoder.up_blocks.{}"},
-        resampling={"encoder": "conv", "decoder": "conv"},
-        res={"conv1": "conv1", "conv2": "conv2", "norm": "norm"},
-        evit_glu=_DIFFUSERS_EVIT_GLU,
-        attention_scale=_DIFFUSERS_ATTENTION_SCALE,
-    )
-    return key_prefixes(config, names)
+def to_diffusers_config(config: AutoencoderConfig, scaling_factor: float | None) -> dict[str, Any]:
+    """What `AutoencoderDC.from_config` builds the same network from; an unknown scaling factor becomes 1.
+
+    Raises:
+        UsageError: AutoencoderDC cannot express the configuration.
+    """
+    for differs, theirs in (
+        (not config.head_norm or config.head_act is None, "has a norm and an activation before its last convolution"),
+        (not config.residual_shortcuts, "has residual shortcuts around changes of resolution"),
+        (0 in config.encoder_depths[1:] + config.decoder_depths[1:], "has blocks in every stage after the first"),
+    ):
+        if differs:
+            raise UsageError(
+                f"diffusers' AutoencoderDC always {theirs}; this configuration has not, so only the dcae layout can "
+                "hold it (--to dcae)"
+            )
+    ours = config.to_dict()
+    for blocks in ("encoder_blocks", "decoder_blocks"):
+        ours[blocks] = [_DIFFUSERS_BLOCKS[block] for block in ours[blocks]]
+    return {
+        "_class_name": DIFFUSERS_CLASS_NAME,
+        "attention_head_dim": HEAD_CHANNELS,
+        **{theirs: _as_lists(ours[name]) for theirs, (name, _) in _DIFFUSERS_SETTINGS.items()},
+        "scaling_factor": 1.0 if scaling_factor is None else scaling_factor,
+    }
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def from_diffusers_config(values: dict[str, Any]) -> AutoencoderConfig:
+    """The configuration that an AutoencoderDC `config.json` describes.
+
+    Raises:
+        CheckpointError: values that this network has no counterpart for.
+    """
+    given = {key: value for key, value in values.items() if value is not None}
+    if given.get("attention_head_dim", HEAD_CHANNELS) != HEAD_CHANNELS:
+        raise CheckpointError(f"attention_head_dim is {given['attention_head_dim']}; only {HEAD_CHANNELS} is known")
+    theirs = {key: given.get(key, default) for key, (_, default) in _DIFFUSERS_SETTINGS.items()}
+    if theirs["encoder_out_shortcut"] != theirs["decoder_in_shortcut"]:
+        raise CheckpointError("encoder_out_shortcut and decoder_in_shortcut differ; only equal values are known")
+    blocks = {theirs: ours for ours, theirs in _DIFFUSERS_BLOCKS.items()}
+    try:
+        for key in ("encoder_block_types", "decoder_block_types", "decoder_norm_types", "decoder_act_fns"):
+            if isinstance(theirs[key], str):  # one for all stages
+                theirs[key] = [theirs[key]] * len(theirs["encoder_block_out_channels"])
+        for key in ("encoder_block_types", "decoder_block_types"):
+            theirs[key] = [blocks[block] for block in theirs[key]]
+        # AutoencoderDC takes any other word for the strided convolution ("conv", "Conv") and for shuffling.
+        if theirs["downsample_block_type"] != "pixel_unshuffle":
+            theirs["downsample_block_type"] = "conv"
+        if theirs["upsample_block_type"] != "interpolate":
+            theirs["upsample_block_type"] = "pixel_shuffle"
+        return AutoencoderConfig.from_dict({ours: theirs[key] for key, (ours, _) in _DIFFUSERS_SETTINGS.items()})
+    except (KeyError, TypeError, UsageError) as error:
+        raise CheckpointError(f"config.json describes no known autoencoder: {error}") from error

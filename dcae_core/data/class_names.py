@@ -1,11 +1,10 @@
 """Classes as people name them: by number, or by name with the nearest ones suggested."""
 
-import difflib
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
-from dcae_core.errors import UsageError
+from dcae_core.errors import UsageError, near_names
 
 _SUGGESTIONS = 3
 
@@ -60,5 +59,5 @@ def _plain(name: str) -> str:
 def _nearest(text: str, known: list[str]) -> list[str]:
     """Names that contain the text as a word, then those spelled alike."""
     containing = [name for name in known if text and f" {text} " in f" {name} "]
-    alike = difflib.get_close_matches(text, known, n=_SUGGESTIONS)
+    alike = near_names(text, known)
     return list(dict.fromkeys([*containing, *alike]))[:_SUGGESTIONS]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dcae_core.diffusion.schedules import (
-    LINEAR,
     DiscreteSchedule,
-    Path,
     linear_schedule,
+    linear_state,
+    linear_velocity,
     over_samples,
     scaled_linear_schedule,
 )
@@ -45,22 +45,21 @@ def epsilon_loss(model: _Model, data: Tensor, noise: Tensor, t: Tensor, schedule
     return {"loss": _mean(model(_noisy(data, noise, t, schedule), t) - noise, power=2)}
 
 
-def velocity_loss(model: _Model, data: Tensor, noise: Tensor, t: Tensor, path: Path = LINEAR) -> Losses:
-    """Mean squared error of the predicted velocity.
+def velocity_loss(model: _Model, data: Tensor, noise: Tensor, t: Tensor) -> Losses:
+    """Mean squared error of the predicted velocity of the straight path from noise to data.
 
     Args:
         model: model(x, t) -> velocity (B, C, H, W).
         data: scaled latents (B, C, H, W).
         noise: standard normal, of the same shape.
         t: times in [0, 1], (B,).
-        path: from noise to data.
 
     Returns:
         `loss` (B,).
 
     Source: SiT (arXiv 2401.08740), equation 5.
     """
-    return {"loss": _mean(model(path.state(data, noise, t), t) - path.velocity(data, noise, t), power=2)}
+    return {"loss": _mean(model(linear_state(data, noise, t), t) - linear_velocity(data, noise), power=2)}
 
 
 def epsilon_variance_loss(model: _Model, data: Tensor, noise: Tensor, t: Tensor, schedule: DiscreteSchedule) -> Losses:
@@ -172,16 +171,11 @@ def _discrete(
     )
 
 
-def _continuous(path: Path) -> Objective:
-    return Objective(
-        draw_times=lambda batch_size, generator: torch.rand(batch_size, generator=generator),
-        losses=lambda model, data, noise, t: velocity_loss(model, data, noise, t, path),
-    )
-
-
 # The published trainings of U-ViT, USiT and DiT.
 OBJECTIVES: dict[str, Objective] = {
     "epsilon": _discrete(epsilon_loss, scaled_linear_schedule()),
-    "velocity": _continuous(LINEAR),
+    "velocity": Objective(
+        draw_times=lambda batch_size, generator: torch.rand(batch_size, generator=generator), losses=velocity_loss
+    ),
     "epsilon_variance": _discrete(epsilon_variance_loss, linear_schedule()),
 }

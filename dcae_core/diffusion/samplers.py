@@ -3,7 +3,6 @@
 A new sampler is one function (model, noise, ..., progress) -> sample, and one row.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from dcae_core.diffusion.solvers import (
     sample_euler_maruyama,
     sample_heun,
 )
-from dcae_core.errors import UsageError
+from dcae_core.errors import UsageError, unknown_name
 from dcae_core.progress import ProgressCallback
 
 EPSILON, EPSILON_VARIANCE, VELOCITY = "epsilon", "epsilon_variance", "velocity"
@@ -82,9 +81,7 @@ def find_sampler(name: str | None, prediction: str) -> Sampler:
     """
     name = name or DEFAULT_SAMPLERS[prediction]
     if name not in SAMPLERS:
-        near = difflib.get_close_matches(name, SAMPLERS, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(SAMPLERS)}"
-        raise UsageError(f"unknown sampler {name!r}; {hint}")
+        raise unknown_name("sampler", name, SAMPLERS)
     if prediction not in SAMPLERS[name].predictions:
         fitting = [key for key, sampler in SAMPLERS.items() if prediction in sampler.predictions]
         raise UsageError(f"sampler {name} does not fit a network that predicts {prediction}; {', '.join(fitting)} do")

@@ -7,9 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcae_core.diffusion.schedules import LINEAR, DiscreteSchedule, Path, linear_schedule, scaled_linear_schedule
+from dcae_core.diffusion.schedules import (
+    DiscreteSchedule,
+    linear_schedule,
+    noise_from_linear_velocity,
+    scaled_linear_schedule,
+)
 from dcae_core.errors import UsageError
 from dcae_core.progress import ProgressCallback
+
+END_TIME = 1e-3
 
 Model = Callable[[Tensor, Tensor], Tensor]
 """model(x, t): x (B, C, H, W), t a 0-d tensor on x's device -> a prediction of x's shape (or with 2C channels)."""
@@ -42,9 +49,6 @@ def draw_step_noise(step_noise: StepNoise | None, step: int, like: Tensor) -> Te
         return torch.randn_like(like)
     noise = step_noise(step) if callable(step_noise) else step_noise[step]
     return noise.to(like)
-
-
-END_TIME = 1e-3
 
 
 class _DataPrediction:
@@ -266,13 +270,13 @@ def sample_euler_maruyama(
     num_steps: int = 250,
     step_noise: StepNoise | None = None,
     *,
-    path: Path = LINEAR,
     last_step: float = 0.04,
     progress: ProgressCallback | None = None,
 ) -> Tensor:
-    """Euler-Maruyama on the reverse SDE whose diffusion is the path's sigma, the last step without noise.
+    """Euler-Maruyama on the reverse SDE of the straight path, with the path's sigma as diffusion; order 1, weakly.
 
-    dx = (velocity + sigma * score) dt + sqrt(2 sigma) dW has the same marginals as the velocity's ODE. Weak order 1.
+    dx = (velocity + sigma * score) dt + sqrt(2 sigma) dW has the same marginals as the velocity's ODE. The last step
+    adds no noise.
 
     Args:
         velocity: velocity(x, t) -> dx/dt (B, C, H, W); t is a 0-d tensor in [0, 1), noise at 0, data at 1.
@@ -280,7 +284,6 @@ def sample_euler_maruyama(
         num_steps: evaluations, at least 2: num_steps - 1 equal steps up to 1 - last_step, then the last one.
         step_noise: standard normal noise of each step, of `noise`'s shape: a function of the step, or anything indexed
             by it. Default: `torch.randn_like`.
-        path: the path the network was trained on.
         last_step: length of the last step, in (0, 1).
         progress: called after each step.
 
@@ -298,15 +301,14 @@ def sample_euler_maruyama(
     step_size = (1 - last_step) / (num_steps - 1)
     grid = [i * step_size for i in range(num_steps)]
     times = times_like(grid, noise)
-    sigmas = path.sigma(torch.tensor(grid, dtype=torch.float64)).tolist()
     x = noise
     for i in range(num_steps):
         slope = velocity(x, times[i])
         # sigma * score is minus the predicted noise, which stays finite where the score does not
-        drift = slope - path.noise_from_velocity(slope, x, times[i])
+        drift = slope - noise_from_linear_velocity(slope, x, times[i])
         if i < num_steps - 1:
             fresh = draw_step_noise(step_noise, i, x)
-            x = x + step_size * drift + math.sqrt(2 * sigmas[i] * step_size) * fresh
+            x = x + step_size * drift + math.sqrt(2 * (1 - grid[i]) * step_size) * fresh
         else:
             x = x + last_step * drift
         if progress:

@@ -11,6 +11,10 @@ from dcae_core.errors import DataError
 
 _NUM_SPLITS = 10
 _SHUFFLE_SEED = 2020
+_SUBSET_SEED = 2020
+NUM_NEIGHBOURS = 3
+_ROWS = 2048  # a block of distances is at most 2048 x 8192 float32: 67 MB
+_COLUMNS = 8192
 
 
 class InceptionScore(NamedTuple):
@@ -50,12 +54,6 @@ def inception_score(logits: Tensor) -> InceptionScore:
         divergence = (p * log_p - torch.special.xlogy(p, p.mean(dim=0))).sum(dim=1)
         scores.append(divergence.mean().exp().item())
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
-
-
-_SUBSET_SEED = 2020
-_CMMD_SIGMA = 10.0
-_CMMD_SCALE = 1000.0
-_BLOCK = 4096
 
 
 class KernelInceptionDistance(NamedTuple):
@@ -102,43 +100,6 @@ def kernel_inception_distance(
         from_b = torch.from_numpy(rng.choice(len(b), subset_size, replace=False))
         distances.append(_polynomial_mmd(a[from_a].double(), b[from_b].double()))
     return KernelInceptionDistance(float(np.mean(distances)), float(np.std(distances)))
-
-
-def _mean_gaussian_kernel(a: Tensor, b: Tensor) -> float:
-    total = 0.0
-    for rows in a.split(_BLOCK):
-        for columns in b.split(_BLOCK):
-            squares = rows.square().sum(dim=1)[:, None] + columns.square().sum(dim=1)
-            distances = torch.addmm(squares, rows, columns.T, alpha=-2)
-            total += torch.exp(distances / (-2 * _CMMD_SIGMA**2)).sum().item()
-    return total / (len(a) * len(b))
-
-
-def gaussian_kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Discrepancy with a Gaussian kernel (sigma 10), times 1000: CMMD when the features are CLIP's.
-
-    The biased estimate, as published, so two sets need not be of equal size. Costs (N + M)^2 * D multiplications;
-    memory beside the features stays below 300 MB.
-
-    Args:
-        a: features (N, D), for CMMD of length one.
-        b: features (M, D).
-
-    Raises:
-        DataError: a set is empty, or the dimensions differ.
-
-    Source: Jayasumana et al. 2024, google-research/cmmd distance.py.
-    """
-    if len(a) == 0 or len(b) == 0 or a.shape[1] != b.shape[1]:
-        raise DataError(f"expected two sets of features of one dimension, got {tuple(a.shape)} and {tuple(b.shape)}")
-    a, b = a.double(), b.double()
-    within = _mean_gaussian_kernel(a, a) + _mean_gaussian_kernel(b, b)
-    return _CMMD_SCALE * (within - 2 * _mean_gaussian_kernel(a, b))
-
-
-NUM_NEIGHBOURS = 3
-_ROWS = 2048  # a block of distances is at most 2048 x 8192 float32: 67 MB
-_COLUMNS = 8192
 
 
 class PrecisionRecall(NamedTuple):

@@ -9,10 +9,13 @@ from torch.nn import functional as F
 
 from dcae_core.errors import CheckpointError, DataError
 from dcae_core.files import sha256_of_file
-from dcae_core.weights import INCEPTION_2015_12_05, fetch, read_weights_file
+from dcae_core.weights import INCEPTION_2015_12_05, fetch_published_weights, read_weights
 
 NUM_FEATURES = 2048
 NUM_LOGITS = 1008
+FID_RESIZE = "bilinear to 299x299, pixel centres aligned, no antialias, [-1, 1]"
+INCEPTION_SCORE_RESIZE = "bilinear to 299x299 as TensorFlow 1, corners aligned, (x - 128) / 128"
+_INPUT_SIZE = 299
 
 
 class _Conv(nn.Module):
@@ -217,12 +220,6 @@ class InceptionV3(nn.Module):
         return features @ self.fc.weight.T
 
 
-_INPUT_SIZE = 299
-
-FID_RESIZE = "bilinear to 299x299, pixel centres aligned, no antialias, [-1, 1]"
-INCEPTION_SCORE_RESIZE = "bilinear to 299x299 as TensorFlow 1, corners aligned, (x - 128) / 128"
-
-
 def resize_for_fid(images: Tensor) -> Tensor:
     """Prepare uint8 images (B, 3, H, W) as the published FID does: scaled to [-1, 1], then resized to 299x299.
 
@@ -306,8 +303,8 @@ def load_inception(weights: Path | None = None, *, device: torch.device | str = 
         DownloadError: the published weights are not in the cache and cannot be downloaded.
         CheckpointError: the file is missing, damaged, or holds other names or shapes.
     """
-    path = weights or fetch(INCEPTION_2015_12_05)
-    state = read_weights_file(path)
+    path = weights or fetch_published_weights(INCEPTION_2015_12_05)
+    state = read_weights(path)
     network = InceptionV3()
     # The counters of batch norm are not weights; the published file has none, files saved from PyTorch have them.
     expected = {name: w.shape for name, w in network.state_dict().items() if not name.endswith("num_batches_tracked")}
@@ -318,6 +315,4 @@ def load_inception(weights: Path | None = None, *, device: torch.device | str = 
             f"{path} is not the Inception network of 2015-12-05: {len(wrong)} names or shapes differ, first {wrong[0]}"
         )
     network.load_state_dict(state, strict=False)
-    if any(not torch.isfinite(weight).all() for weight in state.values()):
-        raise CheckpointError(f"{path} holds weights that are not finite numbers: fetch the file again")
     return InceptionExtractor(network.to(device), sha256_of_file(path))

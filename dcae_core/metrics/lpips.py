@@ -5,15 +5,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dcae_core.errors import CheckpointError, UsageError
+from dcae_core.errors import unknown_name
 from dcae_core.weights import (
     ALEXNET,
     LPIPS_ALEXNET_HEADS,
     LPIPS_VGG16_HEADS,
     VGG16,
-    PublishedWeights,
-    fetch,
-    read_weights_file,
+    fetch_published_weights,
+    load_strictly,
+    read_weights,
 )
 
 # ImageNet's mean and standard deviation, expressed for inputs in [-1, 1].
@@ -81,7 +81,7 @@ class LPIPS(nn.Module):
     def __init__(self, backbone: str = "alex") -> None:
         super().__init__()
         if backbone not in _BACKBONES:
-            raise UsageError(f"unknown LPIPS backbone {backbone!r}: choose one of {', '.join(_BACKBONES)}")
+            raise unknown_name("LPIPS backbone", backbone, _BACKBONES)
         build_features, self.compared_layers, widths, _, _ = _BACKBONES[backbone]
         self.backbone = backbone
         self.features = build_features()
@@ -116,24 +116,15 @@ class LPIPS(nn.Module):
         return distance
 
 
-def _load_strictly(module: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{source} does not fit LPIPS: expected the published weights' names and shapes"
-        ) from error
-
-
 def _backbone_weights(path: Path) -> dict[str, Tensor]:
     """The feature layers of a torchvision state dict, named by their index."""
     prefix = "features."
-    return {name[len(prefix) :]: w for name, w in read_weights_file(path).items() if name.startswith(prefix)}
+    return {name[len(prefix) :]: w for name, w in read_weights(path).items() if name.startswith(prefix)}
 
 
 def _head_weights(path: Path) -> dict[str, Tensor]:
     """The linear heads, published as `lin0.model.1.weight` and so on."""
-    weights = read_weights_file(path)
+    weights = read_weights(path)
     return {f"{name.split('.')[0].removeprefix('lin')}.weight": weight for name, weight in weights.items()}
 
 
@@ -158,11 +149,9 @@ def load_lpips(
         CheckpointError: a file is damaged or holds other weights.
     """
     module = LPIPS(backbone)
-    published: PublishedWeights
-    published_heads: PublishedWeights
     *_, published, published_heads = _BACKBONES[backbone]
-    backbone_file = backbone_weights or fetch(published)
-    head_file = head_weights or fetch(published_heads)
-    _load_strictly(module.features, _backbone_weights(backbone_file), backbone_file)
-    _load_strictly(module.heads, _head_weights(head_file), head_file)
+    backbone_file = backbone_weights or fetch_published_weights(published)
+    head_file = head_weights or fetch_published_weights(published_heads)
+    load_strictly(module.features, _backbone_weights(backbone_file), backbone_file)
+    load_strictly(module.heads, _head_weights(head_file), head_file)
     return module.to(device)

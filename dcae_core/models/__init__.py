@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from dcae_core.errors import UsageError
+from dcae_core.errors import unknown_name
 from dcae_core.models.denoiser import DenoiserConfig
 from dcae_core.models.dit import DiT, DiTConfig
 from dcae_core.models.uvit import UViT, UViTConfig
@@ -24,7 +24,7 @@ def denoiser_config(values: dict[str, Any]) -> DenoiserConfig:
     settings = dict(values)
     architecture = settings.pop("architecture", None)
     if architecture not in ARCHITECTURES:
-        raise UsageError(f"unknown diffusion network {architecture!r}; choose from {', '.join(ARCHITECTURES)}")
+        raise unknown_name("diffusion network", architecture, ARCHITECTURES)
     return ARCHITECTURES[architecture][0]().replace(**settings)
 
 

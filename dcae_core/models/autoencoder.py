@@ -1,7 +1,6 @@
 """The autoencoder: its configuration, and the network (paper, section 3)."""
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcae_core.errors import DataError, UsageError
+from dcae_core.errors import DataError, UsageError, unknown_name
 from dcae_core.models.config_values import MAX_BLOCKS, MAX_CHANNELS, require_choice, require_count, require_counts
 from dcae_core.models.layers import (
     ACTIVATIONS,
@@ -239,9 +238,7 @@ def _resize(values: tuple[Any, ...], length: int) -> tuple[Any, ...]:
 def _refuse_unknown(values: dict[str, Any], known: set[str]) -> None:
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise UsageError(f"autoencoder configuration has no field {name!r}{hint}")
+            raise unknown_name("autoencoder setting", name, sorted(known))
 
 
 class EncoderHead(nn.Module):

@@ -1,4 +1,4 @@
-"""What every network's configuration asks of its values, which may come from anyone's file."""
+"""What every network's configuration asks of its values, which may come from a file that cannot be trusted."""
 
 from collections.abc import Collection
 from numbers import Integral

@@ -1,7 +1,6 @@
 """What the diffusion networks share: their configuration, which can be checked and saved, and transformer layers."""
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcae_core.errors import UsageError
+from dcae_core.errors import UsageError, unknown_name
 from dcae_core.models.config_values import MAX_BLOCKS, MAX_CHANNELS, require_choice, require_count
 
 _MAX_CLASSES, _MAX_SIDE = 1 << 30, 1 << 20
@@ -109,9 +108,7 @@ class DenoiserConfig:
         fields = [field.name for field in dataclasses.fields(self)]
         for name in overrides:
             if name not in fields:
-                near = difflib.get_close_matches(name, fields, n=3)
-                hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(fields)}"
-                raise UsageError(f"{self.architecture} has no setting {name!r}{hint}")
+                raise unknown_name(f"{self.architecture} setting", name, fields)
         if isinstance(overrides.get("input_size"), list):
             overrides["input_size"] = tuple(overrides["input_size"])
         return dataclasses.replace(self, **overrides)

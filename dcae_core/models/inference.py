@@ -16,7 +16,7 @@ def prepare_for_inference(network: Autoencoder) -> Autoencoder:
     """Prepare a network, in place; it can no longer be trained or saved. Returns the same object.
 
     On the CPU in float32 the transformed weights of 3x3 convolutions take four times their room
-    and are kept if that is less than a quarter of the machine's memory, else made anew at each call.
+    and are kept if that is less than a quarter of the machine's memory, else made at each call.
     """
     network.eval().requires_grad_(False)
     for module in network.modules():
@@ -59,7 +59,7 @@ def _use_winograd(network: Autoencoder) -> None:
 
 
 def compile_autoencoder(network: Autoencoder, backend: str = "inductor") -> Autoencoder:
-    """Let encoder and decoder of a prepared network run compiled, in place; another shape compiles anew.
+    """Let encoder and decoder of a prepared network run compiled, in place; another shape compiles again.
 
     What a call returns is overwritten by the next call of the same half: copy what must live longer.
     """

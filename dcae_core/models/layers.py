@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
-
-
 NORM_EPS = 1e-5
+FACTOR = 2  # of one change of resolution
+HEAD_CHANNELS = 32
+DENOMINATOR_EPS = 1e-15
+GLU_EXPANSION = 4
 
 
 class RMSNorm2d(nn.Module):
@@ -42,9 +44,6 @@ def build_norm(kind: str, channels: int) -> nn.Module:
     if kind == "batch_norm":
         return nn.BatchNorm2d(channels, eps=NORM_EPS)
     raise AssertionError(f"unchecked norm {kind!r}")
-
-
-FACTOR = 2
 
 
 def average_channels(x: Tensor, channels: int) -> Tensor:
@@ -117,10 +116,6 @@ class Upsample(nn.Module):
         return y
 
 
-HEAD_CHANNELS = 32
-DENOMINATOR_EPS = 1e-15
-
-
 def _without_autocast(x: Tensor) -> AbstractContextManager[None]:
     # The meta device, where networks are counted, has no autocast to switch off.
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
@@ -180,9 +175,6 @@ class ReLULinearAttention(nn.Module):
         numerator = (v @ k.transpose(-1, -2)) @ q
         denominator = k.sum(dim=-1).unsqueeze(-2) @ q
         return (numerator / (denominator + DENOMINATOR_EPS)).flatten(1, 2).unflatten(2, (height, width))
-
-
-GLU_EXPANSION = 4
 
 
 class ResBlock(nn.Module):

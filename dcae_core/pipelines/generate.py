@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dcae_core.checkpoints.denoisers import EMA, DiffusionParts, locate_diffusion, read_diffusion
 from dcae_core.data.images import tensor_to_uint8, uint8_to_image
-from dcae_core.devices import is_out_of_memory, select_device
+from dcae_core.devices import select_device
 from dcae_core.diffusion.guidance import guide, sample_noise
 from dcae_core.diffusion.samplers import find_sampler, run_sampler
-from dcae_core.errors import CheckpointError, ResourceError, UsageError
+from dcae_core.errors import CheckpointError, ResourceError, UsageError, is_out_of_memory
 from dcae_core.models.denoiser import DenoiserConfig
 from dcae_core.pipelines.reconstruct import MIN_TILE, decode_latent
 from dcae_core.progress import ProgressCallback

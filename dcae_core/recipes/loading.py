@@ -1,7 +1,8 @@
-"""From a recipe's name or file to checked settings: the shipped ones, overrides, reading, writing."""
+"""From a recipe's name or file to checked settings: finding, reading, laying options over it, writing."""
 
-import difflib
-from collections.abc import Callable
+import fnmatch
+import glob
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dcae_core.errors import RecipeError
+from dcae_core.errors import RecipeError, did_you_mean, near_names, unknown_name
 from dcae_core.recipes.faults import AnyRecipe, validate
 from dcae_core.recipes.settings import Recipe
 from dcae_core.recipes.yaml_reader import read_yaml
@@ -26,68 +27,51 @@ def schema_of(command: str) -> type[Recipe]:
     """The schema of a command's recipes.
 
     Raises:
-        RecipeError: no command of this name takes recipes.
+        UsageError: no command of this name takes recipes.
     """
     if command not in SCHEMAS:
-        raise RecipeError(f"no command {command!r} takes recipes; choose from {', '.join(SCHEMAS)}")
+        raise unknown_name("command with recipes", command, SCHEMAS)
     module, name = SCHEMAS[command].split(":")
     schema: type[Recipe] = getattr(import_module(module), name)
     return schema
 
 
-def recipes_directory() -> Path:
-    """The shipped YAML: inside the installed package, or at the top of a source checkout."""
-    installed = Path(str(files("dcae_core"))) / "shipped_recipes"
-    return installed if installed.is_dir() else installed.parent.parent / "recipes"
-
-
 def shipped_recipes() -> dict[str, Path]:
-    """Every shipped recipe's file, by name ("train_ae/tiny"), in alphabetical order."""
-    directory = recipes_directory()
+    """Every shipped recipe's file, by name ("train_ae/tiny"), in alphabetical order.
+
+    They are inside the installed package, or at the top of a source checkout.
+    """
+    installed = Path(str(files("dcae_core"))) / "shipped_recipes"
+    directory = installed if installed.is_dir() else installed.parent.parent / "recipes"
     return {path.relative_to(directory).with_suffix("").as_posix(): path for path in sorted(directory.glob("*/*.yaml"))}
 
 
-def find_recipe(name_or_path: str | Path, command: str) -> Path:
+def find_recipe(name_or_path: str | Path, command: str | None = None) -> Path:
     """The file of a recipe: a path, or the name of a shipped one, with or without its folder.
 
     Args:
         name_or_path: "my/recipe.yaml", "tiny" or "train_ae/tiny".
-        command: whose recipes a name without a folder is looked up among, such as "train-ae".
-
-    Raises:
-        RecipeError: there is no such file and no such name.
-    """
-    return _find(str(name_or_path), command.replace("-", "_"))
-
-
-def find_any_recipe(name_or_path: str | Path) -> Path:
-    """As `find_recipe`, among the recipes of every command.
+        command: whose recipes a name without a folder is looked up among, such as "train-ae"; None: every command's.
 
     Raises:
         RecipeError: there is no such file and no such name, or several commands have a recipe of that name.
     """
-    folders = sorted({name.split("/")[0] for name in shipped_recipes()})
-    having = [folder for folder in folders if f"{folder}/{name_or_path}" in shipped_recipes()]
-    if len(having) > 1:
-        raise RecipeError(f"{name_or_path}: which one? {', '.join(f'{folder}/{name_or_path}' for folder in having)}")
-    return _find(str(name_or_path), having[0] if having else "")
-
-
-def _find(given: str, folder: str) -> Path:
-    path = Path(given)
+    path, shipped = Path(name_or_path), shipped_recipes()
     if path.is_file():
         return path
     if path.is_dir():
-        raise RecipeError(f"{given} is a directory, not a recipe")
-    name = given.removesuffix(".yaml")
-    shipped = shipped_recipes()
-    for candidate in (f"{folder}/{name}", name):
-        if candidate in shipped:
-            return shipped[candidate]
+        raise RecipeError(f"{path} is a directory, not a recipe")
+    name = str(name_or_path).removesuffix(".yaml")
+    folder = "*" if command is None else command.replace("-", "_")
+    found = [entry for entry in shipped if entry == name or fnmatch.fnmatchcase(entry, f"{folder}/{glob.escape(name)}")]
+    if len(found) > 1:
+        raise RecipeError(f"{name_or_path}: which one? {', '.join(found)}")
+    if found:
+        return shipped[found[0]]
     known = {entry: entry for entry in shipped} | {entry.split("/")[1]: entry for entry in shipped}
-    near = list(dict.fromkeys(known[match] for match in difflib.get_close_matches(name, known, n=3)))
-    hint = f"did you mean {' or '.join(near)}?" if near else "`dcae recipes list` names the shipped ones"
-    raise RecipeError(f"{given}: no such recipe file or shipped recipe; {hint}")
+    near = dict.fromkeys(known[match] for match in near_names(name, known))
+    hint = did_you_mean(near, "`dcae recipes list` names the shipped ones")
+    raise RecipeError(f"{name_or_path}: no such recipe file or shipped recipe; {hint}")
 
 
 def describe_recipe(path: Path) -> str:
@@ -100,92 +84,34 @@ def describe_recipe(path: Path) -> str:
     return "\n".join(lines)
 
 
-def apply_overrides(document: dict[str, Any], overrides: list[str]) -> list[str]:
-    """Set `dotted.path=value` in the document, in place; values are read as YAML.
-
-    A list is entered by position or, where its elements have a `name`, by that: `phases.full.steps=100`.
-    A path that does not exist is made, and then refused as unknown with the rest of the recipe's faults.
-
-    Returns:
-        Faults: overrides that are no assignment or lead through something that has no keys.
-    """
-    faults = []
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals or not all(path.split(".")):
-            faults.append(f"--set {override}: expected key=value, such as seed=1")
-            continue
-        try:
-            value, doubled = read_yaml(text, f"--set {override}")
-        except RecipeError as error:
-            faults.append(str(error))
-            continue
-        faults += doubled
-        if not _assign(document, path.split("."), value):
-            faults.append(f"--set {override}: '{path}' leads to nothing that could be set")
-    return faults
-
-
-def _assign(place: Any, path: list[str], value: Any) -> bool:
-    for name in path[:-1]:
-        if isinstance(place, dict):
-            if not isinstance(place.get(name), dict | list):
-                place[name] = {}
-            place = place[name]
-        elif (index := _index_in(place, name)) is not None:
-            place = place[index]
-        else:
-            return False
-    if isinstance(place, dict):
-        place[path[-1]] = value
-        return True
-    if (index := _index_in(place, path[-1])) is not None:
-        place[index] = value
-        return True
-    return False
-
-
-def _index_in(place: Any, name: str) -> int | None:
-    if not isinstance(place, list):
-        return None
-    if name.isdecimal() and int(name) < len(place):
-        return int(name)
-    named = [index for index, item in enumerate(place) if isinstance(item, dict) and item.get("name") == name]
-    return named[0] if len(named) == 1 else None
-
-
 def load_recipe(
-    name_or_path: str | Path,
+    name_or_path: str | Path | None,
     schema: type[AnyRecipe],
-    overrides: list[str] | None = None,
+    overrides: Sequence[str] | None = None,
     further_checks: Callable[[AnyRecipe], list[str]] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> AnyRecipe:
     """Read a recipe.
 
     Args:
-        name_or_path: a file, or the name of a shipped recipe.
+        name_or_path: a file, or the name of a shipped recipe; None is one that says nothing but its command.
         schema: what it must fit; its `command` field has the command's name as default.
-        overrides: "dotted.path=value", applied before anything is checked.
+        overrides: "dotted.path=value", the value as YAML, laid over the recipe and the options.
         further_checks: faults that only a caller who knows networks or files can see, as "dotted.path: message".
+        options: dotted path -> plain value, laid over the recipe.
 
     Raises:
         RecipeError: it cannot be read, or has faults; all of them are listed.
     """
     command = schema.model_fields["command"].default
+    if name_or_path is None:
+        return read_recipe(f"command: {command}", "the options", schema, overrides, further_checks, options)
     path = find_recipe(name_or_path, command)
-    return read_recipe(_read_text(path), str(path), schema, overrides, further_checks)
+    return read_recipe(_read_text(path), str(path), schema, overrides, further_checks, options)
 
 
 def load_any_recipe(path: Path, further_checks: Callable[[Recipe], list[str]] | None = None) -> Recipe:
-    """Read a recipe by the schema that its own `command` line names.
-
-    Args:
-        path: the file.
-        further_checks: as for `load_recipe`.
-
-    Raises:
-        RecipeError: it cannot be read, names no command that takes recipes, or has faults.
-    """
+    """As `load_recipe`, by the schema that the recipe's own `command` line names."""
     document, _ = read_yaml(_read_text(path), str(path))
     command = document.get("command") if isinstance(document, dict) else None
     if command not in SCHEMAS:
@@ -197,15 +123,18 @@ def read_recipe(
     text: str,
     source: str,
     schema: type[AnyRecipe],
-    overrides: list[str] | None = None,
+    overrides: Sequence[str] | None = None,
     further_checks: Callable[[AnyRecipe], list[str]] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> AnyRecipe:
     """As `load_recipe`, from the text itself; `source` names it in messages."""
     document, faults = read_yaml(text, source)
     if not isinstance(document, dict):
         raise RecipeError(f"{source}: a recipe is made of keys and values; see `dcae recipes list` for examples")
     _check_command(document, schema, source)
-    faults += apply_overrides(document, overrides or [])
+    for key, value in (options or {}).items():
+        _assign(document, key.split("."), value)
+    faults += _apply_overrides(document, overrides or ())
     recipe, found = validate(schema, document, further_checks)
     faults += found
     if faults or recipe is None:
@@ -231,10 +160,62 @@ def _check_command(document: dict[str, Any], schema: type[Recipe], source: str) 
     if command == expected:
         return
     if command is None:
-        near = difflib.get_close_matches("command", [str(key) for key in document], n=1)
+        near = near_names("command", map(str, document))
         hint = f" (it has '{near[0]}')" if near else ""
         raise RecipeError(f"{source}: the line 'command: {expected}' is missing{hint}")
     raise RecipeError(f"{source}: this is a recipe for `dcae {command}`, not for `dcae {expected}`")
+
+
+def _apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Assign "dotted.path=value", the value as YAML; returns what is no assignment or leads through no keys."""
+    faults = []
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not all(path.split(".")):
+            faults.append(f"--set {override}: expected key=value, such as seed=1")
+            continue
+        try:
+            value, doubled = read_yaml(text, f"--set {override}")
+        except RecipeError as error:
+            faults.append(str(error))
+            continue
+        faults += doubled
+        if not _assign(document, path.split("."), value):
+            faults.append(f"--set {override}: '{path}' leads to nothing that could be set")
+    return faults
+
+
+def _assign(place: Any, path: list[str], value: Any) -> bool:
+    """Set one value, in place; False where the path leads through something that has no keys.
+
+    A list is entered by position or, where its elements have a `name`, by that: `phases.full.steps`. A path that does
+    not exist is made, and then refused as unknown with the rest of the recipe's faults.
+    """
+    for name in path[:-1]:
+        if isinstance(place, dict):
+            if not isinstance(place.get(name), dict | list):
+                place[name] = {}
+            place = place[name]
+        elif (index := _index_in(place, name)) is not None:
+            place = place[index]
+        else:
+            return False
+    if isinstance(place, dict):
+        place[path[-1]] = value
+        return True
+    if (index := _index_in(place, path[-1])) is not None:
+        place[index] = value
+        return True
+    return False
+
+
+def _index_in(place: Any, name: str) -> int | None:
+    if not isinstance(place, list):
+        return None
+    if name.isdecimal() and int(name) < len(place):
+        return int(name)
+    named = [index for index, item in enumerate(place) if isinstance(item, dict) and item.get("name") == name]
+    return named[0] if len(named) == 1 else None
 
 
 def _report(source: str, faults: list[str]) -> str:

@@ -21,7 +21,6 @@ from dcae_core.recipes.settings import (
 )
 
 PhaseName = Literal["full", "latent_adaptation", "local_refinement"]
-PART_NAMES = ("all", "encoder", "decoder", "encoder_stem", "encoder_head", "decoder_stem", "decoder_head")
 PartName = Literal["all", "encoder", "decoder", "encoder_stem", "encoder_head", "decoder_stem", "decoder_head"]
 PHASE_ORDER: tuple[PhaseName, ...] = ("full", "latent_adaptation", "local_refinement")
 PARTS_OF_PHASE: dict[PhaseName, tuple[PartName, ...]] = {

@@ -32,7 +32,7 @@ def autoencoder_config_of(settings: NetworkSettings) -> AutoencoderConfig:
         entry = find_autoencoder(settings.weights)
         config = entry.config if entry is not None else locate_autoencoder(settings.weights).config
         if config is None:
-            raise UsageError(f"{settings.weights} is a lone file that does not say what it is; give its directory")
+            raise UsageError(f"{settings.weights} does not say which of our networks it is; give a whole directory")
         return config
     assert settings.model is not None
     if settings.model == "custom":

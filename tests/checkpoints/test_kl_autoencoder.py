@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dcae_core.checkpoints import load_autoencoder
+from dcae_core.checkpoints import load_autoencoder, save_autoencoder
 from dcae_core.data.images import uint8_to_tensor
 from dcae_core.data.latents import LatentDataset
 from dcae_core.data.sources import find_images
 from dcae_core.diffusion.guidance import sample_noise
-from dcae_core.errors import CheckpointError
+from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.pipelines.encode import encode_dataset, load_encoder
 from dcae_core.pipelines.reconstruct import choose_tile
 from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
@@ -103,3 +103,22 @@ def test_other_classes_are_left_to_others(saved):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "VQModel"}))
     with pytest.raises(CheckpointError, match="describes no deep-compression autoencoder"):
         load_autoencoder(directory)
+
+
+def test_a_pipeline_on_the_hub_is_found_by_its_vae(saved, monkeypatch):
+    directory, _, _ = saved
+
+    def fetch(repository, files, revision=None, *, offline=False):
+        if not all((directory / file).is_file() for file in files):
+            raise UsageError(f"hub repository {repository} has no file {files[0]}")
+        return directory
+
+    monkeypatch.setattr("dcae_core.checkpoints.hub.fetch_files", fetch)
+    assert load_autoencoder("someone/a-pipeline").scaling_factor == 0.3611
+
+
+def test_our_layouts_do_not_hold_one(saved, tmp_path):
+    directory, _, _ = saved
+    with pytest.raises(UsageError, match="deep-compression autoencoders only"):
+        save_autoencoder(load_autoencoder(directory, prepare=False), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from dcae_core.diffusion.schedules import PATHS, linear_schedule, scaled_linear_schedule
+from dcae_core.diffusion.schedules import (
+    linear_schedule,
+    linear_state,
+    linear_velocity,
+    noise_from_linear_velocity,
+    scaled_linear_schedule,
+)
 from dcae_core.diffusion.solvers import respace
 from dcae_core.errors import UsageError
 from tests.golden import GOLDEN, golden_noise
@@ -17,7 +23,7 @@ def test_the_discrete_vp_schedule_has_the_published_values() -> None:
     schedule = scaled_linear_schedule()
     assert schedule.log_alpha(expected["t"]) == pytest.approx(expected["log_alpha"], rel=1e-4)
     assert schedule.lambda_(expected["t"]) == pytest.approx(expected["lambda"], rel=1e-5)
-    assert schedule.inverse_lambda([-4, 0, 3]) == pytest.approx(expected["inverse_lambda(-4,0,3)"], rel=1e-5)
+    assert schedule.lambda_(expected["inverse_lambda(-4,0,3)"]) == pytest.approx([-4, 0, 3], rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("schedule", [scaled_linear_schedule(), linear_schedule()])
@@ -25,7 +31,6 @@ def test_a_schedule_is_consistent(schedule) -> None:
     times = np.linspace(1e-3, 1, 777)
     assert schedule.alpha(times) ** 2 + schedule.sigma(times) ** 2 == pytest.approx(1)
     assert np.all(np.diff(schedule.lambda_(times)) < 0)
-    assert schedule.inverse_lambda(schedule.lambda_(times)) == pytest.approx(times)
     steps = np.arange(1, 1001) / 1000
     assert schedule.alpha(steps) ** 2 == pytest.approx(schedule.alphas_cumprod)
     assert schedule.network_time(steps[[0, -1]]).round(9).tolist() == [
@@ -44,16 +49,11 @@ def test_respacing_keeps_both_ends_and_spreads_evenly() -> None:
             respace(linear_schedule(), steps)
 
 
-@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 @pytest.mark.parametrize("t", [torch.tensor(0.3), torch.tensor([0.1, 0.5, 0.9])], ids=["one", "each"])
-def test_the_views_of_a_path_agree(path, t) -> None:
+def test_the_views_of_the_straight_path_agree(t) -> None:
     t = t.double()
     data, noise = golden_noise("data", (3, 2, 4, 4)).double(), golden_noise("eps", (3, 2, 4, 4)).double()
-    x, velocity = path.state(data, noise, t), path.velocity(data, noise, t)
-    torch.testing.assert_close(path.noise_from_velocity(velocity, x, t), noise)
-    torch.testing.assert_close(path.data_from_velocity(velocity, x, t), data)
-    torch.testing.assert_close(path.velocity_from_noise(noise, x, t), velocity)
-    score = path.score_from_velocity(velocity, x, t)
-    torch.testing.assert_close(path.velocity_from_score(score, x, t), velocity)
-    ahead, behind = (path.state(data, noise, t + shift) for shift in (1e-5, -1e-5))
+    x, velocity = linear_state(data, noise, t), linear_velocity(data, noise)
+    torch.testing.assert_close(noise_from_linear_velocity(velocity, x, t), noise)
+    ahead, behind = (linear_state(data, noise, t + shift) for shift in (1e-5, -1e-5))
     torch.testing.assert_close((ahead - behind) / 2e-5, velocity, rtol=1e-6, atol=1e-6)

@@ -7,7 +7,6 @@ import torch
 from dcae_core.errors import DataError
 from dcae_core.metrics import feature_scores as precision_recall_module
 from dcae_core.metrics.feature_scores import (
-    gaussian_kernel_distance,
     inception_score,
     kernel_inception_distance,
     precision_recall,
@@ -72,14 +71,6 @@ def test_kid_is_torch_fidelitys(two_sets: tuple[torch.Tensor, torch.Tensor]) -> 
     # torch-fidelity 0.4.0, kid_features_to_metric(a, b, kid_subsets=10, kid_subset_size=100)
     assert distance.mean == pytest.approx(0.12710044384002686, rel=1e-5)
     assert distance.std == pytest.approx(0.012693624045612119, rel=1e-4)
-
-
-def test_gaussian_kernel_distance_by_brute_force(two_sets: tuple[torch.Tensor, torch.Tensor]) -> None:
-    a, b = (x.double() for x in two_sets)
-    kernels = [torch.exp(-torch.cdist(x, y).square() / 200).mean() for x, y in ((a, a), (b, b), (a, b))]
-    expected = 1000 * (kernels[0] + kernels[1] - 2 * kernels[2]).item()
-    assert gaussian_kernel_distance(*two_sets) == pytest.approx(expected, rel=1e-9)
-    assert gaussian_kernel_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
 def test_too_few_images_get_one_line() -> None:

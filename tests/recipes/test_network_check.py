@@ -3,7 +3,7 @@
 import pytest
 
 from dcae_core.errors import RecipeError
-from dcae_core.recipes.loading import find_any_recipe, load_recipe, schema_of
+from dcae_core.recipes.loading import find_recipe, load_recipe, schema_of
 from dcae_core.training.checks import check_network
 
 
@@ -11,7 +11,7 @@ def check(name: str, *overrides: str) -> str:
     """What is said about a shipped recipe with these changes; "" if it is right."""
     command = name.split("/")[0].replace("_", "-")
     try:
-        load_recipe(find_any_recipe(name), schema_of(command), list(overrides), check_network)
+        load_recipe(find_recipe(name), schema_of(command), list(overrides), check_network)
     except RecipeError as error:
         return str(error)
     return ""
@@ -90,7 +90,7 @@ def test_what_must_be_looked_for_elsewhere_is_not(monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object) -> None:
         raise AssertionError("looked for elsewhere")
 
-    monkeypatch.setattr("dcae_core.checkpoints.hub.fetch", refuse)
+    monkeypatch.setattr("dcae_core.checkpoints.hub.fetch_files", refuse)
     for weights in ("someone/their-autoencoder", "runs/still/to/come"):
         assert check("train_ae/finetune-decoder", f"network.weights={weights}") == ""
     assert check("train_diffusion/tiny", "latents=nowhere", "sampling.fid={reference: no.npz, every: 1000}") == ""

@@ -6,7 +6,6 @@ from dcae_core.errors import RecipeError
 from dcae_core.recipes.loading import (
     SCHEMAS,
     describe_recipe,
-    find_any_recipe,
     find_recipe,
     load_any_recipe,
     shipped_recipes,
@@ -32,15 +31,13 @@ def test_shipped_recipe_says_what_it_is_for(name: str) -> None:
 
 
 def test_recipes_are_found_by_either_name() -> None:
-    assert (
-        find_recipe("tiny", "train-ae") == find_recipe("train_ae/tiny", "train-ae") == find_any_recipe("train_ae/tiny")
-    )
+    assert find_recipe("tiny", "train-ae") == find_recipe("train_ae/tiny", "train-ae") == find_recipe("train_ae/tiny")
     with pytest.raises(RecipeError, match=r"which one. train_ae/tiny, train_diffusion/tiny"):
-        find_any_recipe("tiny")
+        find_recipe("tiny")
     with pytest.raises(RecipeError, match="did you mean train_ae/finetune-decoder"):
         find_recipe("finetune-decodr", "train-ae")
     with pytest.raises(RecipeError, match="no such recipe file"):
-        find_any_recipe("missing.yaml")
+        find_recipe("missing.yaml")
 
 
 def test_schemas_describe_every_setting() -> None:
