@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,6 +116,21 @@ def room_is_light(module: str) -> bool:
         package_of(name) in sys.stdlib_module_names or name in LIGHT_PACKAGES
         for name in modules_imported_on_import(parse(file))
     )
+
+
+PAIRS = {"train_ae.py", "train_diffusion.py", "evaluate.py"}  # a recipe's schema, and what is done with it
+LONGEST_FILE = 450
+
+
+def test_a_file_name_names_one_file() -> None:
+    names = Counter(file.name for file in CORE_FILES if file.name != "__init__.py")
+    assert {name for name, count in names.items() if count > 1} == PAIRS
+    assert all(names[name] == 2 for name in PAIRS)
+
+
+@pytest.mark.parametrize("file", CORE_FILES, ids=name_of)
+def test_no_file_is_too_long_to_be_read_at_once(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= LONGEST_FILE
 
 
 def test_a_forbidden_import_is_seen() -> None:

@@ -26,11 +26,7 @@ StepNoise = Callable[[int], Tensor] | Sequence[Tensor] | Tensor
 
 
 def require_steps(num_steps: int, minimum: int = 1, maximum: int | None = None) -> None:
-    """Refuse a number of steps that the sampler cannot take.
-
-    Raises:
-        UsageError: it is below `minimum` or above `maximum`.
-    """
+    """Refuse, with a UsageError, a number of steps that the sampler cannot take."""
     if num_steps < minimum:
         raise UsageError(f"this sampler needs at least {minimum} step{'s' * (minimum > 1)}, not {num_steps}")
     if maximum is not None and num_steps > maximum:
