@@ -11,10 +11,11 @@ ROOT = Path(__file__).parent.parent
 CORE_FILES = sorted((ROOT / "dcae_core").rglob("*.py"))
 CLI_FILES = sorted((ROOT / "dcae_cli").rglob("*.py"))
 
-COMMON = {"errors", "progress", "files", "devices", "distributed"}
+COMMON = {"errors", "limits", "progress", "files", "devices", "distributed"}
 GROUND_FLOOR = COMMON | {"weights", "diffusion", "metrics"}
 MAY_IMPORT = {
     "errors": set(),
+    "limits": {"errors"},
     "progress": set(),
     "files": {"errors"},
     "devices": {"errors"},
