@@ -3,6 +3,7 @@
 docs/security.md says what each limit is for and how to raise it.
 """
 
+import ctypes
 import os
 import threading
 from collections.abc import Iterator
@@ -91,6 +92,8 @@ def memory_for(num_bytes: int, what: str) -> Iterator[None]:
     with _promises.changed:
         while (free := free_memory()) is not None and num_bytes > free - _promises.total:
             if _promises.total == 0:
+                if _give_back_freed_memory() and num_bytes <= (free_memory() or 0):
+                    break
                 raise ResourceError(
                     f"{printable(what)} needs about {_gigabytes(num_bytes)} of memory, {_gigabytes(free)} are free; "
                     "close other programs, leave it out, or take a machine with more"
@@ -103,6 +106,14 @@ def memory_for(num_bytes: int, what: str) -> Iterator[None]:
         with _promises.changed:
             _promises.total -= num_bytes
             _promises.changed.notify_all()
+
+
+def _give_back_freed_memory() -> bool:
+    """Ask the C library for what it keeps of memory that threads have freed; False where it cannot be asked."""
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError, TypeError):  # another system, or another C library
+        return False
 
 
 def _gigabytes(num_bytes: int) -> str:

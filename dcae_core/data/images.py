@@ -33,6 +33,7 @@ _RGB_BYTES = 4  # a pixel, as Pillow keeps it
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # others: 4
 # What decoders hold for a pixel beside the image itself: whole frames, coefficients, planes; measured.
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 16, "JPEG2000": 24, "JPEG": 6, "MPO": 6, "TIFF": 8, "GIF": 4}
+_WEBP_CANVAS_BYTES = 8
 _STRIP_PIXELS = 1 << 20
 
 _pixel_limit_lock = threading.Lock()
@@ -49,7 +50,7 @@ def _without_pillow_pixel_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _read_header(file: IO[bytes], name: str) -> Image.Image:
+def _read_header(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
     start = file.read(512)
     file.seek(0)
     if not start:
@@ -57,13 +58,37 @@ def _read_header(file: IO[bytes], name: str) -> Image.Image:
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head")):
         raise DataError(f"{name} is a web page, not an image: download the image itself")
     Image.init()
+    width, height = _webp_canvas(start) or (0, 0)
+    _check_size(width, height, name, max_pixels)
+    needed = memory_for(width * height * _WEBP_CANVAS_BYTES, f"opening {name} ({width} x {height} pixels)")
     try:
-        with _without_pillow_pixel_limit():
+        with needed, _without_pillow_pixel_limit():
             return Image.open(file, formats=[known for known in RASTER_FORMATS if known in Image.OPEN])
+    except ResourceError:
+        raise
     except MemoryError as error:
         raise ResourceError(f"not enough memory to open {name}") from error
     except Exception as error:  # decoders raise every kind of exception on bytes that are not theirs
         raise DataError(f"{name} is not an image in a known format (JPEG, PNG, WebP, TIFF, GIF, BMP, ...)") from error
+
+
+def _webp_canvas(start: bytes) -> tuple[int, int] | None:
+    """Width and height of a WebP, whose decoder takes memory for the whole canvas as soon as the file is opened.
+
+    Source: RFC 9649, sections 2.5 to 2.7.
+    """
+    if start[:4] != b"RIFF" or start[8:12] != b"WEBP":
+        return None
+    match start[12:16]:
+        case b"VP8X":
+            return int.from_bytes(start[24:27], "little") + 1, int.from_bytes(start[27:30], "little") + 1
+        case b"VP8L":
+            bits = int.from_bytes(start[21:25], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            sides = int.from_bytes(start[26:28], "little"), int.from_bytes(start[28:30], "little")
+            return sides[0] & 0x3FFF, sides[1] & 0x3FFF
+    return None
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -173,9 +198,10 @@ def open_image(
 
 
 def _decode(file: IO[bytes], name: str, apply_exif: bool, max_pixels: int) -> Image.Image:
-    image = _read_header(file, name)
-    needed = _count_bytes(image, name, max_pixels)
+    image = _read_header(file, name, max_pixels)
     width, height = image.size
+    _check_size(width, height, name, max_pixels)
+    needed = _count_bytes(image)
     try:
         with memory_for(needed, f"decoding {name} ({width} x {height} pixels)"):
             image.load()
@@ -190,24 +216,20 @@ def _decode(file: IO[bytes], name: str, apply_exif: bool, max_pixels: int) -> Im
         raise DataError(f"{name} is damaged: {str(error) or type(error).__name__}") from error
 
 
-def _count_bytes(image: Image.Image, name: str, max_pixels: int) -> int:
-    """How much memory decoding takes: of the decoder, the decoded image, and the RGB image made of it.
-
-    Raises:
-        DataError: the image is larger than images may be.
-    """
-    width, height = image.size
-    if max(width, height) > MAX_IMAGE_SIDE:
-        raise DataError(
-            f"{name} has a side of {max(width, height):,} pixels, more than the limit of {MAX_IMAGE_SIDE:,}"
-        )
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    if (longest := max(width, height)) > MAX_IMAGE_SIDE:
+        raise DataError(f"{name} has a side of {longest:,} pixels, more than the limit of {MAX_IMAGE_SIDE:,}")
     if width * height > max_pixels:
         raise DataError(
             f"{name} has {width} x {height} = {width * height:,} pixels, more than the limit of {max_pixels:,}; "
             "raise --max-pixels if you trust it"
         )
+
+
+def _count_bytes(image: Image.Image) -> int:
+    """How much memory decoding takes: of the decoder, the decoded image, and the RGB image made of it."""
     decoder = _DECODER_BYTES.get(image.format or "", 0)
-    return width * height * (decoder + _MODE_BYTES.get(image.mode, _RGB_BYTES) + _RGB_BYTES)
+    return image.width * image.height * (decoder + _MODE_BYTES.get(image.mode, _RGB_BYTES) + _RGB_BYTES)
 
 
 def image_to_uint8(image: Image.Image) -> torch.Tensor:

@@ -193,7 +193,10 @@ def _find(given: str, on_problem: _OnProblem) -> Iterator[_Found]:
         if not matches:
             raise DataError(f"{given}: no file matches")
         for match in matches:
-            yield from _find(match, on_problem)
+            try:
+                yield from _find(match, on_problem)
+            except DataError as error:
+                on_problem(error)
     elif os.path.isdir(given):
         found_any = False
         problems: list[DataError] = []
