@@ -1,9 +1,8 @@
 """What can go wrong through no fault of the code: the kinds, their exit codes, and the words that they share."""
 
 import difflib
-from collections.abc import Iterable
-
 import unicodedata
+from collections.abc import Iterable
 
 _ESCAPED_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of pairs, line and paragraph breaks
 _TURNS_WRITING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -81,7 +81,8 @@ class ImageList(Sequence[ImageReference]):
     worker processes of a data loader (a million images: 100 MB once, not 500 MB in each worker).
 
     Attributes:
-        classes: names of the classes; a reference's label is an index into them. Empty where nothing has a class.
+        classes: names of the classes, safe to print; a reference's label is an index into them. Empty where nothing
+            has a class.
     """
 
     def __init__(self, found: Iterable[_Found]) -> None:
@@ -102,7 +103,8 @@ class ImageList(Sequence[ImageReference]):
         self._paths, self._path_numbers = paths, np.array(path_numbers, dtype=np.int32)
         self._keys, self._ends = bytes(keys), np.array(ends, dtype=np.int64)
         self._spans = np.array(spans, dtype=np.int64).reshape(-1, 2)
-        self.classes, order = _sort_classes(list(numbers), numbered)
+        classes, order = _sort_classes(list(numbers), numbered)
+        self.classes = [printable(name) for name in classes]
         renumbered = np.array([*order, _NO_CLASS], dtype=np.int32)  # the last one is for "none", index -1
         self._labels = renumbered[np.array(labels, dtype=np.int64)]
 

@@ -117,11 +117,10 @@ def _describe(schema: type[BaseModel], error: Any) -> str:
     return f"{path}: {words}, not {_show(error['input'])}" if location else f"the recipe: {words}"
 
 
-def show_faults(faults: list[str]) -> list[str]:
-    """The faults as lines to print: each once, the first 50, and how many more there are."""
-    unique = list(dict.fromkeys(faults))
-    rest = len(unique) - _MAX_SHOWN
-    return unique if rest <= 0 else [*unique[:_MAX_SHOWN], f"and {rest:,} more faults"]
+def first_faults(faults: list[str]) -> list[str]:
+    """The faults that are shown: the first 50, and how many more there are."""
+    rest = len(faults) - _MAX_SHOWN
+    return faults if rest <= 0 else [*faults[:_MAX_SHOWN], f"and {rest:,} more"]
 
 
 def _show(value: Any) -> str:
