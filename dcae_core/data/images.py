@@ -5,12 +5,14 @@ pixels and the memory that decoding takes are counted before any pixel exists, a
 one line.
 """
 
+import ctypes
 import io
 import math
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -57,6 +59,7 @@ def _read_header(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         raise DataError(f"{name} is empty (0 bytes): copy or download it again")
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head")):
         raise DataError(f"{name} is a web page, not an image: download the image itself")
+    _silence_libtiff()
     Image.init()
     width, height = _webp_canvas(start) or (0, 0)
     _check_size(width, height, name, max_pixels)
@@ -70,6 +73,15 @@ def _read_header(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         raise ResourceError(f"not enough memory to open {name}") from error
     except Exception as error:  # decoders raise every kind of exception on bytes that are not theirs
         raise DataError(f"{name} is not an image in a known format (JPEG, PNG, WebP, TIFF, GIF, BMP, ...)") from error
+
+
+@cache
+def _silence_libtiff() -> None:
+    """libtiff writes its complaints to standard error by itself; what is wrong is told once, by us."""
+    with suppress(OSError, AttributeError):  # a Pillow without libtiff, or with one that cannot be reached
+        set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
 
 
 def _webp_canvas(start: bytes) -> tuple[int, int] | None:
