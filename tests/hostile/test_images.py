@@ -131,7 +131,9 @@ def test_in_a_folder_what_cannot_be_read_is_reported_and_the_good_image_done(rec
 
 def test_libtiff_keeps_its_complaints_to_itself(reconstruct, tmp_path) -> None:
     content = image_bytes("TIFF", compression="tiff_lzw")
-    reconstruct(write(tmp_path / "a.tif", content[:8] + b"\xff" * 20 + content[28:])).assert_fails(3, "a.tif is damaged")
+    reconstruct(write(tmp_path / "a.tif", content[:8] + b"\xff" * 20 + content[28:])).assert_fails(
+        3, "a.tif is damaged"
+    )
 
 
 def test_a_folder_that_links_to_itself_is_searched_once(reconstruct, tmp_path) -> None:

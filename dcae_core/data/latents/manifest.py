@@ -104,7 +104,7 @@ class Manifest(Record):
         """What a network's latents are multiplied by: the encoder's factor, or 1 / rms where it has none."""
         if self.encoder.scaling_factor is not None:
             return self.encoder.scaling_factor
-        return 1.0 / self.statistics.rms if self.statistics and self.statistics.rms > 0 else 1.0
+        return self.statistics.scaling_factor if self.statistics else 1.0
 
     @property
     def copies(self) -> int:
