@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dcae_cli.options import Debug, Device, Dtype, Json, Model, Output, Revision
-from dcae_cli.progress import progress, report_failure, silence
+from dcae_cli.progress import counted, progress, report_failure
 
 
 def decode(
@@ -46,13 +46,16 @@ def decode(
     def load(name: str) -> RunModel:
         return load_models([name or None], device=chosen, dtype=number_type, revision=revision)[0]
 
+    def note_tile(done: int, total: int) -> None:
+        advance(0, note=f"tile {done}/{total}")
+
     make_directory(output)
     decoded: list[DecodedLatent] = []
     problems: list[DataError] = []
-    with progress("decode", total=len(latents), unit="files") if len(latents) > 1 else silence() as advance:
+    with progress("decode", total=counted(latents), unit="files") as advance:
         for path in latents:
             try:
-                decoded += decode_file(path, model, load, output, tile)
+                decoded += decode_file(path, model, load, output, tile, note_tile)
             except DataError as error:
                 if len(latents) == 1:
                     raise

@@ -108,6 +108,7 @@ def _print_report(report: Any, out: str, as_json: bool) -> None:
     import sys
 
     from dcae_cli.output import print_json, print_table
+    from dcae_core.errors import printable
 
     manifest = report.manifest
     facts = {
@@ -135,7 +136,7 @@ def _print_report(report: Any, out: str, as_json: bool) -> None:
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     for damage in manifest.damaged:
-        print(f"left out: {damage.reason}", file=sys.stderr)
+        print(f"left out: {printable(damage.reason)}", file=sys.stderr)
     rows = [(key.replace("_", " "), _show(value)) for key, value in facts.items() if key not in ("damaged", "warnings")]
     print_table("", ("", "latent dataset"), rows)
 

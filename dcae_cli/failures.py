@@ -4,8 +4,9 @@ import errno
 
 from typer.exceptions import TyperException
 
-from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError, is_out_of_memory
+from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError, is_out_of_memory, printable
 
+_MAX_NAME = 1000  # letters of a path that is shown; longer ones are no paths
 _OUT_OF_MEMORY = (
     "out of memory; take a smaller batch or image, --tile where the command has it, or --dtype bf16, "
     "or close other programs"
@@ -21,20 +22,24 @@ def describe_failure(error: Exception) -> tuple[str, int]:
     if is_out_of_memory(error):
         return _OUT_OF_MEMORY, ResourceError.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f": could not write {error.filename}" if error.filename else ""
+        where = f": could not write {printable(error.filename)}" if error.filename else ""
         return f"the disk is full{where}; free some room and run the command again", ResourceError.exit_code
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}", DataError.exit_code
-    text = " ".join(str(error).split())
+        return printable(f"{_shorten(str(error.filename))}: {error.strerror}"), DataError.exit_code
+    text = printable(" ".join(str(error).split()))
     return (
         f"unexpected {type(error).__name__}: {text}; this is a fault of dcae: run the command again with --debug "
         "and report what it prints"
     ), DcaeError.exit_code
 
 
+def _shorten(name: str) -> str:
+    return name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}..."
+
+
 def _describe_usage(error: TyperException) -> str:
     """One line for a fault in the command line; where something is missing, with the command's first example."""
-    message = " ".join(error.format_message().split()).rstrip(".")
+    message = printable(" ".join(error.format_message().split()).rstrip("."))
     context = getattr(error, "ctx", None)
     if context is None:
         return message

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dcae_core.errors import printable
+
 _UNLIMITED_WIDTH = 10_000
 
 
@@ -33,7 +35,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
             Text(name), justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0, min_width=len(name)
         )
     for row in rows:
-        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(Text("-" if cell is None else printable(cell)) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else _UNLIMITED_WIDTH, highlight=False)
     # Rendered first and printed by us: rich would end the process in its own way when the reader of a pipe has gone.
     with console.capture() as capture:

@@ -2,12 +2,18 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 
+from dcae_core.errors import printable
 from dcae_core.progress import Advance
 
 SECONDS_BETWEEN_LINES = 5.0
+
+
+def counted(things: Sized) -> int | None:
+    """The total of a command over files: None for a single one, of which only a long wait needs a word."""
+    return len(things) if len(things) > 1 else None
 
 
 @contextmanager
@@ -53,7 +59,7 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
             nonlocal done
             done += count
             rate = done / max(time.monotonic() - start, 1e-9)
-            bar.update(task, advance=count, note=f"{rate:.3g} {unit}/s {note}")
+            bar.update(task, advance=count, note=printable(f"{rate:.3g} {unit}/s {note}"))
 
         yield advance
 
@@ -73,15 +79,10 @@ def _lines(description: str, total: int | None, unit: str) -> Iterator[Advance]:
         last_line = now
         amount = f"{done}" if total is None else f"{done}/{total}"
         rate = done / max(now - start, 1e-9)
-        print(f"{description}: {amount} {unit}, {rate:.3g} {unit}/s {note}".rstrip(), file=sys.stderr, flush=True)
+        line = f"{description}: {amount} {unit}, {rate:.3g} {unit}/s {note}".rstrip()
+        print(printable(line), file=sys.stderr, flush=True)
 
     yield advance
-
-
-@contextmanager
-def silence() -> Iterator[Advance]:
-    """Stands where progress would, for a single file."""
-    yield lambda count=1, note="": None
 
 
 def report_failure(error: Exception) -> None:

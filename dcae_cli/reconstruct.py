@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcae_cli.options import Debug, Device, Dtype, Json, Output, Revision
-from dcae_cli.progress import progress, report_failure, silence
+from dcae_cli.progress import counted, progress, report_failure
 
 if TYPE_CHECKING:
     from dcae_core.pipelines.image_files import ImageResult, RunModel
@@ -95,7 +95,7 @@ def reconstruct(
     make_directory(output)
     names = image_inputs.name_outputs(references)
     results: list[ImageResult] = []
-    with progress("reconstruct", total=len(references)) if len(references) > 1 else silence() as advance:
+    with progress("reconstruct", total=counted(references)) as advance:
         for reference, name in zip(references, names, strict=True):
             try:
                 results += image_run.reconstruct_file(reference, name, models, settings, _tile_notes(advance))

@@ -1,13 +1,48 @@
 """What can go wrong through no fault of the code: the kinds, their exit codes, and the words that they share."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+_ESCAPED_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of pairs, line and paragraph breaks
+_TURNS_WRITING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_UNDECODABLE = range(0xDC80, 0xDD00)  # bytes of file names that are not UTF-8, as Python holds them
+
+
+def printable(text: object) -> str:
+    """What may stand on a screen, in a report or a log for a name that a stranger gave: one line without commands.
+
+    Newlines, control characters (escape codes of terminals among them), marks that turn the direction of writing and
+    bytes that are not UTF-8 are shown escaped; everything else stays as it is.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(_escape(letter) for letter in text)
+
+
+def _escape(letter: str) -> str:
+    if unicodedata.category(letter) not in _ESCAPED_CATEGORIES and letter not in _TURNS_WRITING:
+        return letter
+    if letter in _SHORT_ESCAPES:
+        return _SHORT_ESCAPES[letter]
+    code = ord(letter)
+    if code in _UNDECODABLE:
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 class DcaeError(Exception):
-    """An expected failure. Its message is one line: what is wrong, where, and what to do about it."""
+    """An expected failure. Its message is one line: what is wrong, where, and what to do about it.
+
+    Whatever names the message holds, it stays one line that is safe to print.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class UsageError(DcaeError):
@@ -17,7 +52,11 @@ class UsageError(DcaeError):
 
 
 class RecipeError(UsageError):
-    """A recipe has faults. The message lists all of them, one per line."""
+    """A recipe has faults. The message lists them, one per line."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__()
+        self.args = ("\n".join(map(printable, str(message).split("\n"))),)
 
 
 class DataError(DcaeError):

@@ -1,11 +1,12 @@
 """Tensors from files that cannot be trusted: read without unpickling anything, loaded strictly, identified."""
 
 import hashlib
-import json
 import logging
-import math
 import os
 import pickle
+import sys
+import tarfile
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -18,12 +19,18 @@ from huggingface_hub.utils import WeakFileLock
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dcae_core.errors import CheckpointError, DownloadError
+from dcae_core.errors import CheckpointError, DataError, DownloadError
 from dcae_core.files import explain_write_errors, make_directory, sha256_of_file
+from dcae_core.json_reader import parse_json
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 _MAX_JSON_BYTES = 16 << 20
+_MAX_HEADER_BYTES = 100 << 20  # of a safetensors file; its library reads no more
+_DTYPES = frozenset(
+    {torch.float32, torch.float16, torch.bfloat16, torch.float64}
+    | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+)
 _NAMED = 3  # tensors, in a message about many
 _LPIPS_HEADS = "https://github.com/richzhang/PerceptualSimilarity/raw/082bb24f84c091ea94de2867d34c4544f68e0963"
 
@@ -50,24 +57,54 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     if sha256 is not None and sha256_of_file(path) != sha256:
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not the recorded {sha256[:12]}...; fetch it again")
     try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else _load_plain_tensors(path)
-    except (CheckpointError, MemoryError):
+        loaded = _load_safetensors(path) if path.suffix == ".safetensors" else _load_plain_tensors(path)
+    except CheckpointError:
         raise
+    except MemoryError as error:
+        raise CheckpointError(f"{path} asks for more memory than this machine has, or is damaged") from error
     except Exception as error:  # every format has its own kinds of failure; the user has one file to look at
         raise CheckpointError(
             f"{path} cannot be read as weights: damaged or cut short ({_first_line(error)}); fetch or write it again"
         ) from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()
+    ):
         raise CheckpointError(f"{path} holds no dictionary of tensors (nor one under 'state_dict')")
     for key, tensor in loaded.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: {key} has NaN or other values that are not finite; fetch the file again")
+        _require_plain(path, key, tensor)
     return dict(loaded)
 
 
+def _require_plain(path: Path, key: str, tensor: Tensor) -> None:
+    """Refuse what is no dense array of finite real numbers, or takes more memory than the file has for it.
+
+    Raises:
+        CheckpointError: it is such a tensor.
+    """
+    advice = "write it as a plain tensor"
+    if tensor.dtype not in _DTYPES:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{path}: {key} is {kind}; weights are float32, float16, bfloat16, float64 or integers")
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
+        raise CheckpointError(f"{path}: {key} holds no dense array of values; {advice}")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise CheckpointError(f"{path}: {key} repeats values that the file holds once; {advice}")
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise CheckpointError(f"{path}: {key} has NaN or other values that are not finite; fetch the file again")
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(_MAX_HEADER_BYTES, path.stat().st_size - 8):
+        raise ValueError("its header is longer than it can be")
+    return load_file(path)
+
+
 def _load_plain_tensors(path: Path) -> Any:
+    _refuse_what_grows(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -75,6 +112,23 @@ def _load_plain_tensors(path: Path) -> Any:
             f"{path} cannot be read as weights: it is damaged or holds more than tensors, and loading that can run "
             "code; ask for a safetensors file, or convert it where you trust it"
         ) from error
+
+
+def _refuse_what_grows(path: Path) -> None:
+    """Refuse archives that unpack to more than the file: torch itself compresses nothing and no longer writes tars.
+
+    Raises:
+        CheckpointError: it is such a file.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise CheckpointError(f"{path} is a compressed archive, which torch does not write; ask for another file")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise CheckpointError(f"{path} is damaged: it claims to hold more than it has; fetch it again")
+    elif tarfile.is_tarfile(path):
+        raise CheckpointError(f"{path} is a tar, as torch wrote before 2017; convert it with the torch that wrote it")
 
 
 def _first_line(error: Exception) -> str:
@@ -142,11 +196,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise CheckpointError(f"{path} is too large for a configuration file")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes(), str(path))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object")
     return values
@@ -160,8 +214,8 @@ def require_scaling_factor(value: object, path: Path) -> float | None:
     """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise CheckpointError(f"{path}: scaling_factor must be a finite number above 0, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+        raise CheckpointError(f"{path}: scaling_factor must be a finite number above 0, not {str(value)[:60]}")
     return float(value)
 
 

@@ -12,10 +12,12 @@ ROOT = Path(__file__).parent.parent
 CORE_FILES = sorted((ROOT / "dcae_core").rglob("*.py"))
 CLI_FILES = sorted((ROOT / "dcae_cli").rglob("*.py"))
 
-COMMON = {"errors", "progress", "files", "devices", "distributed"}
+COMMON = {"errors", "limits", "json_reader", "progress", "files", "devices", "distributed"}
 GROUND_FLOOR = COMMON | {"weights", "diffusion", "metrics"}
 MAY_IMPORT = {
     "errors": set(),
+    "limits": {"errors"},
+    "json_reader": {"errors"},
     "progress": set(),
     "files": {"errors"},
     "devices": {"errors"},

@@ -7,6 +7,7 @@ from importlib import resources
 from dcae_core.errors import UsageError, near_names
 
 _SUGGESTIONS = 3
+_MAX_DIGITS = 20
 
 
 @cache
@@ -40,8 +41,8 @@ def parse_classes(text: str, num_classes: int, names: Sequence[str] | None = Non
 
 def _parse_one(text: str, num_classes: int, numbers: dict[str, int], names: Sequence[str]) -> int:
     if text.lstrip("-").isdecimal():
-        if not 0 <= int(text) < num_classes:
-            raise UsageError(f"class {text} does not exist: this network knows 0 to {num_classes - 1}")
+        if len(text) > _MAX_DIGITS or not 0 <= int(text) < num_classes:
+            raise UsageError(f"class {text[:_MAX_DIGITS]} does not exist: this network knows 0 to {num_classes - 1}")
         return int(text)
     if not numbers:
         raise UsageError(f"class {text!r}: this network's classes have no names, give numbers 0 to {num_classes - 1}")

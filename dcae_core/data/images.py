@@ -1,13 +1,18 @@
 """Images in and out: whatever a file holds becomes an upright 8-bit RGB image, that becomes a tensor, and back.
 
-Files come from anywhere, so only decoders of plain raster formats are tried (none that starts another program), the
-pixel count is checked before anything is decoded, and every way a decoder can fail ends in one line.
+Files come from anywhere, so only decoders of plain raster formats are tried (none that starts another program), sides,
+pixels and the memory that decoding takes are counted before any pixel exists, and every way a decoder can fail ends in
+one line.
 """
 
+import ctypes
 import io
+import math
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +21,7 @@ import torch
 from PIL import Image, ImageOps
 
 from dcae_core.errors import DataError, ResourceError
+from dcae_core.limits import MAX_FILE_BYTES, MAX_IMAGE_SIDE, memory_for
 
 DEFAULT_MAX_PIXELS = 178_956_970  # where Pillow itself starts to refuse: 716 MB once decoded
 
@@ -24,6 +30,13 @@ IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".mpo", ".png", ".apng"}
     | {".pbm", ".pgm", ".ppm", ".pnm", ".qoi", ".tga", ".tif", ".tiff", ".webp"}
 )
+
+_RGB_BYTES = 4  # a pixel, as Pillow keeps it
+_MODE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # others: 4
+# What decoders hold for a pixel beside the image itself: whole frames, coefficients, planes; measured.
+_DECODER_BYTES = {"WEBP": 16, "AVIF": 16, "JPEG2000": 24, "JPEG": 6, "MPO": 6, "TIFF": 8, "GIF": 4}
+_WEBP_CANVAS_BYTES = 8
+_STRIP_PIXELS = 1 << 20
 
 _pixel_limit_lock = threading.Lock()
 
@@ -39,51 +52,112 @@ def _without_pillow_pixel_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _read_header(file: IO[bytes], name: str) -> Image.Image:
+def _read_header(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
     start = file.read(512)
     file.seek(0)
     if not start:
         raise DataError(f"{name} is empty (0 bytes): copy or download it again")
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head")):
         raise DataError(f"{name} is a web page, not an image: download the image itself")
+    _silence_libtiff()
     Image.init()
+    width, height = _webp_canvas(start) or (0, 0)
+    _check_size(width, height, name, max_pixels)
+    needed = memory_for(width * height * _WEBP_CANVAS_BYTES, f"opening {name} ({width} x {height} pixels)")
     try:
-        with _without_pillow_pixel_limit():
+        with needed, _without_pillow_pixel_limit():
             return Image.open(file, formats=[known for known in RASTER_FORMATS if known in Image.OPEN])
+    except ResourceError:
+        raise
+    except MemoryError as error:
+        raise ResourceError(f"not enough memory to open {name}") from error
     except Exception as error:  # decoders raise every kind of exception on bytes that are not theirs
         raise DataError(f"{name} is not an image in a known format (JPEG, PNG, WebP, TIFF, GIF, BMP, ...)") from error
 
 
-def _rescale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Map the deep grey modes onto 0..255: nothing is cut off at 255, as Pillow's own conversion does.
+@cache
+def _silence_libtiff() -> None:
+    """libtiff writes its complaints to standard error by itself; what is wrong is told once, by us."""
+    with suppress(OSError, AttributeError):  # a Pillow without libtiff, or with one that cannot be reached
+        set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
+
+
+def _webp_canvas(start: bytes) -> tuple[int, int] | None:
+    """Width and height of a WebP, whose decoder takes memory for the whole canvas as soon as the file is opened.
+
+    Source: RFC 9649, sections 2.5 to 2.7.
+    """
+    if start[:4] != b"RIFF" or start[8:12] != b"WEBP":
+        return None
+    match start[12:16]:
+        case b"VP8X":
+            return int.from_bytes(start[24:27], "little") + 1, int.from_bytes(start[27:30], "little") + 1
+        case b"VP8L":
+            bits = int.from_bytes(start[21:25], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            sides = int.from_bytes(start[26:28], "little"), int.from_bytes(start[28:30], "little")
+            return sides[0] & 0x3FFF, sides[1] & 0x3FFF
+    return None
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The image in strips of about a million pixels, each with its top row: what a change of mode costs at a time."""
+    rows = max(_STRIP_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _to_8_bits(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """How the strips of an image in a deep grey mode map onto 0..255: nothing is cut off at 255, as Pillow does.
 
     16-bit values are divided by 257. Other integers and floats have no fixed range: 0..1 and 0..255 are read as such,
     anything else is stretched from its own minimum to its own maximum.
     """
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite values")
-    low, high = float(values.min()), float(values.max())
-    if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and 255 < high <= 65535):
-        scaled = values / 257.0
-    elif image.mode == "F" and low >= 0 and high <= 1:
-        scaled = values * 255.0
-    elif low >= 0 and high <= 255:
-        scaled = values
-    else:
-        scaled = (values - low) * (255.0 / (high - low) if high > low else 0.0)
-    return Image.fromarray(np.floor(scaled + 0.5).astype(np.uint8), "L")
+    low, high = math.inf, -math.inf
+    for _, strip in _strips(image):
+        values = np.asarray(strip)
+        if not np.isfinite(values).all():
+            raise ValueError("it holds NaN or infinite values")
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+
+    def scale(strip: Image.Image) -> Image.Image:
+        values = np.asarray(strip).astype(np.float64)
+        if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and 255 < high <= 65535):
+            scaled = values / 257.0
+        elif image.mode == "F" and low >= 0 and high <= 1:
+            scaled = values * 255.0
+        elif low >= 0 and high <= 255:
+            scaled = values
+        else:
+            scaled = (values - low) * (255.0 / (high - low) if high > low else 0.0)
+        return Image.fromarray(np.floor(scaled + 0.5).astype(np.uint8), "L")
+
+    return scale
+
+
+def _on_white(strip: Image.Image) -> Image.Image:
+    strip = strip.convert("RGBA")
+    white = Image.new("RGB", strip.size, "white")
+    white.paste(strip, mask=strip.getchannel("A"))
+    return white
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        image = _rescale_to_8_bits(image)
+        convert = _to_8_bits(image)
     elif image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        on_white = Image.new("RGB", image.size, "white")
-        on_white.paste(image, mask=image.getchannel("A"))
-        return on_white
-    return image if image.mode == "RGB" else image.convert("RGB")
+        convert = _on_white
+    elif image.mode == "RGB":
+        return image
+    else:
+        return image.convert("RGB")
+    rgb = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        rgb.paste(convert(strip).convert("RGB"), (0, top))
+    return rgb
 
 
 def _turn_upright(image: Image.Image) -> None:
@@ -116,7 +190,7 @@ def open_image(
 
     Raises:
         DataError: the file is missing, empty, damaged, too large, or not an image.
-        ResourceError: there is not enough memory to decode it.
+        ResourceError: there is not enough memory to decode it; told before it is taken.
     """
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), name or "the image", apply_exif, max_pixels)
@@ -128,29 +202,46 @@ def open_image(
         raise DataError(f"{name}: no such file" if not path.exists() else f"{name} is not a regular file")
     try:
         with open(path, "rb") as file:
+            if (size := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
+                raise DataError(f"{name} has {size:,} bytes; images are read up to {MAX_FILE_BYTES:,}")
             return _decode(file, name, apply_exif, max_pixels)
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror or error}") from error
 
 
 def _decode(file: IO[bytes], name: str, apply_exif: bool, max_pixels: int) -> Image.Image:
-    image = _read_header(file, name)
+    image = _read_header(file, name, max_pixels)
     width, height = image.size
+    _check_size(width, height, name, max_pixels)
+    needed = _count_bytes(image)
+    try:
+        with memory_for(needed, f"decoding {name} ({width} x {height} pixels)"):
+            image.load()
+            if apply_exif:
+                _turn_upright(image)
+            return _to_rgb(image)
+    except ResourceError:
+        raise
+    except MemoryError as error:
+        raise ResourceError(f"not enough memory to decode {name} ({width} x {height} pixels)") from error
+    except Exception as error:  # truncated or hostile data: each decoder has its own exceptions
+        raise DataError(f"{name} is damaged: {str(error) or type(error).__name__}") from error
+
+
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    if (longest := max(width, height)) > MAX_IMAGE_SIDE:
+        raise DataError(f"{name} has a side of {longest:,} pixels, more than the limit of {MAX_IMAGE_SIDE:,}")
     if width * height > max_pixels:
         raise DataError(
             f"{name} has {width} x {height} = {width * height:,} pixels, more than the limit of {max_pixels:,}; "
             "raise --max-pixels if you trust it"
         )
-    try:
-        image.load()
-        if apply_exif:
-            _turn_upright(image)
-        image = _to_rgb(image)
-    except MemoryError as error:
-        raise ResourceError(f"not enough memory to decode {name} ({width} x {height} pixels)") from error
-    except Exception as error:  # truncated or hostile data: each decoder has its own exceptions
-        raise DataError(f"{name} is damaged: {str(error) or type(error).__name__}") from error
-    return image
+
+
+def _count_bytes(image: Image.Image) -> int:
+    """How much memory decoding takes: of the decoder, the decoded image, and the RGB image made of it."""
+    decoder = _DECODER_BYTES.get(image.format or "", 0)
+    return image.width * image.height * (decoder + _MODE_BYTES.get(image.mode, _RGB_BYTES) + _RGB_BYTES)
 
 
 def image_to_uint8(image: Image.Image) -> torch.Tensor:

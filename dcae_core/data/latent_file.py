@@ -11,6 +11,7 @@ from torch import Tensor
 from dcae_core.errors import DataError
 from dcae_core.files import write_bytes
 
+_MAX_SIDE = 1 << 31  # pixels; what a PNG can say
 _IMAGE, _SAMPLES = "latent", "latents"  # (C, h, w) with metadata; (N, C, h, w) without
 
 
@@ -78,25 +79,29 @@ def read_latents(path: Path) -> StoredLatents:
                 stored = StoredLatents(file.get_tensor(_SAMPLES), None)
             else:
                 stored = StoredLatents(file.get_tensor(_IMAGE)[None], _read_origin(file.metadata() or {}))
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{path} holds no latents of `dcae reconstruct --save-latents` or `dcae sample --save-latents`, "
             "or is damaged"
         ) from error
     latents = stored.latents
-    if latents.ndim != 4 or latents.dtype != torch.float32 or not bool(torch.isfinite(latents).all()):
+    are_values = latents.dtype == torch.float32 and bool(torch.isfinite(latents).all())
+    if latents.ndim != 4 or latents.numel() == 0 or not are_values:
         raise DataError(f"{path}: latents must be finite float32 values of shape (C, h, w), or (N, C, h, w) of samples")
     return stored
 
 
 def _read_origin(metadata: dict[str, str]) -> Origin:
-    return Origin(
+    origin = Origin(
         height=int(metadata["height"]),
         width=int(metadata["width"]),
         model=metadata["model"],
         fingerprint=metadata["fingerprint"],
         tile=int(metadata["tile"]) if metadata["tile"] else None,
     )
+    if not all(0 < side < _MAX_SIDE for side in (origin.height, origin.width, origin.tile or 1)):
+        raise ValueError("sides that no image has")
+    return origin
 
 
 def check_latents(path: Path, stored: StoredLatents, channels: int, ratio: int, fingerprint: str) -> None:

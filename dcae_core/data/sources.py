@@ -2,8 +2,7 @@
 
 import glob
 import os
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -11,8 +10,10 @@ import numpy as np
 from PIL import Image
 
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, open_image
-from dcae_core.data.remote import is_url, list_files, open_remote, read_remote
-from dcae_core.errors import DataError
+from dcae_core.data.remote import is_url, list_files, read_remote
+from dcae_core.data.tar import read_shard
+from dcae_core.errors import DataError, printable
+from dcae_core.limits import MAX_CLASSES, MAX_LIST_BYTES
 
 _LIST_SUFFIXES = frozenset({".txt", ".lst"})
 _WHOLE_FILE = -1
@@ -38,8 +39,8 @@ class ImageReference(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
-        return self.path if self.offset == _WHOLE_FILE else f"{self.path}/{self.key}"
+        """What messages call it: safe to print."""
+        return printable(self.path if self.offset == _WHOLE_FILE else f"{self.path}/{self.key}")
 
     def open(self, *, apply_exif: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
         """Read and decode it, as `open_image` does.
@@ -80,7 +81,8 @@ class ImageList(Sequence[ImageReference]):
     worker processes of a data loader (a million images: 100 MB once, not 500 MB in each worker).
 
     Attributes:
-        classes: names of the classes; a reference's label is an index into them. Empty where nothing has a class.
+        classes: names of the classes, safe to print; a reference's label is an index into them. Empty where nothing
+            has a class.
     """
 
     def __init__(self, found: Iterable[_Found]) -> None:
@@ -101,7 +103,8 @@ class ImageList(Sequence[ImageReference]):
         self._paths, self._path_numbers = paths, np.array(path_numbers, dtype=np.int32)
         self._keys, self._ends = bytes(keys), np.array(ends, dtype=np.int64)
         self._spans = np.array(spans, dtype=np.int64).reshape(-1, 2)
-        self.classes, order = _sort_classes(list(numbers), numbered)
+        classes, order = _sort_classes(list(numbers), numbered)
+        self.classes = [printable(name) for name in classes]
         renumbered = np.array([*order, _NO_CLASS], dtype=np.int32)  # the last one is for "none", index -1
         self._labels = renumbered[np.array(labels, dtype=np.int64)]
 
@@ -143,10 +146,17 @@ def _sort_classes(names: list[str], numbered: bool) -> tuple[list[str], list[int
     """
     if names and numbered:
         numbers = [int(name) for name in names]
+        _refuse_too_many_classes(max(numbers) + 1)
         return [str(number) for number in range(max(numbers) + 1)], numbers
+    _refuse_too_many_classes(len(names))
     classes = sorted(names)
     positions = {name: position for position, name in enumerate(classes)}
     return classes, [positions[name] for name in names]
+
+
+def _refuse_too_many_classes(count: int) -> None:
+    if count > MAX_CLASSES:
+        raise DataError(f"the images have {count:,} classes, more than the limit of {MAX_CLASSES:,}")
 
 
 def find_images(inputs: Iterable[str | Path]) -> ImageList:
@@ -155,34 +165,62 @@ def find_images(inputs: Iterable[str | Path]) -> ImageList:
     Costs one directory scan, and for shards one small read per member; no image is opened.
 
     Raises:
-        DataError: an input does not exist, holds no image, or is a damaged shard.
+        DataError: an input does not exist, holds no image, or is or holds a damaged shard.
     """
-    return ImageList(found for given in inputs for found in _find(str(given)))
+
+    def refuse(problem: DataError) -> None:
+        raise problem
+
+    return ImageList(found for given in inputs for found in _find(str(given), refuse))
 
 
-def _find(given: str) -> Iterator[_Found]:
+def find_readable_images(given: str | Path) -> tuple[ImageList, list[DataError]]:
+    """As `find_images`, but what cannot be read inside a folder is left out and told; the rest is there.
+
+    Raises:
+        DataError: the input itself does not exist, holds no image, or is a damaged shard.
+    """
+    problems: list[DataError] = []
+    return ImageList(_find(str(given), problems.append)), problems
+
+
+_OnProblem = Callable[[DataError], None]
+
+
+def _find(given: str, on_problem: _OnProblem) -> Iterator[_Found]:
     if is_url(given):
-        yield from _find_remote(given)
+        yield from _find_remote(given, on_problem)
     elif not os.path.lexists(given) and glob.has_magic(given):
         matches = sorted(glob.glob(given, recursive=True))
         if not matches:
             raise DataError(f"{given}: no file matches")
         for match in matches:
-            yield from _find(match)
+            try:
+                yield from _find(match, on_problem)
+            except DataError as error:
+                on_problem(error)
     elif os.path.isdir(given):
         found_any = False
-        for found in _search_folder(given):
+        problems: list[DataError] = []
+        for found in _search_folder(given, problems.append):
             found_any = True
             yield found
-        if not found_any:
+        for problem in problems:
+            on_problem(problem)
+        if not found_any and not problems:
             raise DataError(f"{given}: no image in this folder (suffixes: {' '.join(sorted(IMAGE_SUFFIXES))})")
     elif not os.path.exists(given):
-        raise DataError(f"{given}: no such file or folder")
+        raise DataError(f"{given}: {_why_missing(given)}")
     else:
         yield from _find_in_file(given)
 
 
-def _find_remote(url: str) -> Iterator[_Found]:
+def _why_missing(path: str) -> str:
+    """Of a file that cannot be found: a link that leads nowhere is there, after all."""
+    return "a link that leads to nothing" if os.path.islink(path) else "no such file or folder"
+
+
+def _find_remote(url: str, on_problem: _OnProblem) -> Iterator[_Found]:
     """As for local places, without globs and file lists: an image, a tar shard, or a folder of both."""
     suffix = os.path.splitext(url)[1].lower()
     if suffix == ".tar":
@@ -198,7 +236,10 @@ def _find_remote(url: str) -> Iterator[_Found]:
             found_any = True
             path = f"{url.rstrip('/')}/{key}"
             label, separator, _ = key.partition("/")
-            yield from _read_shard(path) if suffix == ".tar" else [_Found(path, key, label if separator else None)]
+            if suffix == ".tar":
+                yield from _read_shard_in_folder(path, on_problem)
+            else:
+                yield _Found(path, key, label if separator else None)
         if not found_any:
             raise DataError(f"{url}: no image and no tar shard in this folder")
 
@@ -213,86 +254,75 @@ def _find_in_file(path: str) -> Iterator[_Found]:
         yield _Found(path, os.path.basename(path), None)
 
 
-def _search_folder(root: str) -> Iterator[_Found]:
+def _search_folder(root: str, on_problem: _OnProblem) -> Iterator[_Found]:
     """Depth first, names sorted, files and folders together."""
     prefix = os.path.join(root, "")
 
     def search(folder: str, inside: frozenset[tuple[int, int]]) -> Iterator[_Found]:
-        status = os.stat(folder)
+        try:
+            status = os.stat(folder)
+            with os.scandir(folder) as entries:
+                visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            on_problem(DataError(f"{folder} cannot be read: {error.strerror or error}"))
+            return
         here = (status.st_dev, status.st_ino)
         if here in inside:
             return
-        with os.scandir(folder) as entries:
-            visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
         for entry in visible:
             suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from search(entry.path, inside | {here})
             elif suffix == ".tar":
-                yield from _read_shard(entry.path)
+                yield from _read_shard_in_folder(entry.path, on_problem)
             elif suffix in IMAGE_SUFFIXES:
                 key = entry.path.removeprefix(prefix)
                 label, separator, _ = key.partition(os.sep)
                 yield _Found(entry.path, key, label if separator else None)
 
+    yield from search(root, frozenset())
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        yield from search(root, frozenset())
-    except OSError as error:
-        raise DataError(f"{error.filename or root} cannot be read: {error.strerror or error}") from error
+        return entry.is_dir()
+    except OSError:  # a link that leads in circles is neither
+        return False
 
 
 def _read_list(path: str) -> Iterator[_Found]:
     folder = os.path.dirname(path)
+    if not os.path.isfile(path):
+        raise DataError(f"{path} is not a regular file, so it is no file list")
+    if os.path.getsize(path) > MAX_LIST_BYTES:
+        raise DataError(f"{path} is larger than {MAX_LIST_BYTES:,} bytes, the limit of file lists; cut it in parts")
+    found_any = False
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # with or without a byte-order mark
             for line in file:
                 entry, _, label = line.rstrip("\r\n").partition("\t")
                 if entry.strip() and not entry.startswith("#"):
+                    found_any = True
                     where = os.path.join(folder, entry)
                     yield _Found(where, entry if not os.path.isabs(entry) else os.path.basename(entry), label or None)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: a file list must be UTF-8 text, one path a line") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not found_any:
+        raise DataError(f"{path}: this file list names no image; write one path a line")
 
 
 def _read_shard(path: str) -> Iterator[_Found]:
-    images: list[tuple[str, int, int]] = []
-    labels: dict[str, str] = {}
+    for name, offset, size, label in read_shard(path):
+        yield _Found(path, name, label, offset, size)
+
+
+def _read_shard_in_folder(path: str, on_problem: _OnProblem) -> Iterator[_Found]:
     try:
-        with (
-            open_remote(path) if is_url(path) else open(path, "rb") as file,
-            tarfile.open(fileobj=file, mode="r:") as archive,
-        ):
-            end = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            for member in archive:
-                archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has read
-                if not member.isreg() or member.issparse():
-                    continue
-                if member.offset_data + member.size > end:
-                    raise tarfile.ReadError(f"{member.name} is cut off")
-                key, suffix = os.path.splitext(member.name)
-                if suffix.lower() in IMAGE_SUFFIXES and not os.path.basename(key).startswith("."):
-                    images.append((member.name, member.offset_data, member.size))
-                elif suffix == ".cls":
-                    labels[key] = _read_class(archive, member, path)
-            if archive.offset >= end:  # an archive ends with blocks of zeros: without them some may be missing
-                raise tarfile.ReadError("its end is cut off")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(
-            f"{path} is not a whole, uncompressed tar: {error}; unpack a compressed one, copy a damaged one again"
-        ) from error
-    if not images:
-        raise DataError(f"{path}: no image in this shard")
-    for name, offset, size in images:
-        yield _Found(path, name, labels.get(os.path.splitext(name)[0]), offset, size)
-
-
-def _read_class(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> str:
-    file = archive.extractfile(member)
-    text = file.read(64).decode("ascii", "replace").strip() if file else ""
-    if not (text.isascii() and text.isdecimal()):
-        raise DataError(f"{path}/{member.name}: a class must be a number, not {text!r}")
-    return str(int(text))
+        yield from _read_shard(path)
+    except DataError as problem:
+        on_problem(problem)
 
 
 class DecodedOnDemand:

@@ -1,22 +1,26 @@
 """Reference statistics on disk: the published `.npz` layout, read and written, and ADM's reference batches."""
 
 import io
-import zipfile
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from torch import Tensor
 
 from dcae_core.errors import DataError
 from dcae_core.files import sha256_of_file, write_bytes
 from dcae_core.metrics.frechet import Gaussian
+from dcae_core.metrics.npz import REAL_NUMBERS, ArrayHeader, Npz, open_npz
 
 _IMAGES = "arr_0"
+_MAX_FEATURES = 1 << 13  # Inception's are 2048
+_MAX_SIDE = 1 << 14  # of an image in a batch, pixels
+_MAX_DESCRIPTION_BYTES = 1 << 16
+_DESCRIBING = REAL_NUMBERS + "U"  # text
 
 
 @dataclass(frozen=True)
@@ -43,35 +47,30 @@ class Reference:
         Raises:
             DataError: the file ends early.
         """
-        with zipfile.ZipFile(self.path) as archive, archive.open(f"{_IMAGES}.npy") as member:
-            shape, dtype = _read_array_header(member, self.path)
-            start, item = member.tell(), int(np.prod(shape[1:])) * dtype.itemsize
+        with open_npz(self.path) as arrays, arrays.open(_IMAGES) as member:
+            header = arrays.header(_IMAGES)
+            item = math.prod(header.shape[1:])
             for indices in ranges:
-                member.seek(start + indices.start * item)
+                member.seek(header.start + indices.start * item)
                 content = member.read(len(indices) * item)
                 if len(content) < len(indices) * item:
                     raise DataError(f"{self.path} ends in the middle of its images: fetch the file again")
-                batch = np.frombuffer(content, dtype).reshape(len(indices), *shape[1:])
+                batch = np.frombuffer(content, np.uint8).reshape(len(indices), *header.shape[1:])
                 yield torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())
 
 
-def _read_array_header(member: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    read_header = npy.read_array_header_1_0 if npy.read_magic(member) == (1, 0) else npy.read_array_header_2_0
-    shape, fortran_order, dtype = read_header(member)
-    if fortran_order or len(shape) != 4 or shape[3] != 3 or dtype != np.uint8:
-        raise DataError(f"{path}: its {_IMAGES} holds no images; expected uint8 (N, H, W, 3)")
-    return shape, dtype
-
-
-def _count_images(archive: zipfile.ZipFile, path: Path) -> int:
-    if f"{_IMAGES}.npy" not in archive.namelist():
+def _count_images(arrays: Npz, path: Path) -> int:
+    if _IMAGES not in arrays.names:
         return 0
-    with archive.open(f"{_IMAGES}.npy") as member:
-        return _read_array_header(member, path)[0][0]
+    header = arrays.header(_IMAGES)
+    is_images = len(header.shape) == 4 and header.shape[3] == 3 and header.dtype == np.uint8
+    if not is_images or header.fortran_order or min(header.shape) < 1 or max(header.shape[1:]) > _MAX_SIDE:
+        raise DataError(f"{path}: its {_IMAGES} holds no images; expected uint8 (N, H, W, 3), sides up to {_MAX_SIDE}")
+    return header.shape[0]
 
 
 def read_reference(path: Path) -> Reference:
-    """Read reference statistics; nothing in the file is executed.
+    """Read reference statistics; nothing in the file is executed, and shapes are known before values are read.
 
     Costs the two arrays (34 MB at 2048 features) and one pass over the file for its hash.
 
@@ -80,31 +79,41 @@ def read_reference(path: Path) -> Reference:
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such reference file; make one: dcae fid-ref --images DIR --out {path}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            num_images = _count_images(archive, path)
-        with np.load(path, allow_pickle=False) as arrays:
-            if not {"mu", "sigma"} <= set(arrays.files):
-                raise DataError(f"{path} is no reference: it has no `mu` and `sigma`; make one with dcae fid-ref")
-            mean, covariance = (np.asarray(arrays[name], dtype=np.float64) for name in ("mu", "sigma"))
-            described = [name for name in arrays.files if name not in ("mu", "sigma") and arrays[name].ndim == 0]
-            description = {name: arrays[name].item() for name in described}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
-        raise DataError(
-            f"{path} cannot be read as an .npz of arrays ({error}): fetch or make the file again"
-        ) from error
+    with open_npz(path) as arrays:
+        num_images = _count_images(arrays, path)
+        if not {"mu", "sigma"} <= set(arrays.names):
+            raise DataError(f"{path} is no reference: it has no `mu` and `sigma`; make one with dcae fid-ref")
+        limit = 8 * _MAX_FEATURES
+        mean, covariance = (
+            arrays.read(name, size).astype(np.float64)
+            for name, size in (("mu", limit), ("sigma", limit * _MAX_FEATURES))
+        )
+        description = {
+            name: arrays.read(name, _MAX_DESCRIPTION_BYTES, _DESCRIBING).item()
+            for name in arrays.names
+            if name not in ("mu", "sigma", _IMAGES) and _describes(arrays.header(name))
+        }
     mean = np.atleast_1d(mean.squeeze())
     _check(path, mean, covariance)
     return Reference(path, sha256_of_file(path), Gaussian(mean, covariance), description, num_images)
 
 
+def _describes(header: ArrayHeader) -> bool:
+    return header.shape == () and header.num_bytes <= _MAX_DESCRIPTION_BYTES and header.dtype.kind in _DESCRIBING
+
+
 def _check(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
-    if mean.ndim != 1 or covariance.shape != (mean.size, mean.size):
+    if mean.ndim != 1 or mean.size == 0 or covariance.shape != (mean.size, mean.size):
         raise DataError(f"{path}: mu {mean.shape} and sigma {covariance.shape} do not belong together")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise DataError(f"{path}: its statistics are not finite numbers (NaN): make the file again")
-    if not np.allclose(covariance, covariance.T, rtol=1e-4, atol=1e-6 * max(1.0, float(np.abs(covariance).max()))):
+    slack = 1e-6 * max(1.0, float(np.abs(covariance).max()))
+    if not np.allclose(covariance, covariance.T, rtol=1e-4, atol=slack):
         raise DataError(f"{path}: its sigma is no covariance, for it is not symmetric")
+    variances = np.diag(covariance)
+    deviations = np.sqrt(variances.clip(0))
+    if variances.min() < -slack or (np.abs(covariance) > np.outer(deviations, deviations) * 1.001 + slack).any():
+        raise DataError(f"{path}: its sigma is no covariance, for it has variances below 0")
 
 
 def write_reference(path: Path, gaussian: Gaussian, description: dict[str, str | int]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -9,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcae_core.errors import DataError, UsageError, unknown_name
-from dcae_core.models.config_values import MAX_BLOCKS, MAX_CHANNELS, require_choice, require_count, require_counts
+from dcae_core.models.config_values import (
+    MAX_BLOCKS,
+    MAX_CHANNELS,
+    require_choice,
+    require_count,
+    require_counts,
+    require_size,
+)
 from dcae_core.models.layers import (
     ACTIVATIONS,
     HEAD_CHANNELS,
@@ -35,7 +43,7 @@ _CHOICES_PER_STAGE = {
     "decoder_norms": ("rms_norm", "batch_norm"),
     "decoder_acts": tuple(ACTIVATIONS),
 }
-_MAX_KERNEL_SIZE, _MAX_STAGES = 99, 16
+_MAX_KERNEL_SIZE, _MAX_STAGES, _MAX_SCALES = 99, 16, 16
 _PER_STAGE = ("widths", "depths", "blocks", "attention_scales")
 _DECODER_PER_STAGE = ("norms", "acts")
 
@@ -89,6 +97,8 @@ class AutoencoderConfig:
         self._check_values()
         self._check_stages()
         self._check_channels()
+        sizes = [self._count_blocks_and_weights(side) for side in ("encoder", "decoder")]
+        require_size("the autoencoder", *(sum(counts) for counts in zip(*sizes, strict=True)))
 
     @property
     def num_stages(self) -> int:
@@ -173,6 +183,8 @@ class AutoencoderConfig:
     def _check_scales(what: str, scales: object) -> None:
         require_counts(what, scales, 1, _MAX_KERNEL_SIZE)
         assert isinstance(scales, tuple)
+        if len(scales) > _MAX_SCALES:
+            raise UsageError(f"{what}: a stage has up to {_MAX_SCALES} scales, not {len(scales):,}")
         if any(scale % 2 == 0 for scale in scales):
             raise UsageError(f"{what}: a kernel size must be odd, so that it has a middle, not {scales}")
 
@@ -214,6 +226,17 @@ class AutoencoderConfig:
                 f"autoencoder latent_channels: with latent_shortcuts, {self.latent_channels} must divide the last "
                 "stage's widths"
             )
+
+    def _count_blocks_and_weights(self, side: str) -> tuple[int, int]:
+        """About, from above: convolutions and projections of every block and every change of resolution."""
+        widths, depths, blocks = (getattr(self, f"{side}_{name}") for name in ("widths", "depths", "blocks"))
+        scales = getattr(self, f"{side}_attention_scales")
+        weights = 9 * (self.latent_channels * widths[-1] + 4 * self.in_channels * max(widths[:2]))
+        for width, depth, block, stage_scales in zip(widths, depths, blocks, scales, strict=True):
+            per_block = 18 if block == "res" else 16 + len(stage_scales)
+            local = sum(3 * width * (size**2 + HEAD_CHANNELS) for size in stage_scales)
+            weights += depth * (per_block * width**2 + local)
+        return sum(depths), weights + sum(36 * narrow * wide for narrow, wide in pairwise(widths))
 
     def _resampled_widths(self, side: str) -> list[tuple[int, int]]:
         """(high-resolution width, low-resolution width) of every change of resolution that has a shortcut."""

@@ -8,6 +8,14 @@ from dcae_core.errors import UsageError
 # Far beyond any network, and small enough for one to be laid out without memory before its weights are looked at.
 MAX_CHANNELS = 1 << 16
 MAX_BLOCKS = 1 << 10
+MAX_WEIGHTS = 1 << 36  # values: 275 GB in float32
+
+
+def _show(value: object) -> str:
+    try:
+        return repr(value)[:60]
+    except ValueError:  # a number of thousands of digits
+        return "so large a number"
 
 
 def require_count(what: str, value: object, low: int, high: int) -> None:
@@ -17,7 +25,7 @@ def require_count(what: str, value: object, low: int, high: int) -> None:
         UsageError: it is not.
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
-        raise UsageError(f"{what} must be a whole number from {low} to {high}, not {value!r}")
+        raise UsageError(f"{what} must be a whole number from {low} to {high}, not {str(value)[:60]}")
 
 
 def require_counts(what: str, values: object, low: int, high: int) -> None:
@@ -40,3 +48,15 @@ def require_choice(what: str, value: object, choices: Collection[object]) -> Non
     """
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise UsageError(f"{what}: {value!r} is not one of {', '.join(map(str, choices))}")
+
+
+def require_size(what: str, num_blocks: int, num_weights: int) -> None:
+    """Refuse a network that is too large to be built, counted from its description alone.
+
+    Raises:
+        UsageError: it is.
+    """
+    if num_blocks > MAX_BLOCKS:
+        raise UsageError(f"{what} has {num_blocks:,} blocks, more than the limit of {MAX_BLOCKS:,}")
+    if num_weights > MAX_WEIGHTS:
+        raise UsageError(f"{what} has about {num_weights:.1e} weights, more than the limit of {MAX_WEIGHTS:.1e}")

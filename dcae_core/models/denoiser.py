@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcae_core.errors import UsageError, unknown_name
-from dcae_core.models.config_values import MAX_BLOCKS, MAX_CHANNELS, require_choice, require_count
+from dcae_core.models.config_values import MAX_BLOCKS, MAX_CHANNELS, require_choice, require_count, require_size
 
-_MAX_CLASSES, _MAX_SIDE = 1 << 30, 1 << 20
+_MAX_CLASSES, _MAX_SIDE = 1 << 20, 1 << 20
+_MAX_POSITIONS = 1 << 28  # values of a table of positions, which some networks compute as they are built
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ class DenoiserConfig:
             raise UsageError(
                 f"{self.architecture} input_size {self.input_size} must be a multiple of patch_size {self.patch_size}"
             )
+
+        self._check_size()
+
+    def _check_size(self) -> None:
+        """From above: attention and MLP of every block, the tables of positions and classes, patches in and out."""
+        width, positions = self.hidden_size, math.prod(self.grid) * self.hidden_size
+        if positions > _MAX_POSITIONS:
+            raise UsageError(f"{self.architecture} input_size {self.input_size} makes too many tokens")
+        patch = self.patch_size**2 * self.in_channels
+        weights = self.depth * 24 * width**2 + (self.num_classes + 1) * width + positions + 3 * patch * width
+        require_size(f"the {self.architecture}", self.depth, weights)
 
     def _check_input_size(self) -> None:
         size = self.input_size

@@ -35,7 +35,7 @@ from dcae_core.data.latents.reader import TORCH_DTYPES
 from dcae_core.data.sources import ImageList, ImageReference
 from dcae_core.devices import parse_dtype
 from dcae_core.diffusion.guidance import sample_noise
-from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError
+from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError, printable
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.progress import Advance
@@ -340,8 +340,8 @@ class _ShardEncoder:
             elif self._recipe.damaged == "fail":
                 raise crop.error
             else:
-                reason = str(crop.error).replace(crop.reference.name, crop.reference.key)
-                damaged.append(DamagedRecord(picture=crop.reference.key, reason=reason))
+                name = printable(crop.reference.key)
+                damaged.append(DamagedRecord(picture=name, reason=str(crop.error).replace(crop.reference.name, name)))
             if len(batch) == self._recipe.batch_size:
                 yield batch
                 batch = []

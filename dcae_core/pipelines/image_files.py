@@ -1,5 +1,6 @@
 """Image files and latent files through an autoencoder: inputs, names of outputs, results."""
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -13,25 +14,29 @@ import torch
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, center_crop_adm
 from dcae_core.data.latent_file import Origin, StoredLatents, check_latents, read_latents, save_latent
 from dcae_core.data.raster import Raster, write_png
-from dcae_core.data.sources import ImageReference, find_images
-from dcae_core.errors import DataError, UsageError
+from dcae_core.data.sources import ImageReference, find_readable_images
+from dcae_core.errors import DataError, UsageError, printable
 from dcae_core.files import replace_file
 from dcae_core.metrics.reconstruction import psnr_by_rows, ssim_by_rows
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.pipelines.comparison import Column, compare
 from dcae_core.pipelines.encode import load_encoder
-from dcae_core.pipelines.reconstruct import check_tile, choose_tile, decode_rows, encode_rows
+from dcae_core.pipelines.reconstruct import MIN_TILE, check_tile, choose_tile, decode_rows, encode_rows
 from dcae_core.progress import ProgressCallback
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
+_MAX_STEM_BYTES = 160  # of the 255 that a file's name may have; models' labels and suffixes come on top
+
 
 def find_inputs(inputs: Iterable[str]) -> tuple[list[ImageReference], list[DataError]]:
-    """The images that each input names, and what is wrong with the inputs that name none."""
+    """The images that each input names, and what is wrong with those inputs and files in folders that name none."""
     found: list[ImageReference] = []
     problems: list[DataError] = []
     for given in inputs:
         try:
-            found += find_images([given])
+            images, unreadable = find_readable_images(given)
+            found += images
+            problems += unreadable
         except DataError as error:
             problems.append(error)
     return found, problems
@@ -39,8 +44,8 @@ def find_inputs(inputs: Iterable[str]) -> tuple[list[ImageReference], list[DataE
 
 def name_outputs(references: Sequence[ImageReference]) -> list[str]:
     """What the outputs of each image are called: its stem, with more of its path where several would be the same."""
-    stems = [PurePath(reference.key).stem for reference in references]
-    longer = [reference.key.replace("/", "_").replace("\\", "_") for reference in references]
+    stems = [_as_name(PurePath(reference.key).stem) for reference in references]
+    longer = [_as_name(reference.key.replace("/", "_").replace("\\", "_")) for reference in references]
     shared = Counter(stems)
     names = [whole if shared[stem] > 1 else stem for stem, whole in zip(stems, longer, strict=True)]
     used: Counter[str] = Counter()
@@ -49,6 +54,16 @@ def name_outputs(references: Sequence[ImageReference]) -> list[str]:
         if used[name] > 1:
             names[index] = f"{name}-{used[name]}"
     return names
+
+
+def _as_name(stem: str) -> str:
+    """A stem as the name of a file with room for what is added to it: printable, shortened where it is too long."""
+    stem = printable(stem)
+    content = stem.encode()
+    if len(content) <= _MAX_STEM_BYTES:
+        return stem
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    return f"{content[: _MAX_STEM_BYTES - 9].decode(errors='ignore')}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -330,7 +345,12 @@ class DecodedLatent:
 
 
 def decode_file(
-    path: Path, model: str | None, load: Callable[[str], RunModel], output: Path, tile: int | None
+    path: Path,
+    model: str | None,
+    load: Callable[[str], RunModel],
+    output: Path,
+    tile: int | None,
+    progress: ProgressCallback | None = None,
 ) -> list[DecodedLatent]:
     """Decode every latent of one file; `NAME.latent.safetensors` becomes `NAME.recon.png`, samples are numbered.
 
@@ -340,6 +360,7 @@ def decode_file(
         load: gives the model of a name; "" is the embedded one.
         output: directory to write.
         tile: side of the tiles; None takes that of the encoding, or leaves it to the memory of the machine.
+        progress: called after each tile.
 
     Raises:
         DataError: the file is none, or belongs to another autoencoder.
@@ -352,13 +373,16 @@ def decode_file(
     ratio = network.spatial_compression_ratio
     check_latents(path, stored, network.latent_channels, ratio, autoencoder.fingerprint)
     height, width = _image_size(stored, ratio)
-    tile = tile or (stored.origin.tile if stored.origin else None) or choose_tile(network, height, width)
+    recorded = stored.origin.tile if stored.origin else None
+    if recorded is not None and recorded < MIN_TILE * ratio:
+        raise DataError(f"{path} names a tile of {recorded} pixels, too small for {autoencoder.label}: give --tile")
+    tile = tile or recorded or choose_tile(network, height, width)
     if tile is not None:
         check_tile(tile, ratio)
     decoded = []
     for index, latent in enumerate(stored.latents):
         image = Raster(height, width, output)
-        for rows in decode_rows(network, latent, (height, width), tile=tile):
+        for rows in decode_rows(network, latent, (height, width), tile=tile, progress=progress):
             image.append(rows)
         number = "" if stored.origin else f"_{index:04d}"
         file = save_raster(image, output / f"{_stem(path)}{number}.recon.png")

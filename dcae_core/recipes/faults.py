@@ -13,6 +13,8 @@ from dcae_core.recipes.settings import Recipe, Section
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
+_MAX_SHOWN = 50  # faults; whoever has more reads these first
+_MAX_SHOWN_LETTERS = 60  # of a value or a key
 _MAX_ROUNDS = 8  # each mends what the one before could not see
 _HARMLESS: dict[str, Any] = {
     "int_type": 5040 << 10,  # divisible by whatever a batch or an image may be divided by
@@ -106,7 +108,7 @@ def _mend(schema: type[BaseModel], document: Any, error: Any) -> None:
 
 def _describe(schema: type[BaseModel], error: Any) -> str:
     location, kind = error["loc"], error["type"]
-    path = ".".join(str(part) for part in location)
+    path = ".".join(_shorten(str(part)) for part in location)
     if kind == "extra_forbidden":
         return f"{path}: unknown key{_hint(schema, location)}"
     if kind == "missing":
@@ -115,9 +117,18 @@ def _describe(schema: type[BaseModel], error: Any) -> str:
     return f"{path}: {words}, not {_show(error['input'])}" if location else f"the recipe: {words}"
 
 
+def first_faults(faults: list[str]) -> list[str]:
+    """The faults that are shown: the first 50, and how many more there are."""
+    rest = len(faults) - _MAX_SHOWN
+    return faults if rest <= 0 else [*faults[:_MAX_SHOWN], f"and {rest:,} more"]
+
+
 def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return _shorten(repr(value))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN_LETTERS else f"{text[: _MAX_SHOWN_LETTERS - 3]}..."
 
 
 def _hint(schema: type[BaseModel], location: tuple[Any, ...]) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from dcae_core.errors import RecipeError, did_you_mean, near_names, unknown_name
-from dcae_core.recipes.faults import AnyRecipe, validate
+from dcae_core.errors import RecipeError, did_you_mean, near_names, printable, unknown_name
+from dcae_core.recipes.faults import AnyRecipe, first_faults, validate
 from dcae_core.recipes.settings import Recipe
 from dcae_core.recipes.yaml_reader import read_yaml
 
@@ -114,7 +114,7 @@ def load_any_recipe(path: Path, further_checks: Callable[[Recipe], list[str]] | 
     """As `load_recipe`, by the schema that the recipe's own `command` line names."""
     document, _ = read_yaml(_read_text(path), str(path))
     command = document.get("command") if isinstance(document, dict) else None
-    if command not in SCHEMAS:
+    if not isinstance(command, str) or command not in SCHEMAS:
         raise RecipeError(f"{path}: needs a line 'command: ...' with one of {', '.join(SCHEMAS)}, not {command!r}")
     return load_recipe(path, schema_of(command), further_checks=further_checks)
 
@@ -212,14 +212,15 @@ def _assign(place: Any, path: list[str], value: Any) -> bool:
 def _index_in(place: Any, name: str) -> int | None:
     if not isinstance(place, list):
         return None
-    if name.isdecimal() and int(name) < len(place):
+    if name in map(str, range(len(place))):
         return int(name)
     named = [index for index, item in enumerate(place) if isinstance(item, dict) and item.get("name") == name]
     return named[0] if len(named) == 1 else None
 
 
 def _report(source: str, faults: list[str]) -> str:
-    unique = list(dict.fromkeys(faults))
+    unique = list(dict.fromkeys(printable(fault) for fault in faults))
+    source = printable(source)
     if len(unique) == 1:
         return f"{source}: {unique[0]}"
-    return f"{source} has {len(unique)} faults:\n" + "\n".join(f"  {fault}" for fault in unique)
+    return f"{source} has {len(unique)} faults:\n" + "\n".join(f"  {fault}" for fault in first_faults(unique))

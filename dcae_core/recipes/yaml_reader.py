@@ -1,7 +1,8 @@
 """YAML as people mean it: `1e-4` is a number, `no` is a word, a key counts once, and nothing is expanded.
 
 PyYAML alone reads `1e-4` as text and `no` as False, lets the last of two equal keys win, and unfolds aliases without
-limit. Here scalars follow YAML 1.2's core schema, equal keys are faults, and anchors and aliases are refused.
+limit. Here scalars follow YAML 1.2's core schema, equal keys are faults, anchors and aliases are refused, and whatever
+a value cannot be made of is a fault with its place.
 """
 
 import re
@@ -13,6 +14,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 from dcae_core.errors import RecipeError
 
 _MAX_BYTES = 1_000_000
+_MAX_INTEGER = 1 << 63  # beyond it no setting means anything, and other libraries no longer count along
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,7 +33,19 @@ class _Loader(yaml.SafeLoader):
                 problem=f"*{event.anchor}: aliases are not allowed in recipes; write the value out",
                 problem_mark=event.start_mark,
             )
-        return super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
+        if isinstance(node, ScalarNode) and any("\ud800" <= letter <= "\udfff" for letter in node.value):
+            raise yaml.MarkedYAMLError(problem="half of a character", problem_mark=node.start_mark)
+        return node
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, TypeError, KeyError, AttributeError, LookupError, OverflowError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"{_shorten(node.value)} cannot be read as {kind}", problem_mark=node.start_mark
+            ) from error
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -61,8 +75,16 @@ _resolve("null", r"^(?:~|null|Null|NULL|)$", "~nN\0")
 _Loader.yaml_implicit_resolvers[""] = _Loader.yaml_implicit_resolvers.pop("\0")
 
 
+def _shorten(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else "what stands here"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _construct_int(loader: _Loader, node: ScalarNode) -> int:
-    return int(node.value)
+    value = int(node.value)
+    if abs(value) >= _MAX_INTEGER:
+        raise ValueError("too large")
+    return value
 
 
 def _construct_float(loader: _Loader, node: ScalarNode) -> float:
@@ -90,13 +112,17 @@ def read_yaml(text: str, source: str) -> tuple[Any, list[str]]:
         raise RecipeError(f"{source}: larger than {_MAX_BYTES // 1000} kB; this cannot be a recipe")
     try:
         loader = _Loader(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source}: not a readable recipe: {' '.join(str(error).split())}") from error
+    try:
         document = loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise RecipeError(f"{source}{where}: not a readable recipe: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{source}: not a readable recipe: {' '.join(str(error).split())}") from error
+    except ValueError as error:  # an escape sequence that is no character
+        line = loader.get_mark().line + 1
+        raise RecipeError(f"{source}, line {line}: not a readable recipe: {error}") from error
     except RecursionError as error:
         raise RecipeError(f"{source}: nested too deeply; this cannot be a recipe") from error
     return document, loader.faults

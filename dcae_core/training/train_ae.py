@@ -332,7 +332,7 @@ def _save_result(recipe: TrainAutoencoderRecipe, run: Run, network: Autoencoder,
     seed, plan = (recipe.seed, _STATISTICS_STREAM), BatchPlan(phase.batch_size)
     with closing(images.batches(phase.resolution, seed, plan, range(num_batches))) as batches:
         statistics = measure_latents(network, (batch.pixels for batch in batches))
-    scaling_factor = 1 / statistics.rms
+    scaling_factor = statistics.scaling_factor
     run.logger.note(
         f"latents: mean {statistics.mean:.4f}, rms {statistics.rms:.4f}, scaling factor 1/rms = {scaling_factor:.4f}"
     )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dcae_core.data.latents.statistics import LatentStatistics
 from dcae_core.errors import DataError
+from dcae_core.json_reader import parse_json
 
 MANIFEST_NAME = "manifest.json"
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -103,7 +104,7 @@ class Manifest(Record):
         """What a network's latents are multiplied by: the encoder's factor, or 1 / rms where it has none."""
         if self.encoder.scaling_factor is not None:
             return self.encoder.scaling_factor
-        return 1.0 / self.statistics.rms if self.statistics and self.statistics.rms > 0 else 1.0
+        return self.statistics.scaling_factor if self.statistics else 1.0
 
     @property
     def copies(self) -> int:
@@ -126,9 +127,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         DataError: it is not JSON, not a latent manifest, of another version, or its fields contradict each other.
     """
     try:
-        return Manifest.model_validate(json.loads(content))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{where} is not valid JSON ({error}); restore it or encode the dataset again") from error
+        return Manifest.model_validate(parse_json(content, where))
     except ValidationError as error:
         fault = error.errors()[0]
         field = ".".join(str(part) for part in fault["loc"]) or "manifest"

@@ -1,6 +1,5 @@
 """Reading a latent dataset: shards by position, items by number, and the proof that all of it is whole."""
 
-import json
 import math
 import os
 import threading
@@ -27,6 +26,7 @@ from dcae_core.data.latents.manifest import (
 from dcae_core.data.latents.statistics import LatentMoments
 from dcae_core.data.latents.store import DEFAULT_CACHE_BYTES, LocalStore, ShardStore, open_store
 from dcae_core.errors import DataError
+from dcae_core.json_reader import parse_json
 from dcae_core.progress import Advance
 
 TORCH_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -103,13 +103,13 @@ def parse_header(header: bytes, where: str, *, dtype: str, latent_shape: tuple[i
         DataError: this is no shard of latents of `dtype` and `latent_shape`.
     """
     try:
-        entries = json.loads(header)
+        entries = parse_json(header, where)
         latents, labels, names = entries["latents"], entries["labels"], entries["names"]
         starts = [int(entry["data_offsets"][0]) for entry in (latents, labels, names)]
         ends = [int(entry["data_offsets"][1]) for entry in (latents, labels, names)]
         count, *shape = (int(side) for side in latents["shape"])
         stored = _STORED_NAMES.get(latents["dtype"])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, DataError) as error:
         raise _not_a_shard(where) from error
     if stored != dtype or tuple(shape) != tuple(latent_shape):
         raise DataError(f"{where} holds {stored} latents of shape {shape}, the manifest says {dtype} {latent_shape}")
@@ -123,7 +123,7 @@ def parse_header(header: bytes, where: str, *, dtype: str, latent_shape: tuple[i
 
 def shard_number(header: bytes) -> str:
     """The number a shard was written under, from its header; empty where it is not told."""
-    metadata: Any = json.loads(header).get("__metadata__")
+    metadata: Any = parse_json(header, "a shard").get("__metadata__")
     return str(metadata.get("shard", "")) if isinstance(metadata, dict) else ""
 
 

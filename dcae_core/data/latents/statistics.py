@@ -22,8 +22,13 @@ class LatentStatistics(BaseModel):
 
     @property
     def rms(self) -> float:
-        """Root mean square of all values; a good scaling factor is its inverse."""
+        """Root mean square of all values."""
         return math.sqrt(_mean(self.channel_mean_square))
+
+    @property
+    def scaling_factor(self) -> float:
+        """1 / rms: what latents are multiplied by before a diffusion model; 1 where every latent is zero."""
+        return 1.0 / self.rms if self.rms > 0 else 1.0
 
     @property
     def std(self) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 from dcae_core.data.images import center_crop_adm
 from dcae_core.data.read_ahead import read_ahead
 from dcae_core.data.sources import ImageReference, find_images
-from dcae_core.errors import DataError
+from dcae_core.errors import DataError, printable
 from dcae_core.metrics.reference import Reference
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings, draw_classes
 
@@ -86,7 +86,7 @@ class ImageFiles:
 
     def name(self, index: int) -> str:
         """Its path below the searched folder."""
-        return self._images[index].key
+        return printable(self._images[index].key)
 
     def batches(self, ranges: Sequence[range]) -> Iterator[ImageBatch]:
         """Read them in order, one batch ahead.
