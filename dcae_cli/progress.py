@@ -1,8 +1,8 @@
-"""What commands say on standard error: how far they are, what failed (`dcae: ...`), what to mind (`dcae: warning: ...`).
+"""What commands say on standard error: how far they are, `dcae: ...` for failures, `dcae: warning: ...` for warnings.
 
-Progress is a bar on a terminal, a plain line every few seconds in a log file. Both start by themselves when work has gone on for a moment, and go on while nothing is reported: whoever waits sees
-within two seconds that something happens, and what. Work that is over before says nothing, or, of several units, one
-last line.
+Progress is a bar on a terminal, a plain line every few seconds in a log file. Both start by themselves when work has
+gone on for a moment, and go on while nothing is reported: whoever waits sees within two seconds that something
+happens, and what. Work that is over before says nothing, or, of several units, one last line.
 """
 
 import sys
