@@ -1,13 +1,14 @@
 """`dcae decode`: saved latents back into images."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dcae_cli.options import Debug, Device, Dtype, Json, Model, Output, Revision
-from dcae_cli.progress import counted, progress, report_failure
+from dcae_cli.progress import progress, report_failure
+from dcae_core.progress import Advance
 
 
 def decode(
@@ -52,8 +53,9 @@ def decode(
     make_directory(output)
     decoded: list[DecodedLatent] = []
     problems: list[DataError] = []
-    with progress("decode", total=counted(latents), unit="files") as advance:
+    with progress("decode", total=len(latents), unit="files") as advance:
         for path in latents:
+            note_tile = partial(_note_tile, advance, path.name)
             try:
                 decoded += decode_file(path, model, load, output, tile, note_tile)
             except DataError as error:
@@ -69,3 +71,7 @@ def decode(
         print_table("", ("latents", "model", "size", "image"), rows)
     if problems:
         raise DataError(f"{len(problems)} of {len(latents)} files failed, as reported above; the others are done")
+
+
+def _note_tile(advance: Advance, name: str, done: int, total: int) -> None:
+    advance(0, note=f"{name}: tile {done}/{total}")

@@ -1,6 +1,7 @@
 """`dcae reconstruct`: images through one or several autoencoders and back, with the numbers beside them."""
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
@@ -8,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcae_cli.options import Debug, Device, Dtype, Json, Output, Revision
-from dcae_cli.progress import counted, progress, report_failure
+from dcae_cli.progress import progress, report_failure, warn
 
 if TYPE_CHECKING:
-    from dcae_core.pipelines.image_files import ImageResult, RunModel
+    from dcae_core.errors import DataError
+    from dcae_core.pipelines.image_files import ImageResult, RunModel, RunSettings
     from dcae_core.progress import Advance, ProgressCallback
 
 COLUMNS = ("image", "model", "size", "latent", "compression", "PSNR dB", "SSIM", "ms")
@@ -65,21 +67,21 @@ def reconstruct(
       dcae reconstruct photo.jpg --model dc-ae-f32c32-in-1.0 --model dc-ae-f64c128-in-1.0
       dcae reconstruct huge.tif --tile 1024 --save-latents
     """
-    from dcae_cli.output import print_json, print_table
     from dcae_core.data.images import DEFAULT_MAX_PIXELS
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.errors import CheckpointError, DataError
     from dcae_core.files import make_directory
-    from dcae_core.pipelines import image_files as image_inputs
-    from dcae_core.pipelines import image_files as image_run
+    from dcae_core.pipelines import image_files, image_inputs
 
     number_type, chosen = parse_dtype(dtype), select_device(device)
-    references, problems = image_inputs.find_inputs(images)
+    inputs = image_inputs.find_inputs(images, output)
+    references, problems = inputs.images, inputs.problems
     if not references and len(problems) == 1:
         raise problems[0]
     for problem in problems:
         report_failure(problem)
-    settings = image_run.RunSettings(
+    _say_what_was_left_out(inputs.own_results, output)
+    settings = image_files.RunSettings(
         output=output,
         resolution=resolution,
         tile=tile,
@@ -88,17 +90,20 @@ def reconstruct(
         apply_exif=exif,
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
     )
-    models = image_run.load_models(
-        model or [None], device=chosen, dtype=number_type, revision=revision, prepare=not plain
-    )
-    image_run.check_settings(models, settings)
-    make_directory(output)
-    names = image_inputs.name_outputs(references)
     results: list[ImageResult] = []
-    with progress("reconstruct", total=counted(references)) as advance:
-        for reference, name in zip(references, names, strict=True):
+    with progress("reconstruct", total=len(references)) as advance:
+        advance(0, note="loading the weights")
+        models = image_files.load_models(
+            model or [None], device=chosen, dtype=number_type, revision=revision, prepare=not plain
+        )
+        image_files.check_settings(models, settings)
+        make_directory(output)
+        for reference, name in zip(references, image_inputs.name_outputs(references), strict=True):
+            advance(0, note=name)
             try:
-                results += image_run.reconstruct_file(reference, name, models, settings, _tile_notes(advance))
+                results += image_files.reconstruct_file(
+                    reference, name, models, settings, _tile_notes(advance, models), time_again=not results
+                )
             except CheckpointError:
                 raise  # the weights are at fault, not the image
             except DataError as error:
@@ -107,26 +112,59 @@ def reconstruct(
                 problems.append(error)
                 report_failure(error)
             advance(1)
-    if json:
-        print_json({"results": [result.as_json() for result in results], "failed": [str(error) for error in problems]})
-    elif results:
-        print_table("", COLUMNS, [*map(_row, results), *_mean_rows(results)])
-        typer.echo(f"written to {output}")
+    _show(results, problems, settings, json)
     if problems:
         raise DataError(f"{len(problems)} of the inputs failed, as reported above; the others are done")
 
 
-def _tile_notes(advance: "Advance") -> Callable[["RunModel"], "ProgressCallback"]:
+def _say_what_was_left_out(own_results: int, output: Path) -> None:
+    if own_results:
+        text = f"left out {own_results} results of earlier runs (.recon.png, .compare.png, or in {output})"
+        print(text, file=sys.stderr, flush=True)
+
+
+def _tile_notes(advance: "Advance", models: Sequence["RunModel"]) -> Callable[["RunModel"], "ProgressCallback"]:
     """Beside the bar: which model is at which tile of the image that is being worked on."""
 
     def for_model(model: "RunModel") -> "ProgressCallback":
+        before = models.index(model)
+        tiles = 0
+
         def note(done: int, total: int) -> None:
-            if total > 1:
-                advance(0, note=f"{model.label} tile {done}/{total}")
+            nonlocal tiles
+            tiles += 1  # of encoding, then of decoding
+            step = "encoding" if tiles <= total else "decoding"
+            part = (before + tiles / (2 * total)) / len(models)
+            advance(0, note=f"{model.label}: {step} tile {done}/{total}", part=min(part, 0.999))
 
         return note
 
     return for_model
+
+
+def _show(results: list["ImageResult"], problems: list["DataError"], settings: "RunSettings", json: bool) -> None:
+    from dcae_cli.output import print_json, print_table
+    from dcae_core.pipelines.image_files import describe_crop
+
+    warnings = []
+    enlarged = len({result.image for result in results if result.enlarged})
+    if enlarged:
+        warnings.append(
+            f"{enlarged} of {len({result.image for result in results})} images are smaller than "
+            f"{settings.resolution} pixels and were enlarged: the figures are those of blurred images"
+        )
+    for line in warnings:
+        warn(line)
+    crop = describe_crop(settings.resolution)
+    if json:
+        failed = [str(error) for error in problems]
+        print_json(
+            {"results": [one.as_json() for one in results], "failed": failed, "crop": crop, "warnings": warnings}
+        )
+    elif results:
+        print_table("", COLUMNS, [*map(_row, results), *_mean_rows(results)])
+        typer.echo(f"images: {crop}")
+        typer.echo(f"written to {settings.output}")
 
 
 def _row(result: "ImageResult") -> tuple[object, ...]:

@@ -1,12 +1,10 @@
-"""Image files and latent files through an autoencoder: inputs, names of outputs, results."""
+"""Image files and latent files through an autoencoder."""
 
-import hashlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,56 +12,17 @@ import torch
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, center_crop_adm
 from dcae_core.data.latent_file import Origin, StoredLatents, check_latents, read_latents, save_latent
 from dcae_core.data.raster import Raster, write_png
-from dcae_core.data.sources import ImageReference, find_readable_images
-from dcae_core.errors import DataError, UsageError, printable
+from dcae_core.data.sources import ImageReference
+from dcae_core.errors import DataError, UsageError
 from dcae_core.files import replace_file
 from dcae_core.metrics.reconstruction import psnr_by_rows, ssim_by_rows
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.pipelines.comparison import Column, compare
 from dcae_core.pipelines.encode import load_encoder
+from dcae_core.pipelines.image_inputs import COMPARISON_SUFFIX, RECONSTRUCTION_SUFFIX
 from dcae_core.pipelines.reconstruct import MIN_TILE, check_tile, choose_tile, decode_rows, encode_rows
 from dcae_core.progress import ProgressCallback
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
-
-_MAX_STEM_BYTES = 160  # of the 255 that a file's name may have; models' labels and suffixes come on top
-
-
-def find_inputs(inputs: Iterable[str]) -> tuple[list[ImageReference], list[DataError]]:
-    """The images that each input names, and what is wrong with those inputs and files in folders that name none."""
-    found: list[ImageReference] = []
-    problems: list[DataError] = []
-    for given in inputs:
-        try:
-            images, unreadable = find_readable_images(given)
-            found += images
-            problems += unreadable
-        except DataError as error:
-            problems.append(error)
-    return found, problems
-
-
-def name_outputs(references: Sequence[ImageReference]) -> list[str]:
-    """What the outputs of each image are called: its stem, with more of its path where several would be the same."""
-    stems = [_as_name(PurePath(reference.key).stem) for reference in references]
-    longer = [_as_name(reference.key.replace("/", "_").replace("\\", "_")) for reference in references]
-    shared = Counter(stems)
-    names = [whole if shared[stem] > 1 else stem for stem, whole in zip(stems, longer, strict=True)]
-    used: Counter[str] = Counter()
-    for index, name in enumerate(names):
-        used[name] += 1
-        if used[name] > 1:
-            names[index] = f"{name}-{used[name]}"
-    return names
-
-
-def _as_name(stem: str) -> str:
-    """A stem as the name of a file with room for what is added to it: printable, shortened where it is too long."""
-    stem = printable(stem)
-    content = stem.encode()
-    if len(content) <= _MAX_STEM_BYTES:
-        return stem
-    digest = hashlib.sha256(content).hexdigest()[:8]
-    return f"{content[: _MAX_STEM_BYTES - 9].decode(errors='ignore')}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -79,6 +38,7 @@ class ImageResult:
         psnr: in dB; infinite for an equal image.
         ssim: None for an image with a side shorter than 6 pixels.
         milliseconds: for encoding and decoding, without files and metrics.
+        enlarged: whether the image was smaller than the square that was cut from it.
         tile: side of the tiles; None for whole.
         files: what was written: "reconstruction", "comparison", "latent".
     """
@@ -91,6 +51,7 @@ class ImageResult:
     psnr: float
     ssim: float | None
     milliseconds: float
+    enlarged: bool
     tile: int | None
     files: dict[str, str]
 
@@ -112,6 +73,7 @@ class ImageResult:
             "psnr": self.psnr if isfinite(self.psnr) else None,
             "ssim": self.ssim,
             "milliseconds": self.milliseconds,
+            "enlarged": self.enlarged,
             "tile": self.tile,
             "files": self.files,
         }
@@ -195,6 +157,16 @@ def load_models(
     return models
 
 
+def describe_crop(resolution: int | None) -> str:
+    """What is done to the size of images before they are encoded, for whoever compares figures."""
+    if resolution is None:
+        return "whole, neither cut nor resized"
+    return (
+        f"the central square of the image, its short side brought to {resolution} pixels "
+        "(halved by a box filter, then bicubic: ADM's centre crop)"
+    )
+
+
 def check_settings(models: Iterable[RunModel], settings: RunSettings) -> None:
     """Refuse what a model of the run cannot do.
 
@@ -226,6 +198,8 @@ def reconstruct_file(
     models: Sequence[RunModel],
     settings: RunSettings,
     progress: Callable[[RunModel], ProgressCallback | None] = lambda model: None,
+    *,
+    time_again: bool = False,
 ) -> list[ImageResult]:
     """One image file through every model of the run, with all files written.
 
@@ -238,45 +212,65 @@ def reconstruct_file(
         models: of the run.
         settings: of the run.
         progress: gives for a model what is called after each tile.
+        time_again: a run's first image, for which kernels and memory were set up: where that may be a large part of
+            the time, compute once more for the time alone.
 
     Raises:
         DataError: the image cannot be read.
         ResourceError: an output cannot be written.
         CheckpointError: a model gives NaN.
     """
-    original = _read(reference, settings)
+    original, enlarged = _read(reference, settings)
     results, columns = [], []
     for model in models:
         stem = f"{name}.{model.label}" if len(models) > 1 else name
-        result, reconstruction = _reconstruct_one(reference, original, model, settings, stem, progress(model))
+        computed = _compute(original, model, settings, progress(model))
+        reconstruction = computed.reconstruction
+        result = _save(reference, original, model, settings, stem, computed, enlarged=enlarged)
         results.append(result)
         if settings.compare:
             columns.append(Column(reconstruction, result.caption()))
     if settings.compare:
         caption = (Path(name).name, f"{original.width} x {original.height}")
-        path = settings.output / f"{name}.compare.png"
+        path = settings.output / f"{name}{COMPARISON_SUFFIX}"
         with replace_file(path) as file:
             compare(original, caption, columns).save(file, "PNG")
         for result in results:
             result.files["comparison"] = str(path)
+    if time_again:
+        results = [_time_again(original, *pair, settings) for pair in zip(models, results, strict=True)]
     return results
 
 
-def _read(reference: ImageReference, settings: RunSettings) -> Raster:
+_WARM_UP_MATTERS_BELOW = 2000.0  # milliseconds: setting up costs a few hundred
+
+
+def _time_again(original: Raster, model: RunModel, result: ImageResult, settings: RunSettings) -> ImageResult:
+    if result.milliseconds >= _WARM_UP_MATTERS_BELOW:
+        return result
+    return replace(result, milliseconds=_compute(original, model, settings, None).milliseconds)
+
+
+def _read(reference: ImageReference, settings: RunSettings) -> tuple[Raster, bool]:
+    """The image as the run takes it, and whether it had to be enlarged for that."""
     image = reference.open(apply_exif=settings.apply_exif, max_pixels=settings.max_pixels)
+    enlarged = settings.resolution is not None and min(image.size) < settings.resolution
     if settings.resolution is not None:
         image = center_crop_adm(image, settings.resolution)
-    return Raster.of_image(image, settings.output)
+    return Raster.of_image(image, settings.output), enlarged
 
 
-def _reconstruct_one(
-    reference: ImageReference,
-    original: Raster,
-    model: RunModel,
-    settings: RunSettings,
-    stem: str,
-    progress: ProgressCallback | None,
-) -> tuple[ImageResult, Raster]:
+@dataclass(frozen=True)
+class _Computed:
+    """What one model makes of an image, and how long that took."""
+
+    latent: torch.Tensor
+    reconstruction: Raster
+    tile: int | None
+    milliseconds: float
+
+
+def _compute(original: Raster, model: RunModel, settings: RunSettings, progress: ProgressCallback | None) -> _Computed:
     size = (original.height, original.width)
     tile = settings.tile or choose_tile(model.network, *size)
     reconstruction = Raster(*size, settings.output)
@@ -284,15 +278,29 @@ def _reconstruct_one(
     latent = encode_rows(model.network, original.rows, size, tile=tile, progress=progress)
     for rows in decode_rows(model.network, latent, size, tile=tile, progress=progress):
         reconstruction.append(rows)
-    milliseconds = 1000 * (time.perf_counter() - start)
-    files = {"reconstruction": save_raster(reconstruction, settings.output / f"{stem}.recon.png")}
+    return _Computed(latent, reconstruction, tile, 1000 * (time.perf_counter() - start))
+
+
+def _save(
+    reference: ImageReference,
+    original: Raster,
+    model: RunModel,
+    settings: RunSettings,
+    stem: str,
+    computed: _Computed,
+    *,
+    enlarged: bool,
+) -> ImageResult:
+    """Write what was computed, and measure it."""
+    latent, tile, reconstruction = computed.latent, computed.tile, computed.reconstruction
+    files = {"reconstruction": save_raster(reconstruction, settings.output / f"{stem}{RECONSTRUCTION_SUFFIX}")}
     if settings.save_latents:
         path = settings.output / f"{stem}.latent.safetensors"
-        origin = Origin(*size, model.given or EMBEDDED_AUTOENCODER, model.fingerprint, tile)
+        origin = Origin(original.height, original.width, model.given or EMBEDDED_AUTOENCODER, model.fingerprint, tile)
         save_latent(path, latent, origin, model.network.spatial_compression_ratio)
         files["latent"] = str(path)
     psnr, ssim = _measure(original, reconstruction)
-    result = ImageResult(
+    return ImageResult(
         image=reference.name,
         model=model.label,
         width=original.width,
@@ -300,11 +308,11 @@ def _reconstruct_one(
         latent_shape=tuple(latent.shape),
         psnr=psnr,
         ssim=ssim,
-        milliseconds=milliseconds,
+        milliseconds=computed.milliseconds,
+        enlarged=enlarged,
         tile=tile,
         files=files,
     )
-    return result, reconstruction
 
 
 def _measure(original: Raster, reconstruction: Raster) -> tuple[float, float | None]:
@@ -360,7 +368,7 @@ def decode_file(
         load: gives the model of a name; "" is the embedded one.
         output: directory to write.
         tile: side of the tiles; None takes that of the encoding, or leaves it to the memory of the machine.
-        progress: called after each tile.
+        progress: called after each tile of each latent.
 
     Raises:
         DataError: the file is none, or belongs to another autoencoder.
@@ -385,7 +393,7 @@ def decode_file(
         for rows in decode_rows(network, latent, (height, width), tile=tile, progress=progress):
             image.append(rows)
         number = "" if stored.origin else f"_{index:04d}"
-        file = save_raster(image, output / f"{_stem(path)}{number}.recon.png")
+        file = save_raster(image, output / f"{_stem(path)}{number}{RECONSTRUCTION_SUFFIX}")
         decoded.append(DecodedLatent(str(path), autoencoder.label, width, height, file))
     return decoded
 

@@ -32,6 +32,10 @@ class Run:
 def dcae(monkeypatch, capsys) -> Iterator[Callable[..., Run]]:
     """`dcae("info", "--json")` -> Run."""
 
+    # On a slow machine lines of progress would stand between those that tests look for.
+    monkeypatch.setattr("dcae_cli.progress.SECONDS_BEFORE_FIRST_SIGN", 600.0)
+    monkeypatch.setattr("dcae_cli.progress.SECONDS_BETWEEN_LINES", 600.0)
+
     def run(*arguments: object) -> Run:
         monkeypatch.setattr(sys, "argv", ["dcae", *map(str, arguments)])
         capsys.readouterr()

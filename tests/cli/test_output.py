@@ -3,13 +3,14 @@
 import json
 import os
 import select
+import time
 from pathlib import Path
 
 import pytest
 
 from dcae_cli import progress as progress_module
 from dcae_cli.output import print_json, print_table
-from dcae_cli.progress import progress
+from dcae_cli.progress import Pace, progress
 
 
 def test_a_table_in_a_pipe_has_one_whole_line_a_row(capsys) -> None:
@@ -43,8 +44,8 @@ def test_progress_in_a_log_is_plain_lines_now_and_then_and_a_last_one(capsys, mo
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "encode: 20/30 images, 3.33 images/s a.png",
-        "encode: 30/30 images, 4.29 images/s",
+        "encode: 20/30 images, 2 images/s, 0:00:05 left a.png",
+        "encode: 30/30 images, 3.35 images/s, took 0:00:07",
     ]
 
 
@@ -53,7 +54,52 @@ def test_progress_without_a_total_counts_up(capsys, monkeypatch) -> None:
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(now))
     with progress("read", total=None, unit="files") as advance:
         advance(5)
-    assert capsys.readouterr().err == "read: 5 files, 0.5 files/s\n"
+    assert capsys.readouterr().err == "read: 5 files, 0.5 files/s, 0:00:10 so far\n"
+
+
+def test_work_that_reports_nothing_is_seen_to_go_on(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(progress_module, "SECONDS_BEFORE_FIRST_SIGN", 0.05)
+    with progress("reconstruct", total=1) as advance:
+        advance(0, note="loading the weights")
+        time.sleep(0.3)
+    assert capsys.readouterr().err.startswith("reconstruct: 0/1 images, 0:00:00 so far loading the weights\n")
+
+
+def test_the_first_sign_comes_within_two_seconds() -> None:
+    assert progress_module.SECONDS_BEFORE_FIRST_SIGN < 2
+
+
+def test_one_unit_that_is_soon_done_says_nothing(capsys) -> None:
+    with progress("reconstruct", total=1) as advance:
+        advance(1)
+    assert capsys.readouterr().err == ""
+
+
+def test_parts_of_a_unit_move_the_time_left(capsys, monkeypatch) -> None:
+    now = iter([0.0, 6.0, 12.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(now))
+    with progress("reconstruct", total=1) as advance:
+        advance(0, note="tile 1/4", part=0.25)
+        advance(0, note="tile 2/4", part=0.5)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "reconstruct: 0/1 images, 0.0417 images/s, 0:00:12 left tile 2/4"
+
+
+def test_one_slow_unit_moves_the_time_left_by_little() -> None:
+    pace = Pace()
+    for now in range(61):
+        pace.report(1, now)
+    assert pace.seconds_left(100, 60) == pytest.approx(100)
+    pace.report(1, 70)  # ten times as long as the others
+    assert 100 < pace.seconds_left(100, 70) < 130
+
+
+def test_what_was_kept_from_before_is_not_taken_for_speed() -> None:
+    pace = Pace()
+    pace.report(1_000_000, 0.001)
+    assert pace.seconds_left(10, 0.001) is None
+    pace.report(1, 2.001)
+    assert pace.seconds_left(10, 2.001) == pytest.approx(20)
 
 
 def test_only_the_first_process_shows_progress(capsys, monkeypatch) -> None:

@@ -16,7 +16,7 @@ from dcae_core.metrics.reconstruction import psnr
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.pipelines import encode
-from dcae_core.pipelines.image_files import name_outputs
+from dcae_core.pipelines.image_inputs import name_outputs
 from dcae_core.pipelines.reconstruct import reconstruct
 from tests.small import small_autoencoder
 
@@ -255,3 +255,86 @@ def test_plain_gives_the_same_image_without_preparation(dcae, tmp_path, monkeypa
     assert len(prepared) == 1
     fast, plain = (pixels_of(tmp_path / name / "a.recon.png").int() for name in ("prepared", "plain"))
     assert (fast - plain).abs().max() <= 1
+
+
+def names_in(run) -> list[str]:
+    return [Path(result["image"]).name for result in json.loads(run.stdout)["results"]]
+
+
+def test_outputs_never_become_inputs(dcae, models, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "a.png")
+    write_image(tmp_path / "sub" / "b.png")
+    arguments = ("--model", models / "a", "--json")
+    for _ in range(2):  # in a directory of its own
+        assert names_in(dcae("reconstruct", ".", "-o", "out", *arguments)) == ["a.png", "b.png"]
+    write_image(tmp_path / "out" / "renamed.png")
+    run = dcae("reconstruct", ".", "-o", "out", *arguments)
+    assert names_in(run) == ["a.png", "b.png"]
+    assert "left out 5 results of earlier runs (.recon.png, .compare.png, or in out)\n" in run.stderr
+    for _ in range(2):  # among the images
+        assert names_in(dcae("reconstruct", ".", "**/*.png", "-o", ".", *arguments))[:2] == ["a.png", "renamed.png"]
+    by_the_shell = sorted(str(path) for path in tmp_path.glob("*.png"))
+    assert len(by_the_shell) > 3
+    assert names_in(dcae("reconstruct", *by_the_shell, "-o", tmp_path, *arguments)) == ["a.png"]
+
+
+def test_a_result_that_is_named_is_taken_and_results_alone_are_explained(dcae, models, tmp_path) -> None:
+    image = write_image(tmp_path / "a.png")
+    dcae("reconstruct", image, "--model", models / "a", "-o", tmp_path / "out").assert_succeeds()
+    result = tmp_path / "out" / "a.recon.png"
+    assert names_in(dcae("reconstruct", result, "--model", models / "a", "-o", tmp_path / "again", "--json")) == [
+        "a.recon.png"
+    ]
+    run = dcae("reconstruct", result, "--model", models / "a", "-o", tmp_path / "out")
+    run.assert_fails(3, "nothing but results of `dcae reconstruct`", "another -o")
+
+
+def test_the_crop_is_said_and_enlarging_is_warned_of(dcae, models, tmp_path) -> None:
+    images = write_image(tmp_path / "small.png", 50, 37), write_image(tmp_path / "large.png", 200, 100)
+    arguments = ("--model", models / "a", "-o", tmp_path / "out")
+    whole = dcae("reconstruct", *images, *arguments)
+    assert "images: whole, neither cut nor resized\n" in whole.stdout
+    assert "warning" not in whole.stderr
+    cut = dcae("reconstruct", *images, *arguments, "--resolution", 64)
+    cut.assert_succeeds()
+    assert "images: the central square of the image, its short side brought to 64 pixels" in cut.stdout
+    assert cut.stderr.splitlines()[-1].startswith("dcae: warning: 1 of 2 images are smaller than 64 pixels")
+    document = json.loads(dcae("reconstruct", *images, *arguments, "--resolution", 64, "--json").stdout)
+    assert [result["enlarged"] for result in document["results"]] == [True, False]
+    assert "64 pixels" in document["crop"]
+    assert len(document["warnings"]) == 1
+
+
+def test_the_time_of_the_first_image_is_without_its_warm_up(dcae, models, tmp_path, monkeypatch) -> None:
+    images = [write_image(tmp_path / f"{name}.png") for name in "ab"]
+    real, calls, clock = Autoencoder.encode, [], [0.0]
+
+    def slow_at_first(network, x):
+        calls.append(x)
+        clock[0] += 1.0 if len(calls) == 1 else 0.25
+        return real(network, x)
+
+    monkeypatch.setattr(Autoencoder, "encode", slow_at_first)
+    monkeypatch.setattr("dcae_core.pipelines.image_files.time.perf_counter", lambda: clock[0])
+    run = dcae("reconstruct", *images, "--model", models / "a", "-o", tmp_path / "out", "--json")
+    assert [result["milliseconds"] for result in json.loads(run.stdout)["results"]] == [250, 250]
+    assert len(calls) == 3, "the first image alone is computed again"
+
+
+def test_tiles_of_one_image_are_shown(dcae, models, tmp_path, monkeypatch) -> None:
+    image = write_image(tmp_path / "p.png", 128, 64)
+    monkeypatch.setattr("dcae_cli.progress.SECONDS_BETWEEN_LINES", 0.0)
+    run = dcae("reconstruct", image, "--model", models / "a", "-o", tmp_path / "out", "--tile", 32)
+    assert "a: encoding tile 1/15" in run.stderr
+    assert "a: decoding tile 15/15" in run.stderr
+    assert "left" in run.stderr
+
+
+def test_tiles_of_one_latent_are_shown(dcae, models, tmp_path, monkeypatch) -> None:
+    image = write_image(tmp_path / "p.png", 128, 64)
+    arguments = ("--model", models / "a", "-o", tmp_path / "out", "--tile", 32, "--save-latents")
+    dcae("reconstruct", image, *arguments).assert_succeeds()
+    monkeypatch.setattr("dcae_cli.progress.SECONDS_BETWEEN_LINES", 0.0)
+    run = dcae("decode", tmp_path / "out" / "p.latent.safetensors", "-o", tmp_path / "decoded")
+    assert "p.latent.safetensors: tile 1/15" in run.stderr
