@@ -123,8 +123,7 @@ class AutoencoderConfig:
     def from_dict(cls, values: dict[str, Any]) -> "AutoencoderConfig":
         """The configuration with these field values, lists taken as tuples.
 
-        Raises:
-            UsageError: an unknown or missing field, or values that no network can be built from.
+        UsageError at an unknown or missing field, or values that no network can be built from.
         """
         missing = [
             field.name
@@ -137,13 +136,10 @@ class AutoencoderConfig:
         return cls(**{name: _as_tuples(value) for name, value in values.items()})
 
     def replace(self, **overrides: Any) -> "AutoencoderConfig":
-        """The same configuration with some fields changed.
+        """The same configuration with some fields changed; errors as `from_dict`.
 
         `widths`, `depths`, `blocks` and `attention_scales` set encoder and decoder alike. Where the number of stages
         changes, each per-stage field that is not given keeps its first stages and repeats its last.
-
-        Raises:
-            UsageError: an unknown field, or values that no network can be built from.
         """
         fields = {field.name for field in dataclasses.fields(self)}
         _refuse_unknown(overrides, fields | set(_PER_STAGE))
@@ -380,13 +376,9 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """A deep-compression autoencoder: deterministic, with latents as the encoder gives them (unscaled).
 
+    `scaling_factor` is what latents are multiplied by before a diffusion model, 1 / rms; None where not known.
+
     Source: DC-AE (arXiv 2410.10733), section 4.1; DC-AE 1.5 (arXiv 2508.00413) for leading latent channels.
-
-    Args:
-        config: what it is made of.
-
-    Attributes:
-        scaling_factor: what latents are multiplied by before a diffusion model, 1 / rms; None where not known.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
