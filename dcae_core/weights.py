@@ -41,11 +41,8 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """All tensors of one file, on the CPU.
 
     Reads safetensors; `.pt`, `.pth`, `.ckpt` and `.bin` only as plain tensors (`weights_only=True`), taking the
-    entry "state_dict" where there is one. Costs one copy of the file in memory, and with `sha256` one more pass.
-
-    Args:
-        path: the file.
-        sha256: what its bytes must hash to, where that is known.
+    entry "state_dict" where there is one. Costs one copy of the file in memory, and with `sha256`, what its bytes must
+    hash to, one more pass.
 
     Raises:
         CheckpointError: missing, damaged, of an unknown kind, holding anything but tensors, or with NaN or infinity.
@@ -190,8 +187,7 @@ def fingerprint(network: nn.Module) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, such as the configuration beside weights.
 
-    Raises:
-        CheckpointError: missing, unreadable, too large, or not a JSON object.
+    CheckpointError where it is missing, unreadable, too large, or not a JSON object.
     """
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
@@ -209,8 +205,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def require_scaling_factor(value: object, path: Path) -> float | None:
     """The scaling factor that a configuration file gives, None where it gives none.
 
-    Raises:
-        CheckpointError: it is no finite number above 0.
+    CheckpointError where it is no finite number above 0.
     """
     if value is None:
         return None
