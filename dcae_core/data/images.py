@@ -77,7 +77,7 @@ def _read_header(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
 
 @cache
 def _silence_libtiff() -> None:
-    """libtiff writes its complaints to standard error by itself; what is wrong is told once, by us."""
+    """Keep libtiff from writing its complaints to standard error by itself; what is wrong is told once, by us."""
     with suppress(OSError, AttributeError):  # a Pillow without libtiff, or with one that cannot be reached
         set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
         set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
