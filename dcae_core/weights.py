@@ -75,11 +75,7 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
 
 
 def _require_plain(path: Path, key: str, tensor: Tensor) -> None:
-    """Refuse what is no dense array of finite real numbers, or takes more memory than the file has for it.
-
-    Raises:
-        CheckpointError: it is such a tensor.
-    """
+    """Refuse what is no dense array of finite real numbers, or takes more memory than the file has for it."""
     advice = "write it as a plain tensor"
     if tensor.dtype not in _DTYPES:
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -112,11 +108,7 @@ def _load_plain_tensors(path: Path) -> Any:
 
 
 def _refuse_what_grows(path: Path) -> None:
-    """Refuse archives that unpack to more than the file: torch itself compresses nothing and no longer writes tars.
-
-    Raises:
-        CheckpointError: it is such a file.
-    """
+    """Refuse archives that unpack to more than the file: torch itself compresses nothing and no longer writes tars."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
