@@ -109,8 +109,7 @@ def process_group(device: "torch.device") -> Iterator[None]:
 def launch(num_processes: int, argv: Sequence[str]) -> int:
     """Run `python -m dcae_cli argv...` in `num_processes` processes on this machine, as torchrun would.
 
-    Returns:
-        The exit code of the first process that failed, or 0.
+    Returns the exit code of the first process that failed, or 0.
     """
     import signal
     import subprocess

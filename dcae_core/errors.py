@@ -95,10 +95,7 @@ def did_you_mean(near: Iterable[str], otherwise: str) -> str:
 def unknown_name(what: str, name: object, known: Iterable[str]) -> UsageError:
     """The error for a name that is none of those `known`, with the nearest of them, or else all of them.
 
-    Args:
-        what: the kind of thing, such as "sampler".
-        name: what was asked for; of any type, as it may come from a file.
-        known: the names there are.
+    `what` is the kind of thing, such as "sampler"; `name` may be of any type, as it may come from a file.
     """
     known = list(known)
     hint = did_you_mean(near_names(str(name), known), f"choose from {', '.join(known)}")

@@ -31,11 +31,7 @@ def _explain(error: OSError, path: Path) -> ResourceError:
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write below `path` into one clear line.
-
-    Raises:
-        ResourceError: the disk is full, or the place cannot be written to.
-    """
+    """Turn the operating system's refusal to write below `path` (disk full, no permission) into a ResourceError."""
     try:
         yield
     except OSError as error:
@@ -89,8 +85,7 @@ def _recognise_full_disk(directory: Path) -> Iterator[None]:
 def replace_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside `path` for writing; on success flush it and rename it over `path`, on failure remove it.
 
-    Raises:
-        ResourceError: the disk is full, or the place cannot be written to.
+    ResourceError as `explain_write_errors`, here and in the functions below.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
     with explain_write_errors(path):
@@ -110,9 +105,6 @@ def replace_directory(path: Path) -> Iterator[Path]:
     """Yield a fresh directory beside `path` to fill; on success flush it and rename it to `path`.
 
     An existing `path` is replaced only once the new directory is complete.
-
-    Raises:
-        ResourceError: the disk is full, or the place cannot be written to.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL_SUFFIX}")
     with explain_write_errors(path):
@@ -157,21 +149,13 @@ def remove_leftovers(directory: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, whole or not at all.
-
-    Raises:
-        ResourceError: the disk is full, or the place cannot be written to.
-    """
+    """Write `content` to `path`, whole or not at all."""
     with replace_file(path) as file:
         file.write(content)
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write `content` to `path` as UTF-8, whole or not at all.
-
-    Raises:
-        ResourceError: the disk is full, or the place cannot be written to.
-    """
+    """Write `content` to `path` as UTF-8, whole or not at all."""
     write_bytes(path, content.encode())
 
 

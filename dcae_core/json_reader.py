@@ -9,8 +9,7 @@ from dcae_core.errors import DataError
 def parse_json(content: bytes | str, where: str) -> Any:
     """The values of a JSON document; `where` names it in messages.
 
-    Raises:
-        DataError: it is not JSON, nested beyond what Python reads, or has a number of thousands of digits.
+    DataError where it is not JSON, nested beyond what Python reads, or has a number of thousands of digits.
     """
     try:
         return json.loads(content)

@@ -75,16 +75,9 @@ _promises = _Promises()
 
 @contextmanager
 def memory_for(num_bytes: int, what: str) -> Iterator[None]:
-    """Take so much memory inside the body, or say before it that there is not enough.
+    """Take so much memory, at most, inside the body; ResourceError before it where that is more than is free.
 
-    Threads that would together take too much take turns.
-
-    Args:
-        num_bytes: the most that is taken at once.
-        what: what needs it, for the message.
-
-    Raises:
-        ResourceError: it is more than is free.
+    Threads that would together take too much take turns. `what` needs it, for the message.
     """
     if num_bytes < _COUNTED_FROM:
         yield

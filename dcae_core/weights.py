@@ -41,11 +41,8 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """All tensors of one file, on the CPU.
 
     Reads safetensors; `.pt`, `.pth`, `.ckpt` and `.bin` only as plain tensors (`weights_only=True`), taking the
-    entry "state_dict" where there is one. Costs one copy of the file in memory, and with `sha256` one more pass.
-
-    Args:
-        path: the file.
-        sha256: what its bytes must hash to, where that is known.
+    entry "state_dict" where there is one. Costs one copy of the file in memory, and with `sha256`, what its bytes must
+    hash to, one more pass.
 
     Raises:
         CheckpointError: missing, damaged, of an unknown kind, holding anything but tensors, or with NaN or infinity.
@@ -78,11 +75,7 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
 
 
 def _require_plain(path: Path, key: str, tensor: Tensor) -> None:
-    """Refuse what is no dense array of finite real numbers, or takes more memory than the file has for it.
-
-    Raises:
-        CheckpointError: it is such a tensor.
-    """
+    """Refuse what is no dense array of finite real numbers, or takes more memory than the file has for it."""
     advice = "write it as a plain tensor"
     if tensor.dtype not in _DTYPES:
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -115,11 +108,7 @@ def _load_plain_tensors(path: Path) -> Any:
 
 
 def _refuse_what_grows(path: Path) -> None:
-    """Refuse archives that unpack to more than the file: torch itself compresses nothing and no longer writes tars.
-
-    Raises:
-        CheckpointError: it is such a file.
-    """
+    """Refuse archives that unpack to more than the file: torch itself compresses nothing and no longer writes tars."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -190,8 +179,7 @@ def fingerprint(network: nn.Module) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, such as the configuration beside weights.
 
-    Raises:
-        CheckpointError: missing, unreadable, too large, or not a JSON object.
+    CheckpointError where it is missing, unreadable, too large, or not a JSON object.
     """
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
@@ -209,8 +197,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def require_scaling_factor(value: object, path: Path) -> float | None:
     """The scaling factor that a configuration file gives, None where it gives none.
 
-    Raises:
-        CheckpointError: it is no finite number above 0.
+    CheckpointError where it is no finite number above 0.
     """
     if value is None:
         return None

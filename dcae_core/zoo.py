@@ -29,7 +29,6 @@ class AutoencoderEntry:
 
     Attributes:
         name: how the command line calls it.
-        config: the network.
         scaling_factor: what latents are multiplied by before a diffusion model; None where not published.
         hub_id: repository in the original layout; None where the weights are not on the hub.
         diffusers_hub_id: repository in the diffusers layout, if there is one.
@@ -178,10 +177,8 @@ class DenoiserEntry:
 
     Attributes:
         name: how the command line calls it.
-        config: the network.
         prediction: "epsilon", "epsilon_variance" or "velocity": what it was trained to predict.
         autoencoder: zoo name of the autoencoder whose latents it makes.
-        hub_id: repository.
         licence: of the weights.
     """
 

@@ -28,10 +28,7 @@ SUBJECTS = (*AUTOENCODER_SUBJECTS, *DENOISER_SUBJECTS, TRAIN_STEP, LATENT_READIN
 def run_benchmarks(
     whats: list[str], settings: BenchSettings, progress: ProgressNote = lambda done, total, what: None
 ) -> tuple[list[Measurement], list[str]]:
-    """Measure subjects of `SUBJECTS`.
-
-    Returns:
-        One measurement for each subject and implementation, and notes for the reader.
+    """Measure subjects of `SUBJECTS`: a measurement for each subject and implementation, and notes for the reader.
 
     Raises:
         UsageError: no such model, a resolution that does not fit, or a peer that is not there or cannot do it.

@@ -187,12 +187,9 @@ ProgressNote = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way of doing it.
+    """One way of doing it: `call` does it once; a tensor it returns is compared with what the first contestant returns.
 
-    Attributes:
-        name: in tables.
-        call: does it once. If it returns a tensor, that is compared with what the first contestant returns.
-        held_bytes: memory of its networks, asked once it is warm.
+    `held_bytes` is the memory of its networks, asked once it is warm.
     """
 
     name: str
@@ -202,15 +199,13 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured.
+    """What is measured, and the ways of doing it, ours first.
 
     Attributes:
-        what: its name.
         setting: of what size and type, in words.
         items: images, latents or samples that one call deals with.
         macs: multiply-accumulates of one call as the definition counts them, or None where nothing is multiplied.
         moved_bytes: inputs and outputs of one call; the networks' own bytes come on top.
-        contestants: the ways of doing it, ours first.
     """
 
     what: str
@@ -226,8 +221,6 @@ class Measurement:
     """What one contestant took.
 
     Attributes:
-        subject: what was measured.
-        implementation: the contestant's name.
         seconds: of each timed call, by the clock on the wall.
         cpu_seconds: of the same calls, added up over the threads of this process.
         held_bytes: of its networks.

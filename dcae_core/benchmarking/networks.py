@@ -45,15 +45,12 @@ class NamedAutoencoder:
 
 @dataclass(frozen=True)
 class NamedDenoiser:
-    """A diffusion network and what belongs to it.
+    """A diffusion network, in evaluation mode, and what belongs to it.
 
     Attributes:
         name: for tables.
-        network: in evaluation mode.
-        config: of it.
         prediction: "epsilon", "epsilon_variance" or "velocity".
         autoencoder: zoo name, or whatever `open_autoencoder` takes; None is the embedded one.
-        random_weights: whether its weights are random.
     """
 
     name: str
@@ -70,12 +67,7 @@ def notes_about(opened: NamedAutoencoder | NamedDenoiser) -> list[str]:
 
 
 def open_autoencoder(model: str | None, device: torch.device, dtype: torch.dtype) -> NamedAutoencoder:
-    """The plain autoencoder that `model` names; that of its latents where it names a diffusion model.
-
-    Raises:
-        UsageError: nothing is called that.
-        CheckpointError: a directory's weights are damaged or do not fit.
-    """
+    """The plain autoencoder that `model` names; that of its latents where it names a diffusion model."""
     if model is not None and (denoiser := find_denoiser(model)) is not None:
         model = denoiser.autoencoder
     entry = None if model is None or Path(model).exists() else find_autoencoder(model)
@@ -95,11 +87,8 @@ def open_autoencoder(model: str | None, device: torch.device, dtype: torch.dtype
 def open_denoiser(model: str | None, device: torch.device, dtype: torch.dtype, resolution: int) -> NamedDenoiser:
     """The diffusion network that `model` names, for images of `resolution` pixels; by default the smallest released.
 
-    Loaded weights have the resolution that they were trained for; another one takes random weights.
-
-    Raises:
-        UsageError: nothing is called that, or the resolution is no multiple of the autoencoder's ratio.
-        CheckpointError: a directory's weights are damaged or do not fit.
+    Loaded weights have the resolution that they were trained for; another one takes random weights. UsageError where it
+    is no multiple of the autoencoder's ratio.
     """
     if model is not None and Path(model).exists():
         files = locate_diffusion(model)
@@ -148,8 +137,7 @@ def with_random_weights(build: Callable[[], Network], device: torch.device, dtyp
 def diffusers_peer(ours: Autoencoder) -> nn.Module:
     """The peer: diffusers' `AutoencoderDC` with the weights of a plain autoencoder of ours, in the same memory.
 
-    Raises:
-        UsageError: diffusers is not installed, or cannot express the network.
+    UsageError where diffusers is not installed, or cannot express the network.
     """
     try:
         from diffusers import AutoencoderDC

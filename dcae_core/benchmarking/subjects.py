@@ -51,10 +51,8 @@ class BenchSettings:
     """One run of `dcae bench`.
 
     Attributes:
-        device: where to compute.
         dtype: of the networks; of training, the type of matrix products.
         model: a zoo name, hub id or directory; None takes the embedded autoencoder and the smallest released denoiser.
-        resolution: side of the images.
         batch: images, latents or samples of one call.
         repeats: timed rounds.
         num_steps: of sampling; None is the sampler's default.
@@ -100,9 +98,6 @@ def autoencoder_subjects(whats: list[str], settings: BenchSettings) -> tuple[lis
     """Subjects "encode", "decode" and "reconstruct", and notes for the reader.
 
     Every implementation is in memory at once: one more copy of the weights for each of `settings.against`.
-
-    Raises:
-        UsageError: no such model, a resolution that does not fit, or a peer that cannot express the network.
     """
     opened = open_autoencoder(settings.model, settings.device, settings.dtype)
     config, size = opened.network.config, settings.resolution
@@ -240,11 +235,7 @@ def sample_subject(opened: NamedDenoiser, settings: BenchSettings) -> tuple[Subj
 
 
 def denoiser_subjects(whats: list[str], settings: BenchSettings) -> tuple[list[Subject], list[str]]:
-    """Subjects "denoise" and "sample", and notes for the reader.
-
-    Raises:
-        UsageError: no such model, or a resolution that does not fit.
-    """
+    """Subjects "denoise" and "sample", and notes for the reader."""
     opened = open_denoiser(settings.model, settings.device, settings.dtype, settings.resolution)
     notes = notes_about(opened)
     subjects = []
@@ -280,11 +271,7 @@ _BATCH = 256
 
 
 def reading_subject(directory: Path) -> Subject:
-    """Random batches of 256 latents of 32x16x16 from a dataset of 67 MB, which is written to `directory` first.
-
-    Raises:
-        ResourceError: there is no room.
-    """
+    """Random batches of 256 latents of 32x16x16 from a dataset of 67 MB, which is written to `directory` first."""
     dataset = write_noise(directory, _NUM_SHARDS, _SHARD_SIZE)
     batches = np.random.default_rng(0).integers(0, len(dataset), (64, _BATCH))
     order = itertools.cycle(batches)
@@ -298,11 +285,7 @@ def reading_subject(directory: Path) -> Subject:
 
 
 def write_noise(directory: Path, num_shards: int, shard_size: int) -> LatentDataset:
-    """A dataset of random latents of 32x16x16 float16, 16 KB each; shard i follows from i.
-
-    Raises:
-        ResourceError: there is no room.
-    """
+    """A dataset of random latents of 32x16x16 float16, 16 KB each; shard i follows from i."""
     plan = DatasetPlan(
         encoder=EncoderRecord(name="noise", scaling_factor=1.0),
         transform=TransformRecord(resolution=512),
@@ -362,11 +345,7 @@ def denoiser_step(opened: NamedDenoiser, settings: BenchSettings, directory: Pat
 
 
 def autoencoder_step(settings: BenchSettings, directory: Path) -> tuple[Subject, list[str]]:
-    """The same for a whole autoencoder on L1 alone: the pretrained networks of other losses are left out.
-
-    Raises:
-        UsageError: no such model.
-    """
+    """The same for a whole autoencoder on L1 alone: the pretrained networks of other losses are left out."""
     opened = open_autoencoder(settings.model, settings.device, torch.float32)
     batch, size = settings.batch, settings.resolution
     phase = PhaseSettings(

@@ -193,11 +193,7 @@ def _lone_file(path: Path) -> AutoencoderFiles:
 
 
 def original_weights(directory: Path) -> Path:
-    """The weights file of a directory in the original layout, whichever format it has.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """The weights file of a directory in the original layout, whichever format it has; CheckpointError without one."""
     for suffix in WEIGHT_SUFFIXES:
         if (file := directory / f"{WEIGHTS_STEM}{suffix}").is_file():
             return file

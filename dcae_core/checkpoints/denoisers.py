@@ -75,11 +75,10 @@ class DiffusionParts:
     """What a diffusion model consists of, in evaluation mode.
 
     Attributes:
-        denoiser: the network, called as `denoiser(x, t, y)`.
+        denoiser: called as `denoiser(x, t, y)`.
         autoencoder: prepared for inference.
         prediction: "epsilon", "epsilon_variance" or "velocity".
         scaling_factor: latents are multiplied by it before the network and divided by it before the decoder.
-        config: of the network.
     """
 
     denoiser: nn.Module
@@ -305,12 +304,8 @@ def describe_denoiser(
 ) -> dict[str, Any]:
     """What `dcae.json` keeps under "diffusion", so that the weights beside it or in `checkpoints/` can be read back.
 
-    Args:
-        config: the network.
-        prediction: "epsilon", "epsilon_variance" or "velocity".
-        autoencoder: what `load_autoencoder` takes to get the autoencoder of its latents; None is the embedded one.
-        scaling_factor: what the latents were multiplied by.
-        class_names: one for each class.
+    `autoencoder` is what `load_autoencoder` takes to get that of its latents, None the embedded one; latents were
+    multiplied by `scaling_factor`.
     """
     return {
         "config": config.to_dict(),

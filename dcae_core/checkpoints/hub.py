@@ -14,13 +14,9 @@ def is_hub_id(name: str) -> bool:
 
 
 def fetch_files(repository: str, files: list[str], revision: str | None = None, *, offline: bool = False) -> Path:
-    """The local directory that holds `files` of a hub repository, downloaded where they are not cached.
+    """The local directory that holds all `files` of a hub repository, downloaded where they are not cached.
 
-    Args:
-        repository: `organisation/name`.
-        files: paths inside the repository; all of them are needed.
-        revision: branch, tag or commit; by default the main branch.
-        offline: look into the cache only.
+    `revision`: branch, tag or commit; by default the main branch. `offline`: look into the cache only.
 
     Raises:
         DownloadError: a file is not cached and cannot be downloaded.

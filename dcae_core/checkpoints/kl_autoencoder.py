@@ -17,8 +17,7 @@ KL_CLASS_NAME = "AutoencoderKL"
 class KLAutoencoder(nn.Module):
     """A KL autoencoder with the methods of ours. Where it was trained with a shift, latents are already shifted.
 
-    Attributes:
-        scaling_factor: what latents are multiplied by before a diffusion model.
+    `scaling_factor` is what latents are multiplied by before a diffusion model.
     """
 
     def __init__(self, network: Any) -> None:
@@ -43,11 +42,9 @@ class KLAutoencoder(nn.Module):
         return self.network.config.latent_channels
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> latent (B, C, H/f, W/f), shifted but unscaled.
+        """Images (B, 3, H, W) in [-1, 1] -> latent (B, C, H/f, W/f), shifted but unscaled.
 
-        Args:
-            x: images.
-            noise: standard normal, of the latent's shape: draws from the posterior; None gives its mean.
+        `noise`, standard normal and of the latent's shape, draws from the posterior; None gives its mean.
         """
         posterior = self.network.encode(x).latent_dist
         latent = posterior.mean if noise is None else posterior.mean + posterior.std * noise
@@ -65,9 +62,7 @@ class KLAutoencoder(nn.Module):
 def read_kl_autoencoder(weights: Path, dtype: torch.dtype | None = None) -> KLAutoencoder:
     """The network of a safetensors file with diffusers' names, beside its config.json; in evaluation mode, on the CPU.
 
-    Raises:
-        UsageError: diffusers is not installed.
-        CheckpointError: the weights are missing, damaged or do not fit.
+    UsageError where diffusers is not installed, CheckpointError where the weights do not fit.
     """
     try:
         from diffusers import AutoencoderKL

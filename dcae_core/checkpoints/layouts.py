@@ -71,12 +71,10 @@ _DIFFUSERS_SETTINGS: dict[str, tuple[str, Any]] = {
 class LayerNames:
     """What a layout calls the layers that have parameters.
 
+    The first five are key prefixes: of the first convolution, of those to and from the latent, of the norm before the
+    last convolution, and of that.
+
     Attributes:
-        encoder_stem: key prefix of the first convolution.
-        encoder_head: key prefix of the convolution to the latent.
-        decoder_stem: key prefix of the convolution from the latent.
-        decoder_norm: key prefix of the norm before the last convolution.
-        decoder_out: key prefix of the last convolution.
         stages: for "encoder" and "decoder", the key prefix of a stage; {} is its number.
         resampling: for "encoder" and "decoder", the convolution within a change of resolution.
         res: our names within a block of this kind -> theirs.
@@ -230,8 +228,7 @@ def from_diffusers(config: AutoencoderConfig, state: dict[str, Tensor]) -> dict[
 def to_diffusers_config(config: AutoencoderConfig, scaling_factor: float | None) -> dict[str, Any]:
     """What `AutoencoderDC.from_config` builds the same network from; an unknown scaling factor becomes 1.
 
-    Raises:
-        UsageError: AutoencoderDC cannot express the configuration.
+    UsageError where AutoencoderDC cannot express the configuration.
     """
     for differs, theirs in (
         (not config.head_norm or config.head_act is None, "has a norm and an activation before its last convolution"),
@@ -261,8 +258,7 @@ def _as_lists(value: Any) -> Any:
 def from_diffusers_config(values: dict[str, Any]) -> AutoencoderConfig:
     """The configuration that an AutoencoderDC `config.json` describes.
 
-    Raises:
-        CheckpointError: values that this network has no counterpart for.
+    CheckpointError at values that this network has no counterpart for.
     """
     given = {key: value for key, value in values.items() if value is not None}
     if given.get("attention_head_dim", HEAD_CHANNELS) != HEAD_CHANNELS:

@@ -27,12 +27,7 @@ class ImageOrder:
     """Position in the stream -> source and image in it.
 
     One source: every epoch is a fresh permutation of its images (8 bytes an image, for two epochs). Several: each
-    position draws a source by weight and an image of it uniformly.
-
-    Args:
-        seed: numbers that the order follows from, not negative.
-        counts: images in each source, at least 1.
-        weights: how often each source is drawn from, relative to the others.
+    position draws a source by its relative weight and an image of it uniformly. Seeds are not negative.
     """
 
     def __init__(self, seed: tuple[int, ...], counts: list[int], weights: list[float]) -> None:
@@ -55,13 +50,12 @@ _ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class CropSettings:
-    """How training crops are cut.
+    """How training crops are cut; every other one is mirrored with `flip`.
 
     Attributes:
         resolution: side of the square result, in pixels.
         scale: smallest and largest share of the image's area.
         aspect_ratio: smallest and largest width over height before the crop is made square.
-        flip: mirror every other crop.
     """
 
     resolution: int
@@ -93,15 +87,9 @@ def choose_box(width: int, height: int, settings: CropSettings, generator: np.ra
 
 
 def random_crop(image: Image.Image | np.ndarray, settings: CropSettings, generator: np.random.Generator) -> np.ndarray:
-    """A random resized crop, perhaps mirrored.
+    """A random resized crop (3, resolution, resolution) uint8, perhaps mirrored.
 
-    Args:
-        image: an RGB image, or its pixels (H, W, 3) uint8, of which only the crop is read.
-        settings: how to cut.
-        generator: of the random numbers.
-
-    Returns:
-        (3, resolution, resolution) uint8.
+    Of an RGB image, or of its pixels (H, W, 3) uint8, of which only the crop is read.
     """
     width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
     left, upper, right, lower = choose_box(width, height, settings, generator)
@@ -147,7 +135,6 @@ class Batch:
 
     Attributes:
         pixels: (B, 3, R, R) uint8.
-        names: of the B images.
         damaged: lines about images that could not be decoded and were replaced.
         worker_seconds: time that the workers spent on it, added up.
     """
@@ -161,12 +148,7 @@ class Batch:
 class CropStream(Dataset[Sample]):
     """The endless stream of crops: position -> sample, a function of the seed.
 
-    Args:
-        collections: the sources.
-        weights: how often each is drawn from.
-        crops: how crops are cut.
-        seed: numbers that everything follows from.
-        skip_damaged: replace a damaged image by the next good one of its source instead of failing.
+    With `skip_damaged`, a damaged image is replaced by the next good one of its source.
     """
 
     def __init__(
@@ -184,11 +166,7 @@ class CropStream(Dataset[Sample]):
         self._skip_damaged = skip_damaged
 
     def __getitem__(self, position: int) -> Sample:
-        """The sample at this position.
-
-        Raises:
-            DataError: the image is damaged and none may take its place, or all of its source are.
-        """
+        """The sample here; DataError if the image is damaged and none may take its place, or all of its source are."""
         start = time.perf_counter()
         source, index = self._order[position]
         pixels, name, damaged = self._read(self._collections[source], index)
@@ -215,9 +193,7 @@ class BatchPlan:
 
     Attributes:
         batch_size: images per optimiser step over all processes; at least one for each process in each part.
-        accumulation: parts that are computed one after the other.
-        world_size: processes that share each part.
-        rank: this process.
+        accumulation: parts that are computed one after the other, each shared by all processes.
     """
 
     batch_size: int
@@ -245,9 +221,6 @@ def load_batches(stream: CropStream, plan: BatchPlan, steps: range, num_workers:
 
     Close it where it may end early (`contextlib.closing`), so that no worker outlives what asked for its batches.
     Workers read ahead by two batches each: num_workers * 2 * largest_piece crops of memory.
-
-    Raises:
-        DataError: a damaged image where none is allowed.
     """
     loader = DataLoader(
         stream,

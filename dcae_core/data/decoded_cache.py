@@ -18,10 +18,7 @@ _PIXELS, _INDEX = "pixels.bin", "index.json"
 class DecodedCache:
     """An `ImageCollection` in two files: all pixels one after the other, memory-mapped, and an index.
 
-    Reading an image costs no decoding and, of its pixels, only the pages that are touched.
-
-    Raises:
-        DataError: the files are damaged.
+    Reading an image costs no decoding and, of its pixels, only the pages that are touched. DataError at damaged files.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -62,12 +59,8 @@ def open_decoded_cache(
 ) -> DecodedCache:
     """The cache of these images, filled if it is not there yet: one decoding of each image, in this process.
 
-    Args:
-        images: what to keep.
-        directory: where; each set of images and each size has its own place in it.
-        shorter_side: larger images are shrunk to this shorter side.
-        skip_damaged: leave out what cannot be decoded instead of failing.
-        progress: told how many are done.
+    Each set of images and each size has its own place in `directory`. Larger images are shrunk to `shorter_side`.
+    With `skip_damaged`, what cannot be decoded is left out.
 
     Raises:
         DataError: a damaged image, or not a single good one.

@@ -21,14 +21,7 @@ _AHEAD_PER_WORKER = 8
 
 @dataclass(frozen=True)
 class DecodedCrop:
-    """One image, decoded and cut, or why it could not be.
-
-    Attributes:
-        reference: where it comes from.
-        pixels: (3, R, R) uint8, or None where it is damaged.
-        error: what is wrong with it, or None.
-        seconds: time that decoding took.
-    """
+    """One image as (3, R, R) uint8, or the error that says why it could not be decoded; the seconds that it took."""
 
     reference: ImageReference
     pixels: Tensor | None
@@ -46,14 +39,8 @@ def decode_crops(
 ) -> Iterator[DecodedCrop]:
     """Decode images and cut ADM's centre crop, in order; damaged ones come with their error instead of pixels.
 
-    Holds at most 8 crops per worker beyond the one it returns, and the whole images that are being decoded.
-
-    Args:
-        references: the images; read lazily.
-        resolution: side of the crop, pixels.
-        num_workers: threads, at least 1.
-        apply_exif: turn images upright first.
-        max_pixels: larger images count as damaged.
+    References are read lazily. Holds at most 8 crops per worker (a thread) beyond the one it returns, and the whole
+    images that are being decoded. Images of more than `max_pixels` count as damaged.
     """
 
     def decode(reference: ImageReference) -> DecodedCrop:

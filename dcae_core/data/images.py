@@ -77,7 +77,7 @@ def _read_header(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
 
 @cache
 def _silence_libtiff() -> None:
-    """libtiff writes its complaints to standard error by itself; what is wrong is told once, by us."""
+    """Keep libtiff from writing its complaints to standard error by itself; what is wrong is told once, by us."""
     with suppress(OSError, AttributeError):  # a Pillow without libtiff, or with one that cannot be reached
         set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
         set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
@@ -177,16 +177,13 @@ def open_image(
 
     Transparent images are composed on white; palettes, greyscale and CMYK become RGB; 16-bit and floating-point
     greyscale is rescaled to 8 bits, not clipped; of an animation the first frame is taken. Colour profiles are not
-    applied, as in the published code.
+    applied, as in the published code. Pillow keeps 4 bytes a pixel (twice that while it changes the mode of others).
 
     Args:
         source: a path, or the bytes of a file.
         name: what messages call the image; by default the path.
         apply_exif: turn the image upright as its EXIF orientation says. The published code does not.
         max_pixels: refuse an image of more pixels than this before decoding it.
-
-    Returns:
-        An RGB image, decoded: Pillow keeps 4 bytes a pixel (twice that while it changes the mode of others).
 
     Raises:
         DataError: the file is missing, empty, damaged, too large, or not an image.
@@ -277,10 +274,8 @@ def uint8_to_image(pixels: torch.Tensor) -> Image.Image:
 def center_crop_adm(image: Image.Image, size: int) -> Image.Image:
     """Shrink or enlarge the short side to `size` pixels and cut the central square: ImageNet's usual preparation.
 
-    Halving with a box filter as long as the image is at least twice too large, then one bicubic step.
-
-    Raises:
-        DataError: the image is so long and thin that its short side cannot be enlarged to `size` in memory.
+    Halving with a box filter as long as the image is at least twice too large, then one bicubic step. DataError where
+    the image is so long and thin that its short side cannot be enlarged to `size` in memory.
 
     Source: `center_crop_arr`, guided-diffusion (ADM) `image_datasets.py`, used by DiT, UViT and DC-AE.
     """

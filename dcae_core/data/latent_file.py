@@ -20,8 +20,7 @@ class Origin:
     """Where the latent of an image comes from, and what is needed to turn it back into the image.
 
     Attributes:
-        height: of the image, before padding.
-        width: of the image, before padding.
+        height: of the image, before padding, as `width`.
         model: what the autoencoder that made it was called on the command line; "" for the embedded one.
         fingerprint: of that autoencoder's weights.
         tile: side of the tiles it was encoded in, in pixels; None for whole.
@@ -36,23 +35,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class StoredLatents:
-    """What a file holds.
-
-    Attributes:
-        latents: float32 (N, C, h, w), unscaled.
-        origin: for the latent of an image (N = 1); None for samples.
-    """
+    """What a file holds: float32 (N, C, h, w), unscaled; with an origin the latent of an image, without one samples."""
 
     latents: Tensor
     origin: Origin | None
 
 
 def save_latent(path: Path, latent: Tensor, origin: Origin, ratio: int) -> None:
-    """Write the latent (C, h, w) of an image, whole or not at all; `ratio` is the spatial compression ratio.
-
-    Raises:
-        ResourceError: the disk is full, or the place cannot be written to.
-    """
+    """Write the latent (C, h, w) of an image, whole or not at all; `ratio` is the spatial compression ratio."""
     metadata = {
         "model": origin.model,
         "fingerprint": origin.fingerprint,
@@ -66,11 +56,7 @@ def save_latent(path: Path, latent: Tensor, origin: Origin, ratio: int) -> None:
 
 
 def read_latents(path: Path) -> StoredLatents:
-    """Read the latent of an image, or those of `dcae sample --save-latents`. Nothing in the file is trusted.
-
-    Raises:
-        DataError: it is missing, damaged, or not such a file.
-    """
+    """Read the latent of an image, or those of `dcae sample --save-latents`, or DataError; nothing in it is trusted."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
@@ -107,8 +93,7 @@ def _read_origin(metadata: dict[str, str]) -> Origin:
 def check_latents(path: Path, stored: StoredLatents, channels: int, ratio: int, fingerprint: str) -> None:
     """Refuse to decode latents with an autoencoder that cannot have made them.
 
-    Raises:
-        DataError: they belong to another autoencoder, or their size does not fit the image's.
+    DataError where fingerprint or channels are others, or their size does not fit the image's.
     """
     origin = stored.origin
     if origin is not None and origin.fingerprint != fingerprint:

@@ -25,16 +25,9 @@ _CHANNELS = 3
 class Raster:
     """An 8-bit RGB image, filled from top to bottom and then read by rows.
 
-    Holds 3 bytes a pixel: in memory up to 32 MiB, beyond that in a file without a name, which is gone with the process
-    however that ends. Reading costs the rows that are asked for.
-
-    Args:
-        height: in pixels.
-        width: in pixels.
-        directory: where the file of a large image lies; it has to exist.
-
-    Raises:
-        ResourceError: the directory cannot be written to.
+    Holds 3 bytes a pixel: in memory up to 32 MiB, beyond that in a file without a name in `directory` (which has to
+    exist), which is gone with the process however that ends. Reading costs the rows that are asked for. ResourceError
+    where the file cannot be written.
     """
 
     def __init__(self, height: int, width: int, directory: Path) -> None:
@@ -47,11 +40,7 @@ class Raster:
 
     @classmethod
     def of_image(cls, image: Image.Image, directory: Path) -> Self:
-        """A copy of an RGB image.
-
-        Raises:
-            ResourceError: the disk is full.
-        """
+        """A copy of an RGB image."""
         raster = cls(image.height, image.width, directory)
         for top, bottom in raster.strips():
             strip = bytearray(image.crop((0, top, image.width, bottom)).tobytes())
@@ -59,11 +48,7 @@ class Raster:
         return raster
 
     def append(self, rows: Tensor) -> None:
-        """Add the next rows: uint8 (3, n, W).
-
-        Raises:
-            ResourceError: the disk is full.
-        """
+        """Add the next rows: uint8 (3, n, W)."""
         assert rows.dtype == torch.uint8
         with explain_write_errors(self._directory):
             self._file.seek(0, io.SEEK_END)
@@ -103,11 +88,7 @@ _COMPRESSION = 4  # half the time of the default 6, for a few percent of size
 
 
 def write_png(image: Raster, file: BinaryIO) -> None:
-    """Write an image; costs some strips of it.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write an image; costs some strips of it. A failure is an OSError."""
     file.write(_SIGNATURE)
     _write_chunk(file, b"IHDR", struct.pack(">IIBBBBB", image.width, image.height, *_EIGHT_BIT_RGB))
     compressor = zlib.compressobj(_COMPRESSION, memLevel=9, strategy=zlib.Z_FILTERED)

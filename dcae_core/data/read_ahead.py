@@ -12,16 +12,10 @@ Result = TypeVar("Result")
 def read_ahead(
     items: Iterable[Item], read: Callable[[Item], Result], *, num_ahead: int, num_threads: int
 ) -> Generator[Result]:
-    """`read(item)` for each item, in order, computed by threads.
+    """`read(item)` for each item, in order, computed by threads; items are taken as needed, in the caller's thread.
 
     An error comes where its result would. Once closed, or left by an error, it drops what has not begun and waits for
-    the rest.
-
-    Args:
-        items: taken as they are needed, in the caller's thread.
-        read: called from any of the threads.
-        num_ahead: results that wait, at most, beyond the one that is returned.
-        num_threads: at least 1.
+    the rest. At most `num_ahead` results wait beyond the one that is returned.
     """
     with ThreadPoolExecutor(num_threads, thread_name_prefix="read-ahead") as pool:
         waiting: deque[Future[Result]] = deque()

@@ -16,9 +16,7 @@ def is_url(path: str) -> bool:
 def explain_remote_errors(url: str) -> Iterator[None]:
     """Turn whatever a file system of fsspec raises (each has its own exceptions) into one line about `url`.
 
-    Raises:
-        DataError: there is no such file, or no such protocol here.
-        DownloadError: it cannot be reached or read.
+    DataError where there is no such file or protocol, DownloadError where it cannot be reached or read.
     """
     try:
         yield
@@ -33,11 +31,7 @@ def explain_remote_errors(url: str) -> Iterator[None]:
 
 
 def list_files(url: str) -> list[str]:
-    """Every file below a folder, as paths relative to it, sorted; empty where there is none.
-
-    Raises:
-        DataError, DownloadError: see `explain_remote_errors`.
-    """
+    """Every file below a folder, as paths relative to it, sorted; empty where there is none."""
     with explain_remote_errors(url):
         files, root = _open_file_system(url.rstrip("/"))
         prefix = root.rstrip("/") + "/"
@@ -46,11 +40,7 @@ def list_files(url: str) -> list[str]:
 
 @contextmanager
 def open_remote(url: str) -> Iterator[IO[bytes]]:
-    """Open a file for reading at any place; blocks are fetched as they are read.
-
-    Raises:
-        DataError, DownloadError: see `explain_remote_errors`.
-    """
+    """Open a file for reading at any place; blocks are fetched as they are read."""
     with explain_remote_errors(url):
         files, path = _open_file_system(url)
         with files.open(path, "rb") as file:
@@ -58,11 +48,7 @@ def open_remote(url: str) -> Iterator[IO[bytes]]:
 
 
 def read_remote(url: str, offset: int = 0, size: int | None = None) -> bytes:
-    """The bytes of a file, or `size` of them from `offset` on, in one request.
-
-    Raises:
-        DataError, DownloadError: see `explain_remote_errors`.
-    """
+    """The bytes of a file, or `size` of them from `offset` on, in one request."""
     with explain_remote_errors(url):
         files, path = _open_file_system(url)
         if size is None:

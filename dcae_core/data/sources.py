@@ -43,11 +43,7 @@ class ImageReference(NamedTuple):
         return printable(self.path if self.offset == _WHOLE_FILE else f"{self.path}/{self.key}")
 
     def open(self, *, apply_exif: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
-        """Read and decode it, as `open_image` does.
-
-        Raises:
-            DataError: it is missing, damaged, too large, or not an image.
-        """
+        """Read and decode it, as `open_image` does."""
         source = self._read_bytes() if self.offset != _WHOLE_FILE or is_url(self.path) else self.path
         return open_image(source, name=self.name, apply_exif=apply_exif, max_pixels=max_pixels)
 
@@ -75,14 +71,11 @@ class _Found(NamedTuple):
 
 
 class ImageList(Sequence[ImageReference]):
-    """The images that were found, in a fixed order, and their classes.
+    """The images that were found, in a fixed order, and the names of their classes, none where nothing has a class.
 
     Held as two byte strings and a few arrays: about 100 bytes an image for usual path lengths, shared with the
-    worker processes of a data loader (a million images: 100 MB once, not 500 MB in each worker).
-
-    Attributes:
-        classes: names of the classes, safe to print; a reference's label is an index into them. Empty where nothing
-            has a class.
+    worker processes of a data loader (a million images: 100 MB once, not 500 MB in each worker). Names are safe
+    to print.
     """
 
     def __init__(self, found: Iterable[_Found]) -> None:
@@ -339,11 +332,7 @@ class DecodedOnDemand:
         return self._images[index].name
 
     def identity(self, index: int) -> str:
-        """Its name with the size and age of its file: another image of the same name has another identity.
-
-        Raises:
-            DataError: it is missing.
-        """
+        """Its name with the size and age of its file: another image of the same name has another identity."""
         reference = self._images[index]
         try:
             status = os.stat(reference.path)
@@ -352,9 +341,5 @@ class DecodedOnDemand:
         return f"{reference.name} {status.st_size} {status.st_mtime_ns}"
 
     def pixels(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8, upright.
-
-        Raises:
-            DataError: it is missing or damaged.
-        """
+        """(H, W, 3) uint8, upright."""
         return np.asarray(self._images[index].open())

@@ -47,13 +47,9 @@ class _Header(tarfile.TarInfo):
 
 
 def read_shard(path: str) -> list[Member]:
-    """The images of an uncompressed tar, in its order; costs one small read for each member.
+    """The images of an uncompressed tar (a file, or a URL of fsspec), in its order; costs one small read per member.
 
-    Args:
-        path: a file, or a URL of fsspec.
-
-    Raises:
-        DataError: it is damaged, compressed, holds no image, or an image that is no regular file of sane size.
+    DataError where it is damaged, compressed, or holds no image or one that is no regular file of sane size.
     """
     images: list[tuple[str, int, int]] = []
     labels: dict[str, str] = {}

@@ -27,14 +27,9 @@ class InceptionScore(NamedTuple):
 def inception_score(logits: Tensor) -> InceptionScore:
     """Exponential of the mean divergence between each image's classes and those of its split, over 10 splits.
 
-    The images are shuffled by a fixed permutation first, so samples made class by class are spread over the splits.
-    Works on one split at a time in float64: 8 KB per image of a split beside the logits themselves.
-
-    Args:
-        logits: unbiased logits (N, 1008).
-
-    Raises:
-        DataError: fewer than 10 images, or a logit is not a finite number.
+    The images, as unbiased logits (N, 1008), are shuffled by a fixed permutation first, so samples made class by class
+    are spread over the splits. Works on one split at a time in float64: 8 KB per image of a split beside the logits
+    themselves. DataError below 10 images, or where a logit is not a finite number.
 
     Source: Salimans et al. 2016; splits and shuffling as in torch-fidelity metric_isc.py, which the published
     evaluation uses.
@@ -75,19 +70,10 @@ def _polynomial_mmd(a: Tensor, b: Tensor) -> float:
 def kernel_inception_distance(
     a: Tensor, b: Tensor, *, num_subsets: int = 100, subset_size: int = 1000
 ) -> KernelInceptionDistance:
-    """KID: the polynomial-kernel discrepancy averaged over random subsets.
+    """KID: the polynomial-kernel discrepancy averaged over random subsets of features (N, D) and (M, D).
 
-    Costs num_subsets * 3 * subset_size^2 * D multiplications and memory for three (subset_size, subset_size) float64
-    matrices.
-
-    Args:
-        a: features (N, D), at least `subset_size` of them.
-        b: features (M, D), likewise.
-        num_subsets: how many pairs of subsets are drawn, without replacement within each.
-        subset_size: how many features each holds.
-
-    Raises:
-        DataError: a set is smaller than a subset.
+    Subsets are drawn without replacement; DataError where a set is smaller than one. Costs num_subsets * 3 *
+    subset_size^2 * D multiplications and memory for three (subset_size, subset_size) float64 matrices.
 
     Source: Binkowski et al. 2018; subsets as in torch-fidelity metric_kid.py.
     """
@@ -149,10 +135,7 @@ def precision_recall(generated: Tensor, real: Tensor, *, num_neighbours: int = N
     Args:
         generated: features (N, D).
         real: features (M, D), on the same device.
-        num_neighbours: k; 3 in the published evaluations.
-
-    Raises:
-        DataError: a set has no k other points, or the dimensions differ.
+        num_neighbours: k; 3 in the published evaluations. DataError where a set has no k other points.
 
     Source: Kynkäänniemi et al. 2019; settings as in guided-diffusion evaluations/evaluator.py (ManifoldEstimator).
     """

@@ -14,13 +14,9 @@ Array = NDArray[np.float64]
 
 
 class GaussianStatistics:
-    """Mean and covariance of features seen in any number of batches and processes, in float64.
+    """Count, mean (D,) and covariance of features seen in any number of batches and processes, in float64.
 
     Keeps one (D, D) matrix: 34 MB at 2048 features. A batch of B costs B * D^2 multiplications.
-
-    Attributes:
-        count: how many feature vectors were seen.
-        mean: (D,) float64.
     """
 
     def __init__(self, num_features: int) -> None:
@@ -29,11 +25,7 @@ class GaussianStatistics:
         self._scatter: Array = np.zeros((num_features, num_features))
 
     def update(self, features: Tensor) -> None:
-        """Add a batch of features (B, D).
-
-        Raises:
-            DataError: a feature is not a finite number.
-        """
+        """Add a batch of features (B, D); DataError where one is not a finite number."""
         if not torch.isfinite(features).all():
             raise DataError(
                 "an image gave features that are not finite numbers (NaN): the network or its input is broken"
@@ -60,11 +52,7 @@ class GaussianStatistics:
 
     @property
     def covariance(self) -> Array:
-        """(D, D) float64 with N - 1 in the denominator.
-
-        Raises:
-            DataError: fewer than two feature vectors were seen.
-        """
+        """(D, D) float64 with N - 1 in the denominator; DataError if fewer than two feature vectors were seen."""
         if self.count < 2:
             raise DataError(f"a covariance needs at least 2 images, got {self.count}: give more images")
         return self._scatter / (self.count - 1)
@@ -112,10 +100,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
     With C = F F^T, the trace of the root is the sum of the singular values of F_a^T F_b: always real, whatever the
     ranks. At 2048 dimensions about a second on a few cores, several times more for covariances that are nearly
-    singular; a square root of the product itself takes about ten times as long.
-
-    Raises:
-        DataError: the dimensions differ, or a value is not a finite number.
+    singular; a square root of the product itself takes about ten times as long. DataError where the dimensions
+    differ, or a value is not a finite number.
 
     Source: Dowson and Landau 1982; Heusel et al. 2017.
     """

@@ -166,10 +166,7 @@ class _BlockE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """The network alone, with random weights: inputs (B, 3, 299, 299) in [-1, 1]; frozen, in evaluation mode.
-
-    About 5.7 GMACs per image.
-    """
+    """The network alone, with random weights, frozen, in evaluation mode; about 5.7 GMACs per image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,14 +195,7 @@ class InceptionV3(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of the last pooling layer.
-
-        Args:
-            x: images (B, 3, 299, 299) in [-1, 1].
-
-        Returns:
-            (B, 2048), none negative.
-        """
+        """Images (B, 3, 299, 299) in [-1, 1] -> features of the last pooling layer (B, 2048), none negative."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = F.max_pool2d(x, 3, stride=2)
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
@@ -259,11 +249,7 @@ class InceptionOutput(NamedTuple):
 
 
 class InceptionExtractor:
-    """InceptionV3 with weights from a file, and that file's SHA-256 to be recorded with every score.
-
-    Attributes:
-        sha256: hash of the weights file in hexadecimal.
-    """
+    """InceptionV3 with weights from a file, and that file's SHA-256 (hexadecimal) to be recorded with every score."""
 
     def __init__(self, network: InceptionV3, sha256: str) -> None:
         self.network = network
@@ -271,16 +257,10 @@ class InceptionExtractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, with_logits: bool = False) -> InceptionOutput:
-        """Features of uint8 images; logits are asked for by the Inception Score and cost a second pass.
+        """Features of uint8 images (B, 3, H, W) of any size, and, asked for, the unbiased logits.
 
-        The second pass is needed because the published FID and the published Inception Score resize differently.
-
-        Args:
-            images: uint8 (B, 3, H, W), any size.
-            with_logits: also compute the unbiased logits.
-
-        Raises:
-            DataError: the images are not uint8 (B, 3, H, W).
+        The Inception Score needs the logits. They cost a second pass, because the published FID and the published
+        Inception Score resize differently. DataError where the images are not uint8 (B, 3, H, W).
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise DataError(f"expected uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
@@ -295,9 +275,7 @@ class InceptionExtractor:
 def load_inception(weights: Path | None = None, *, device: torch.device | str = "cpu") -> InceptionExtractor:
     """The Inception network with the published weights (downloaded once, 96 MB) or with those of a file.
 
-    Args:
-        weights: a file with the published names and shapes; None: the published file.
-        device: where the network runs.
+    The file has the published names and shapes.
 
     Raises:
         DownloadError: the published weights are not in the cache and cannot be downloaded.

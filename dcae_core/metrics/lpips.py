@@ -66,11 +66,9 @@ def _unit_length(features: Tensor) -> Tensor:
 class LPIPS(nn.Module):
     """LPIPS v0.1 with random weights (`load_lpips` gives the published ones); always frozen and in evaluation mode.
 
-    Gradients flow to both inputs, so the same module serves as a perceptual loss. Memory for a loss is dominated by
-    the backbone's activations: for VGG about 0.5 GB per 512x512 image in float32.
-
-    Args:
-        backbone: "alex" (the metric) or "vgg" (the usual loss).
+    The backbone is "alex" (the metric) or "vgg" (the usual loss). Gradients flow to both inputs, so the same module
+    serves as a perceptual loss. Memory for a loss is dominated by the backbone's activations: for VGG about 0.5 GB per
+    512x512 image in float32.
 
     Source: Zhang et al. 2018; normalisation of features as in torchmetrics functional/image/lpips.py.
     """
@@ -96,14 +94,9 @@ class LPIPS(nn.Module):
         return super().train(False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distance of each pair of images, 0 for equal ones.
+        """Distance (B,) of each pair of images (B, 3, H, W) in [-1, 1], 0 for equal ones.
 
-        Args:
-            a: images (B, 3, H, W) in [-1, 1], at least 32 pixels high and wide.
-            b: images of the same shape.
-
-        Returns:
-            (B,) distances.
+        The sides are at least 32 pixels long.
         """
         a, b = (a - self.shift) / self.scale, (b - self.shift) / self.scale
         distance = a.new_zeros(a.shape[0])
@@ -135,12 +128,12 @@ def load_lpips(
     head_weights: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> LPIPS:
-    """LPIPS with its published weights, downloaded once and checked, or read from files given.
+    """LPIPS with its published weights, downloaded once and checked, or read from local files given.
 
     Args:
         backbone: "alex" or "vgg".
-        backbone_weights: a local file with torchvision's names (`features.0.weight`, ...).
-        head_weights: a local file with the published heads (`lin0.model.1.weight`, ...).
+        backbone_weights: a file with torchvision's names (`features.0.weight`, ...).
+        head_weights: a file with the published heads (`lin0.model.1.weight`, ...).
         device: where the module goes.
 
     Raises:

@@ -23,13 +23,9 @@ _MAX_MEMBERS = 1000
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What an array says of itself.
+    """What an array says of itself; the type of its values is never Python objects.
 
-    Attributes:
-        shape: of the array.
-        fortran_order: whether the first index runs fastest.
-        dtype: of its values; never Python objects.
-        start: where its values start in the unpacked member, in bytes.
+    `fortran_order`: whether the first index runs fastest. `start`: where its values start in the unpacked bytes.
     """
 
     shape: tuple[int, ...]
@@ -44,12 +40,7 @@ class ArrayHeader:
 
 
 class Npz:
-    """An open `.npz`: names, headers, and the values of those arrays that are asked for.
-
-    Args:
-        path: the file.
-        archive: it, opened.
-    """
+    """An open `.npz`: names, headers, and the values of those arrays that are asked for."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self._path, self._archive = path, archive
@@ -64,11 +55,7 @@ class Npz:
         return list(self._entries)
 
     def header(self, name: str) -> ArrayHeader:
-        """The header of one array; its values, as many as it says, are in the file.
-
-        Raises:
-            DataError: it is none.
-        """
+        """The header of one array, or DataError; its values, as many as it says, are in the file."""
         with self.open(name) as member:
             reader = _HEADER_READERS.get(npy.read_magic(member))
             if reader is None:
@@ -84,8 +71,7 @@ class Npz:
     def read(self, name: str, max_bytes: int, kinds: str = REAL_NUMBERS) -> np.ndarray:
         """The values of one array, if it is of one of these kinds (numpy's letters).
 
-        Raises:
-            DataError: it is larger than `max_bytes`, of another kind, or damaged.
+        DataError where it is larger than `max_bytes`, of another kind, or damaged.
         """
         header = self.header(name)
         if header.num_bytes > max_bytes:
@@ -103,8 +89,7 @@ class Npz:
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """The unpacked bytes of one array, to be read from the start.
 
-        Raises:
-            DataError: it is encrypted, or compressed in an unknown way.
+        DataError where it is encrypted, or compressed in an unknown way.
         """
         entry = self._entries[name]
         if entry.flag_bits & 1:
@@ -119,8 +104,7 @@ class Npz:
 def open_npz(path: Path) -> Iterator[Npz]:
     """Open an `.npz`; nothing is read but its directory.
 
-    Raises:
-        DataError: inside the body too, where the file is no such archive, or damaged.
+    DataError, inside the body too, where the file is no such archive, or damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -57,13 +57,10 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
     Args:
         a: uint8 images (B, C, H, W).
-        b: uint8 images of the same shape.
+        b: the same shape; DataError where shapes or types do not fit.
 
     Returns:
         (B,) float64 (float32 where the device has no float64), in dB; infinite where two images are equal.
-
-    Raises:
-        DataError: the shapes or types do not fit.
 
     Source: the published evaluation averages this per image (efficientvit, apps/metrics/psnr).
     """
@@ -114,13 +111,10 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
     Args:
         a: uint8 images (B, C, H, W), at least 6 pixels high and wide.
-        b: uint8 images of the same shape.
+        b: the same shape; DataError where shapes, types or sides do not fit.
 
     Returns:
         (B,) float32, at most 1.
-
-    Raises:
-        DataError: the shapes or types do not fit, or a side is shorter than 6 pixels.
 
     Source: Wang et al. 2004, eq. 13; defaults and mirrored edges as in torchmetrics functional/image/ssim.py.
     """

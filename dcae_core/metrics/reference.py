@@ -28,7 +28,6 @@ class Reference:
     """What a reference file holds.
 
     Attributes:
-        path: the file.
         sha256: of its bytes.
         gaussian: mean and covariance of Inception features.
         description: what else the file says: number of images, resolution, transform, weights (ours only).
@@ -42,11 +41,7 @@ class Reference:
     num_images: int = 0
 
     def images(self, ranges: Sequence[range]) -> Iterator[Tensor]:
-        """The file's images of each range, uint8 (B, 3, H, W), read from disk one range at a time.
-
-        Raises:
-            DataError: the file ends early.
-        """
+        """The file's images of each range, uint8 (B, 3, H, W), read one range at a time; DataError if it ends early."""
         with open_npz(self.path) as arrays, arrays.open(_IMAGES) as member:
             header = arrays.header(_IMAGES)
             item = math.prod(header.shape[1:])
@@ -72,10 +67,8 @@ def _count_images(arrays: Npz, path: Path) -> int:
 def read_reference(path: Path) -> Reference:
     """Read reference statistics; nothing in the file is executed, and shapes are known before values are read.
 
-    Costs the two arrays (34 MB at 2048 features) and one pass over the file for its hash.
-
-    Raises:
-        DataError: the file is missing, damaged, or no reference.
+    Costs the two arrays (34 MB at 2048 features) and one pass over the file for its hash. DataError where the file is
+    missing, damaged, or no reference.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such reference file; make one: dcae fid-ref --images DIR --out {path}")

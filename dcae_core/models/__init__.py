@@ -18,8 +18,7 @@ ARCHITECTURES: dict[str, tuple[type[DenoiserConfig], type[nn.Module]]] = {
 def denoiser_config(values: dict[str, Any]) -> DenoiserConfig:
     """The configuration with these values; `architecture` says of which network, what is left out has its default.
 
-    Raises:
-        UsageError: an unknown architecture or setting, or values that no network can be built from.
+    UsageError at an unknown architecture or setting, or values that no network can be built from.
     """
     settings = dict(values)
     architecture = settings.pop("architecture", None)

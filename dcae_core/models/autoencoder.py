@@ -52,6 +52,8 @@ _DECODER_PER_STAGE = ("norms", "acts")
 class AutoencoderConfig:
     """A deep-compression autoencoder (arXiv 2410.10733, section 4.1). Stage 0 has the highest resolution.
 
+    Those fields of the decoder that are not listed are as for the encoder.
+
     Attributes:
         latent_channels: C of the latent (B, C, H/f, W/f), with f = 2 ** (number of stages - 1).
         encoder_widths: channels of each stage.
@@ -59,10 +61,6 @@ class AutoencoderConfig:
             without blocks is its change of resolution alone.
         encoder_blocks: "res" or "evit_glu" for each stage.
         encoder_attention_scales: for each stage, the kernel sizes of further attention scales.
-        decoder_widths: as for the encoder.
-        decoder_depths: as for the encoder.
-        decoder_blocks: as for the encoder.
-        decoder_attention_scales: as for the encoder.
         decoder_norms: "rms_norm" or "batch_norm" for each stage (the encoder has "rms_norm" throughout).
         decoder_acts: "relu" or "silu" for each stage (the encoder has "silu" throughout).
         downsample: "pixel_unshuffle" or "conv".
@@ -123,8 +121,7 @@ class AutoencoderConfig:
     def from_dict(cls, values: dict[str, Any]) -> "AutoencoderConfig":
         """The configuration with these field values, lists taken as tuples.
 
-        Raises:
-            UsageError: an unknown or missing field, or values that no network can be built from.
+        UsageError at an unknown or missing field, or values that no network can be built from.
         """
         missing = [
             field.name
@@ -137,13 +134,10 @@ class AutoencoderConfig:
         return cls(**{name: _as_tuples(value) for name, value in values.items()})
 
     def replace(self, **overrides: Any) -> "AutoencoderConfig":
-        """The same configuration with some fields changed.
+        """The same configuration with some fields changed; errors as `from_dict`.
 
         `widths`, `depths`, `blocks` and `attention_scales` set encoder and decoder alike. Where the number of stages
         changes, each per-stage field that is not given keeps its first stages and repeats its last.
-
-        Raises:
-            UsageError: an unknown field, or values that no network can be built from.
         """
         fields = {field.name for field in dataclasses.fields(self)}
         _refuse_unknown(overrides, fields | set(_PER_STAGE))
@@ -380,13 +374,9 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """A deep-compression autoencoder: deterministic, with latents as the encoder gives them (unscaled).
 
+    `scaling_factor` is what latents are multiplied by before a diffusion model, 1 / rms; None where not known.
+
     Source: DC-AE (arXiv 2410.10733), section 4.1; DC-AE 1.5 (arXiv 2508.00413) for leading latent channels.
-
-    Args:
-        config: what it is made of.
-
-    Attributes:
-        scaling_factor: what latents are multiplied by before a diffusion model, 1 / rms; None where not known.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -407,14 +397,11 @@ class Autoencoder(nn.Module):
         return self.config.latent_channels
 
     def encode(self, x: Tensor, latent_channels: int | None = None) -> Tensor:
-        """Images to latents.
+        """Images to latents (B, C, H/f, W/f), unscaled.
 
         Args:
             x: (B, 3, H, W) in [-1, 1]; H and W multiples of f.
             latent_channels: only this many leading channels (DC-AE 1.5); all of them if None.
-
-        Returns:
-            (B, C, H/f, W/f), unscaled.
 
         Raises:
             DataError: a shape that does not fit.
@@ -430,13 +417,10 @@ class Autoencoder(nn.Module):
         return self.encoder(x, channels)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents to images.
+        """Latents to images (B, 3, f * h, f * w), about [-1, 1], not clamped.
 
         Args:
             z: (B, c, h, w), unscaled; c is C, or fewer leading channels (DC-AE 1.5).
-
-        Returns:
-            (B, 3, f * h, f * w), about [-1, 1], not clamped.
 
         Raises:
             DataError: a shape that does not fit.

@@ -19,9 +19,7 @@ _FLOPS_PER_MAC = 2
 class Complexity:
     """The cost of one pass of a network over one image or latent.
 
-    Attributes:
-        num_parameters: trained values; fixed tables do not count.
-        macs: multiply-accumulates of convolutions and matrix products.
+    `num_parameters` are trained values; fixed tables do not count. `macs` are multiply-accumulates, see `count_macs`.
     """
 
     num_parameters: int

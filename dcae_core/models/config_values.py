@@ -19,21 +19,13 @@ def _show(value: object) -> str:
 
 
 def require_count(what: str, value: object, low: int, high: int) -> None:
-    """Refuse what is no whole number in low..high; True and False are none.
-
-    Raises:
-        UsageError: it is not.
-    """
+    """Refuse, with UsageError, what is no whole number in low..high; True and False are none."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
         raise UsageError(f"{what} must be a whole number from {low} to {high}, not {str(value)[:60]}")
 
 
 def require_counts(what: str, values: object, low: int, high: int) -> None:
-    """Refuse what is no tuple of whole numbers in low..high.
-
-    Raises:
-        UsageError: it is not.
-    """
+    """Refuse, with UsageError, what is no tuple of whole numbers in low..high."""
     if not isinstance(values, tuple):
         raise UsageError(f"{what} must be a list of whole numbers, not {values!r}")
     for value in values:
@@ -41,11 +33,7 @@ def require_counts(what: str, values: object, low: int, high: int) -> None:
 
 
 def require_choice(what: str, value: object, choices: Collection[object]) -> None:
-    """Refuse what is none of `choices`.
-
-    Raises:
-        UsageError: it is not.
-    """
+    """Refuse, with UsageError, what is none of `choices`."""
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise UsageError(f"{what}: {value!r} is not one of {', '.join(map(str, choices))}")
 

@@ -96,11 +96,7 @@ class DenoiserConfig:
         return self.in_channels
 
     def require_latent(self, shape: Sequence[int]) -> None:
-        """Refuse latents whose shape is not (B, in_channels, *latent_size).
-
-        Raises:
-            UsageError: it is not.
-        """
+        """Refuse, with UsageError, latents whose shape is not (B, in_channels, *latent_size)."""
         channels, height, width = self.in_channels, *self.latent_size
         if len(shape) != 4 or tuple(shape[1:]) != (channels, height, width):
             raise UsageError(
@@ -114,8 +110,7 @@ class DenoiserConfig:
     def replace(self, **overrides: Any) -> Self:
         """The same configuration with some fields changed.
 
-        Raises:
-            UsageError: an unknown field, or values that no network can be built from.
+        UsageError at an unknown field, or values that no network can be built from.
         """
         fields = [field.name for field in dataclasses.fields(self)]
         for name in overrides:
@@ -127,15 +122,10 @@ class DenoiserConfig:
 
 
 def timestep_embedding(t: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoidal embedding of network times, cosines first, computed in float32 (float64 for float64 times).
+    """Sinusoidal embedding (B, width) of times (B,), cosines first, in float32 (float64 for float64 times).
 
-    Args:
-        t: times of any magnitude, fractional or not, shape (B,).
-        width: even width of the embedding.
-        max_period: the longest wave has a period of 2 pi times this.
-
-    Returns:
-        Tensor of shape (B, width).
+    Times may have any magnitude, fractional or not; the width is even; the longest wave has a period of 2 pi times
+    `max_period`.
 
     Source: openai/glide-text2im `nn.py`, as used by U-ViT and DiT.
     """
@@ -152,15 +142,9 @@ def per_sample(t: Tensor, batch_size: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """Lay tokens of pixels out as an image.
+    """Tokens (B, h * w, patch_size * patch_size * C) of a grid (h, w) -> (B, C, h * patch_size, w * patch_size).
 
-    Args:
-        tokens: (B, h * w, patch_size * patch_size * C); inside a token the channel runs fastest.
-        grid: (h, w), the number of patches along each side.
-        patch_size: side of a patch.
-
-    Returns:
-        Tensor of shape (B, C, h * patch_size, w * patch_size).
+    Inside a token the channel runs fastest.
     """
     h, w = grid
     pixels = tokens.unflatten(1, (h, w)).unflatten(-1, (patch_size, patch_size, -1))  # (B, h, w, p, q, C)
@@ -192,14 +176,10 @@ class LabelEmbedder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over tokens (B, N, hidden_size).
+    """Multi-head self-attention over tokens (B, N, hidden_size), a multiple of `num_heads` wide.
 
-    Args:
-        hidden_size: width of a token, a multiple of `num_heads`.
-        num_heads: number of heads.
-        qkv_bias: whether the query, key and value projection has a bias.
-        float32: run the product in float32 whatever the working dtype is, as the published UViT does. Only useful
-            to reproduce the published half-precision results; otherwise slower for no gain.
+    With `float32`, the product runs in float32 whatever the working dtype is, as in the published UViT. Only useful to
+    reproduce the published half-precision results; otherwise slower for no gain.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, *, qkv_bias: bool, float32: bool = False) -> None:

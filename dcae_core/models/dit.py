@@ -23,8 +23,7 @@ TIME_EMBEDDING_WIDTH = 256
 class DiTConfig(DenoiserConfig):
     """A DiT.
 
-    Attributes:
-        learned_variance: predict, beside the noise, where the variance lies in its range: twice the output channels.
+    With `learned_variance`, it predicts beside the noise where the variance lies in its range: twice the channels.
     """
 
     architecture = "dit"

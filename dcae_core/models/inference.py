@@ -69,11 +69,9 @@ def compile_autoencoder(network: Autoencoder, backend: str = "inductor") -> Auto
 
 
 class CompiledDenoiser(nn.Module):
-    """A diffusion network whose evaluation runs compiled, one recording per shape.
+    """A diffusion network whose evaluation runs compiled by a backend of torch.compile, one recording per shape.
 
-    Args:
-        network: in evaluation mode, called as `network(x, t, y)`.
-        backend: of torch.compile.
+    The network is in evaluation mode, called as `network(x, t, y)`.
     """
 
     def __init__(self, network: nn.Module, backend: str = "inductor") -> None:

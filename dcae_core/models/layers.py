@@ -15,13 +15,10 @@ GLU_EXPANSION = 4
 
 
 class RMSNorm2d(nn.Module):
-    """Root-mean-square norm over the channels of each position, with weight and bias.
+    """Root-mean-square norm over the channels of each position of (B, C, H, W), with weight and bias.
 
     The statistic is computed in float32 whatever the dtype of the input, the result returned in that dtype.
     Source: "trms2d" of the published implementation (efficientvit/models/nn/norm.py).
-
-    Args:
-        channels: C of the input (B, C, H, W).
     """
 
     def __init__(self, channels: int) -> None:
@@ -60,8 +57,8 @@ class Downsample(nn.Module):
     """(B, in, H, W) -> (B, out, H/2, W/2).
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output; with the shortcut, 4 * in_channels must be a multiple of it.
+        in_channels: of the input.
+        out_channels: of the output; with the shortcut, 4 * in_channels must be a multiple of it.
         kind: "pixel_unshuffle" (3x3 convolution to out/4 channels, then space to channel) or "conv"
             (3x3 convolution of stride 2).
         shortcut: add space-to-channel of the input, averaged over groups of channels.
@@ -180,10 +177,7 @@ class ReLULinearAttention(nn.Module):
 class ResBlock(nn.Module):
     """x + norm(conv(act(conv(x)))) with two 3x3 convolutions.
 
-    Args:
-        channels: C of input and output.
-        norm: "rms_norm" or "batch_norm".
-        act: "relu" or "silu".
+    `norm` is "rms_norm" or "batch_norm", `act` "relu" or "silu".
     """
 
     def __init__(self, channels: int, norm: str, act: str) -> None:

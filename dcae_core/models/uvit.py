@@ -22,8 +22,7 @@ from dcae_core.models.denoiser import (
 class UViTConfig(DenoiserConfig):
     """A U-ViT. `depth` is even: half of the blocks before the middle one, half after it, the middle one not counted.
 
-    Attributes:
-        attention_float32: attention in float32 whatever the working dtype, as published (parity only).
+    `attention_float32`: attention in float32 whatever the working dtype, as published (parity only).
     """
 
     architecture = "uvit"

@@ -102,10 +102,9 @@ def winograd_conv2d(x: Tensor, transformed: Tensor, bias: Tensor | None) -> Tens
 class WinogradConv2d(nn.Conv2d):
     """A 3x3 convolution of stride 1 that goes the fast way where that is faster, and the plain way elsewhere.
 
-    Args:
-        conv: the convolution it stands for, whose parameters it shares.
-        keep_transformed: keep the transformed weight, four times the size of the plain one, from the first call on;
-            otherwise transform at each call, which costs as much as nine more tiles.
+    Shares the parameters of the convolution it stands for. With `keep_transformed`, keeps the transformed weight, four
+    times the size of the plain one, from the first call on; otherwise transforms at each call, which costs as much as
+    nine more tiles.
     """
 
     def __init__(self, conv: nn.Conv2d, keep_transformed: bool) -> None:

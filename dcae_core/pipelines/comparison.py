@@ -41,12 +41,7 @@ _INK, _PAPER = (32, 32, 32), (255, 255, 255)
 
 @dataclass(frozen=True)
 class Column:
-    """One autoencoder's part of the comparison.
-
-    Attributes:
-        reconstruction: as large as the original.
-        caption: lines of text under it.
-    """
+    """One autoencoder's part of the comparison: a reconstruction as large as the original, lines of text under it."""
 
     reconstruction: Raster
     caption: Sequence[str]
@@ -83,15 +78,10 @@ def _fit(image: Image.Image, filter_: Image.Resampling) -> Image.Image:
 
 
 def compare(original: Raster, caption: Sequence[str], columns: Sequence[Column]) -> Image.Image:
-    """Draw the comparison.
+    """Draw the comparison; captions are lines of text.
 
     One column: input | reconstruction | error in a row. Several: the input, then a column for each, the reconstruction
     above its error. Panels are at most 1536 pixels a side, so the cost does not grow with the images.
-
-    Args:
-        original: the input.
-        caption: lines under the original.
-        columns: what to set beside it.
     """
     error_caption = ("error, mean of channels", f"black 0, lightest {ERROR_AT_WHITE} of 255 and more")
     errors = [error_panel(original, column.reconstruction) for column in columns]

@@ -53,13 +53,9 @@ _NAME_BYTES = 128
 
 @dataclass
 class Timing:
-    """Where one process spent its time.
+    """Seconds that one process spent on its images.
 
-    Attributes:
-        images: how many it encoded.
-        decoding: seconds of all decoding threads, added up.
-        encoding: seconds in the network.
-        waiting: seconds that the network waited for images.
+    `decoding` adds up all decoding threads; `waiting` is the time that the network waited for images.
     """
 
     images: int = 0
@@ -70,14 +66,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What an encoding came to.
+    """What an encoding came to; the figures of speed are None if nothing was left to encode.
 
     Attributes:
-        manifest: of the finished dataset.
         kept: items that an earlier, stopped run had finished.
-        decoder_rate: images per second that all decoding threads together could deliver; None if nothing was left.
-        encoder_rate: images per second that the networks could take; None if nothing was left.
-        waited: share of its time that the network waited for images; None if nothing was left.
+        decoder_rate: images per second that all decoding threads together could deliver.
+        encoder_rate: images per second that the networks could take.
+        waited: share of its time that the network waited for images.
         warnings: lines for people.
     """
 
@@ -140,9 +135,9 @@ def encode_dataset(
 
     Args:
         images: sorted, with or without classes.
-        network: the autoencoder, on `device`, in the recipe's number type.
-        encoder: what the manifest says about it.
-        directory: where the dataset is to lie: empty, new, or left by a run with the same recipe.
+        network: on `device`, in the recipe's number type.
+        encoder: what the manifest says about the network.
+        directory: empty, new, or left by a run with the same recipe.
         recipe: how to encode; its `images`, `out` and `model` are given by the arguments above.
         device: where to compute.
         advance: called with a number of items as they are finished (by this process).
@@ -185,9 +180,7 @@ def plan_dataset(
 ) -> DatasetPlan:
     """What the dataset will be, before any work.
 
-    Raises:
-        UsageError: the resolution is no multiple of the autoencoder's compression ratio.
-        DataError: some images have a class and some have none.
+    UsageError where the resolution does not fit the autoencoder, DataError where only some images have a class.
     """
     ratio = network.spatial_compression_ratio
     if recipe.resolution % ratio:

@@ -69,12 +69,7 @@ class SampleSettings:
 
 
 class Generated(NamedTuple):
-    """What `generate` returns.
-
-    Attributes:
-        images: one for each sample.
-        latents: float32 (N, C, h, w) on the CPU, unscaled.
-    """
+    """What `generate` returns: an image for each sample, and float32 latents (N, C, h, w) on the CPU, unscaled."""
 
     images: list[Image.Image]
     latents: Tensor
@@ -82,13 +77,13 @@ class Generated(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """Finished samples.
+    """Finished samples, on the CPU.
 
     Attributes:
         number: of the batch in the run.
         indices: the samples' numbers in the run.
-        latents: float32 (n, C, h, w) on the CPU, unscaled.
-        pixels: uint8 (n, 3, H, W) on the CPU.
+        latents: float32 (n, C, h, w), unscaled.
+        pixels: uint8 (n, 3, H, W).
     """
 
     number: int
@@ -146,11 +141,9 @@ class DiffusionPipeline:
     """A diffusion network and its autoencoder.
 
     Attributes:
-        denoiser: the network, `denoiser(x, t, y)`.
-        autoencoder: `.decode(z)`.
+        denoiser: called as `denoiser(x, t, y)`.
         prediction: "epsilon", "epsilon_variance" or "velocity".
         scaling_factor: latents are divided by it before they are decoded.
-        config: of the network.
         tile: side in pixels of the tiles that images are decoded in; None decodes them whole. Set on its own once
             memory has run out.
     """
@@ -253,10 +246,7 @@ class DiffusionPipeline:
     def find_batch_size(self, num: int, settings: SampleSettings) -> int:
         """The largest batch size, starting from a generous one and halving, whose first evaluation fits into memory.
 
-        Costs one evaluation of the network on accelerators, nothing on a CPU.
-
-        Raises:
-            ResourceError: not even one sample fits.
+        Costs one evaluation of the network on accelerators, nothing on a CPU. ResourceError if not even one fits.
         """
         if self._device.type == "cpu":
             return min(num, CPU_BATCH_SIZE)

@@ -30,10 +30,8 @@ class ImageResult:
     """One image through one autoencoder.
 
     Attributes:
-        image: the input.
         model: the autoencoder's label.
-        width: in pixels.
-        height: in pixels.
+        width: in pixels, as `height`.
         latent_shape: (C, h, w).
         psnr: in dB; infinite for an equal image.
         ssim: None for an image with a side shorter than 6 pixels.
@@ -92,12 +90,11 @@ _SMALLEST_FOR_SSIM = 6
 
 @dataclass(frozen=True)
 class RunModel:
-    """An autoencoder of a run.
+    """An autoencoder of a run, ready for inference.
 
     Attributes:
         given: what it was called on the command line; "" for the embedded one.
         label: what tables, captions and file names call it; unique in the run.
-        network: ready for inference.
         fingerprint: of its weights.
     """
 
@@ -115,8 +112,6 @@ class RunSettings:
         output: directory to write.
         resolution: side of the central square that is cut first; None takes whole images.
         tile: side of the tiles in pixels; None leaves it to the memory of the machine.
-        save_latents: also write the latents.
-        compare: also write the comparison.
         apply_exif: turn images upright.
         max_pixels: refuse larger images.
     """
@@ -168,11 +163,7 @@ def describe_crop(resolution: int | None) -> str:
 
 
 def check_settings(models: Iterable[RunModel], settings: RunSettings) -> None:
-    """Refuse what a model of the run cannot do.
-
-    Raises:
-        UsageError: the tile is too small, or the resolution is no multiple of the compression ratio.
-    """
+    """Refuse, with UsageError, a tile that is too small for a model of the run, or a resolution that does not fit."""
     for model in models:
         ratio = model.network.spatial_compression_ratio
         if settings.tile is not None:
@@ -182,11 +173,7 @@ def check_settings(models: Iterable[RunModel], settings: RunSettings) -> None:
 
 
 def save_raster(image: Raster, path: Path) -> str:
-    """Write an image as PNG, whole or not at all; return the path.
-
-    Raises:
-        ResourceError: the disk is full, or the place cannot be written to.
-    """
+    """Write an image as PNG, whole or not at all; return the path."""
     with replace_file(path) as file:
         write_png(image, file)
     return str(path)
@@ -201,19 +188,12 @@ def reconstruct_file(
     *,
     time_again: bool = False,
 ) -> list[ImageResult]:
-    """One image file through every model of the run, with all files written.
+    """One image file through every model of the run, with all files written; they are called after `name`.
 
     Costs one model's activations for a tile, and before that decoding the image, 4 bytes a pixel. Images beyond
-    11 million pixels, and their reconstructions, wait in files without names in the output directory.
-
-    Args:
-        reference: the image.
-        name: what its outputs are called.
-        models: of the run.
-        settings: of the run.
-        progress: gives for a model what is called after each tile.
-        time_again: a run's first image, for which kernels and memory were set up: where that may be a large part of
-            the time, compute once more for the time alone.
+    11 million pixels, and their reconstructions, wait in files without names in the output directory. `progress` gives
+    for a model what is called after each tile. `time_again` is for a run's first image, for which kernels and memory
+    were set up: where that may be a large part of the time, compute once more for the time alone.
 
     Raises:
         DataError: the image cannot be read.
@@ -331,15 +311,7 @@ _SUFFIXES = (".safetensors", ".latent")
 
 @dataclass(frozen=True)
 class DecodedLatent:
-    """One latent that was decoded.
-
-    Attributes:
-        latents: the file it comes from.
-        model: label of the autoencoder.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        file: the image.
-    """
+    """One latent of the file `latents`, decoded into the image `file` by the autoencoder labelled `model`."""
 
     latents: str
     model: str

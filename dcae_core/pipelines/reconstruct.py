@@ -56,11 +56,9 @@ MIN_TILE = 4  # latent positions; fewer leave nothing between the margins
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile along one axis, in latent positions.
+    """One tile along one axis, in latent positions: from `start` to one before `stop`.
 
     Attributes:
-        start: its first position.
-        stop: one past its last position.
         fade_in: where (as a real coordinate) its weight is 1/2 on the way up; None at the start of the axis.
         fade_out: where its weight is 1/2 on the way down; None at the end of the axis.
         fade: length of each fade.
@@ -137,11 +135,7 @@ def _number_type(network: Autoencoder) -> tuple[torch.device, torch.dtype]:
 
 
 def check_tile(tile: int, ratio: int) -> int:
-    """The tile side in latent positions, rounded up.
-
-    Raises:
-        UsageError: it is too small for the network.
-    """
+    """The tile side in latent positions, rounded up; UsageError if it is too small for the network."""
     if tile < MIN_TILE * ratio:
         raise UsageError(f"--tile {tile} is too small: this network needs at least {MIN_TILE * ratio} pixels")
     return ceil(tile / ratio)
@@ -163,13 +157,13 @@ def encode_rows(
     tile: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Tensor:
-    """Encode one image of any size, of which only the rows of one tile are held.
+    """Encode one image of any size, of which only the rows of one tile are held; UsageError if the tile is too small.
 
     Costs the network's activations for one tile (for the whole image without), `tile` rows of the image as uint8,
-    and the latent.
+    and the latent. Computes where and in which number type the network's weights are.
 
     Args:
-        network: where and in which number type it computes is where and what its weights are.
+        network: the autoencoder.
         read: gives rows of the image.
         size: height and width of the image.
         tile: side of the tiles in pixels; None encodes the image whole.
@@ -177,9 +171,6 @@ def encode_rows(
 
     Returns:
         float32 (C, ceil(H / f), ceil(W / f)) on the CPU, unscaled.
-
-    Raises:
-        UsageError: the tile is too small.
     """
     f = network.spatial_compression_ratio
     device, dtype = _number_type(network)
@@ -218,24 +209,14 @@ def decode_rows(
     tile: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Iterator[Tensor]:
-    """Decode the latent of one image of any size from top to bottom.
+    """Decode the latent (C, h, w), unscaled, of one image of any size from top to bottom; arguments as `encode_rows`.
 
     Costs the network's activations for one tile, `tile` rows of the image as uint8, and as float32 the rows that two
-    rows of tiles share, a quarter of a tile.
-
-    Args:
-        network: as for encoding.
-        latent: (C, h, w), unscaled.
-        size: height and width of the image; what the padding added is cut off.
-        tile: side of the tiles in pixels; None decodes the latent whole.
-        progress: called after each tile.
+    rows of tiles share, a quarter of a tile. What the padding added to the `size` (height, width) of the image is cut
+    off. CheckpointError where the network gives NaN or infinite values.
 
     Yields:
         The next rows: uint8 (3, n, width) on the CPU.
-
-    Raises:
-        UsageError: the tile is too small.
-        CheckpointError: the network gives NaN or infinite values.
     """
     f = network.spatial_compression_ratio
     height, width = size
@@ -298,12 +279,7 @@ def _check_finite(values: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What came back.
-
-    Attributes:
-        latent: float32 (C, h, w), unscaled.
-        pixels: uint8 (3, H, W), as large as the image.
-    """
+    """What came back: the latent, float32 (C, h, w), unscaled, and uint8 pixels (3, H, W), as large as the image."""
 
     latent: Tensor
     pixels: Tensor

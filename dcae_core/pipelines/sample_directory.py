@@ -30,12 +30,8 @@ class SampleDirectory:
     `sample.json` says what the run is. The same run goes on where it stopped, also with more samples; another one is
     refused. A batch counts as done once all its images (and, asked for, its latents) lie there.
 
-    Args:
-        path: the directory.
-        classes: of all samples.
-        run: everything else that the samples' bytes depend on, as JSON values.
-        save_latents: also keep the latents.
-        class_in_name: name images by their class as well.
+    `run` is everything besides the classes that the samples' bytes depend on, as JSON values; with `class_in_name`,
+    images are named by their class as well.
     """
 
     def __init__(
@@ -50,8 +46,7 @@ class SampleDirectory:
     def recorded_batch_size(self) -> int | None:
         """The batch size of the run that lies here, which its continuation must keep; None where there is none.
 
-        Raises:
-            UsageError: another run lies here, or the directory cannot tell which.
+        UsageError where another run lies here, or the directory cannot tell which.
         """
         file = self.path / RUN_NAME
         if not file.exists():
@@ -69,11 +64,7 @@ class SampleDirectory:
         return batch_size
 
     def begin(self, batch_size: int) -> None:
-        """Record the run, and clear what a killed one left half written.
-
-        Raises:
-            ResourceError: the directory cannot be written.
-        """
+        """Record the run, and clear what a killed one left half written."""
         make_directory(self.path)
         remove_leftovers(self.path)
         remove_leftovers(self.path / _PARTS_NAME)
@@ -93,11 +84,7 @@ class SampleDirectory:
         return not self.save_latents or self._part(number).exists() or self._has_all_latents()
 
     def write(self, batch: SampleBatch) -> None:
-        """Keep a finished batch, its latents first.
-
-        Raises:
-            ResourceError: the disk is full, or the place cannot be written to.
-        """
+        """Keep a finished batch, its latents first."""
         if self.save_latents:
             make_directory(self.path / _PARTS_NAME)
             write_bytes(self._part(batch.number), save({"latents": batch.latents.contiguous()}))
@@ -105,11 +92,7 @@ class SampleDirectory:
             _write_png(self.image(index), uint8_to_image(pixels))
 
     def finish(self, batch_size: int) -> None:
-        """Write the grid of the first images, and all latents in one file, from what lies here.
-
-        Raises:
-            ResourceError: the disk is full, or the place cannot be written to.
-        """
+        """Write the grid of the first images, and all latents in one file, from what lies here."""
         shown = min(len(self.classes), MAX_GRID_IMAGES)
         files = [self.image(index) for index in range(shown)]
         _write_png(self.path / GRID_NAME, image_grid(_open_images(files), shown))
@@ -133,13 +116,7 @@ class SampleDirectory:
 
 @dataclass(frozen=True)
 class SampleReport:
-    """What a call came to.
-
-    Attributes:
-        batch_size: that the run was made with.
-        made: images of this call, by all processes.
-        seconds: that they took.
-    """
+    """What a call came to: images it `made`, over all processes, and the seconds that took."""
 
     batch_size: int
     made: int
@@ -156,12 +133,8 @@ def sample_into(
 ) -> SampleReport:
     """Make what the directory lacks of its run. Processes of one group call this together and share the batches.
 
-    Args:
-        directory: where samples go.
-        pipeline: the model.
-        settings: how to sample.
-        batch_size: samples at once, that of an earlier part of the run; None finds one that fits all processes.
-        open_progress: shows how many images this process has made.
+    `batch_size` is that of an earlier part of the run; None finds one that fits all processes. `open_progress` shows
+    how many images this process has made.
 
     Raises:
         ResourceError: even one sample does not fit into memory, or the disk is full.

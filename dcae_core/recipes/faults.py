@@ -41,18 +41,11 @@ _WORDS = {
 def validate(
     schema: type[AnyRecipe], document: Any, further_checks: Callable[[AnyRecipe], list[str]] | None = None
 ) -> tuple[AnyRecipe | None, list[str]]:
-    """Check a document against a schema.
+    """Check a document against a schema; return the recipe, or None where it could not be mended, and the faults.
 
-    What does not fit is mended for the time being and the rest checked again, so that a typo in one place does not
-    hide what is wrong in another, or between settings.
-
-    Args:
-        schema: what the document must fit.
-        document: plain values; mended in place.
-        further_checks: faults that only the caller can see, as "dotted.path: message".
-
-    Returns:
-        The recipe, mended where there are faults, or None where it could not be, and the faults.
+    What does not fit is mended for the time being, in place, and the rest checked again, so that a typo in one place
+    does not hide what is wrong in another, or between settings. `further_checks` tell faults that only the caller can
+    see, as "dotted.path: message".
     """
     faults: list[str] = []
     reported: set[str] = set()

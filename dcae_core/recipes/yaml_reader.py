@@ -96,14 +96,9 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
 def read_yaml(text: str, source: str) -> tuple[Any, list[str]]:
-    """Read one YAML document.
+    """Read one YAML document; return it and the faults found on the way (keys that stand twice).
 
-    Args:
-        text: the document.
-        source: where it comes from, for messages.
-
-    Returns:
-        The document and the faults found on the way (keys that stand twice).
+    `source` is where it comes from, for messages.
 
     Raises:
         RecipeError: it is not one YAML document, is too large or too deep, or uses tags or aliases.

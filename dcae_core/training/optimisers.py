@@ -51,10 +51,7 @@ class Ema:
     """Averages in float32 of those parameters that are trained. Buffers and frozen parameters are the network's own.
 
     Costs 4 bytes per trained parameter and one pass over them per step. Parameters with `requires_grad` at the time of
-    construction are averaged; `ema_decay` says how fast.
-
-    Attributes:
-        num_updates: steps averaged over so far.
+    construction are averaged; `ema_decay` says how fast, from `num_updates`, the steps averaged over so far.
     """
 
     def __init__(self, network: nn.Module, decay: float, warmup_steps: int) -> None:
@@ -138,7 +135,6 @@ class TrainedNetwork:
 
     Attributes:
         network: the plain network, whose weights are saved.
-        optimiser: of its trained parameters.
         learning_rate: phase step from 0 -> rate.
         clip_gradient_norm: largest norm of its gradients, or None.
     """

@@ -27,9 +27,8 @@ def replicate(module: nn.Module) -> nn.Module:
 def shard(roots: Iterable[nn.Module], blocks: Iterable[nn.Module]) -> None:
     """Give each process its share of a network, in place; nothing where there is one process.
 
-    Args:
-        roots: the modules that are called from outside and together hold every parameter; these become distributed.
-        blocks: modules inside them that are gathered one at a time when they run.
+    `roots` are called from outside and together hold every parameter; these become distributed. `blocks`, modules
+    inside them, are gathered one at a time when they run.
     """
     if world_size() == 1:
         return

@@ -25,7 +25,7 @@ from dcae_core.models.layers import (
 
 @torch.no_grad()
 def initialise_pca(network: Autoencoder, images: Tensor) -> None:
-    """Make `network` the stagewise PCA code of `images`, in place.
+    """Make `network` the stagewise PCA code of `images`, in place; UsageError if its configuration is not linear.
 
     Each stage keeps as many components of the 2x2 blocks of the stage before as it has channels, and the latent keeps
     the strongest `latent_channels` of the last stage. The PCA is uncentred: the constant is one of its components.
@@ -35,9 +35,6 @@ def initialise_pca(network: Autoencoder, images: Tensor) -> None:
         network: encoder and decoder of equal widths, `downsample="conv"`, `upsample="pixel_shuffle"`, no head norm,
             no head activation.
         images: (N, 3, H, W) in [-1, 1], H and W multiples of f.
-
-    Raises:
-        UsageError: the configuration is not linear with its residual blocks at zero.
     """
     _check(network)
     features = images.float()

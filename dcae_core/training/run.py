@@ -39,12 +39,9 @@ _DECISIVE_IN_PHASE = ("name", "batch_size", "accumulation", "resolution", "train
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What is about this call rather than about the training.
+    """What is about this call rather than about the training; with `phase`, only that one is gone through.
 
-    Attributes:
-        device: where to train.
-        resume: "auto" continues what is in the run directory, "never" refuses to, a path continues that checkpoint.
-        phase: go through this phase only.
+    `resume`: "auto" continues what is in the run directory, "never" refuses to, a path continues that checkpoint.
     """
 
     device: torch.device
@@ -130,11 +127,7 @@ class Run:
         return range(self.progress.phase_step, self._phases[self.progress.phase].steps)
 
     def open_loop(self, task: Task, signals: StopSignals, *, validate_every: int | None, num_workers: int) -> Loop:
-        """The loop over the present phase; brings the task to the state that the checkpoint holds.
-
-        Raises:
-            CheckpointError: the checkpoint is damaged, or belongs to another network.
-        """
+        """The loop over the present phase; brings the task to the state that the checkpoint holds."""
         phase, recipe = self._phases[self.progress.phase], self._recipe
         scaler = loss_scaler(self.device, recipe.execution.precision)
         if self.checkpoint is not None:
@@ -162,11 +155,7 @@ def open_run(
     *,
     validate_first: bool = False,
 ) -> Iterator[Run]:
-    """A run whose directory is held against a second one while the body runs. See `Run`.
-
-    Raises:
-        UsageError: another run uses the directory, or as `Run`.
-    """
+    """A run whose directory is held against a second one while the body runs. Errors as of `Run` and the lock."""
     directory = RunDirectory(Path(recipe.run_dir), recipe.checkpoints.keep, recipe.checkpoints.keep_every)
     told = logger if logger is not None and is_main() else SilentLogger()
     with directory.locked() if is_main() else nullcontext():
@@ -174,14 +163,9 @@ def open_run(
 
 
 def find_checkpoint(run: RunDirectory, resume: str) -> Path | None:
-    """The checkpoint to continue from, or None for a new run.
+    """The checkpoint to continue from, or None for a new run; `resume` as in `RunOptions`.
 
-    Args:
-        run: the run's directory.
-        resume: "auto" takes its newest checkpoint if it has one, "never" begins a new run, a path is a checkpoint.
-
-    Raises:
-        UsageError: "never", and there is a run; the path is no checkpoint, or another run's while there is one here.
+    UsageError: "never", and there is a run; the path is no checkpoint, or another run's while there is one here.
     """
     latest = run.latest()
     if resume not in ("auto", "never"):

@@ -30,10 +30,7 @@ _STEP = re.compile(r"step_(\d+)")
 class RunDirectory:
     """The files of one run. Only the main process writes.
 
-    Args:
-        path: created if it is not there.
-        keep: how many of the newest checkpoints stay.
-        keep_every: steps whose multiples stay for good.
+    The `keep` newest checkpoints stay, and for good those whose step is a multiple of `keep_every`.
     """
 
     def __init__(self, path: Path, keep: int = 2, keep_every: int | None = None) -> None:
@@ -43,11 +40,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory against a second run; the lock goes with the process, however that ends.
-
-        Raises:
-            UsageError: another run is using it.
-        """
+        """Hold the directory against a second run (UsageError); the lock goes with the process, however that ends."""
         with explain_write_errors(self.path), open(self.path / ".lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,8 +74,7 @@ class RunDirectory:
     def save(self, step: int, fill: Callable[[Path], None]) -> Path:
         """Write the checkpoint of a step, point `latest` at it, and remove those that are no longer kept.
 
-        Raises:
-            ResourceError: the disk is full or cannot be written to; the checkpoints before are untouched.
+        ResourceError where the disk is full or cannot be written to; the checkpoints before are untouched.
         """
         path = self.checkpoints / f"step_{step}"
         if not (path / STATE_NAME).is_file():
@@ -144,11 +136,7 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What `state.json` of a checkpoint says.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
+    """What `state.json` of a checkpoint says; CheckpointError if it is missing or damaged."""
     try:
         state: dict[str, Any] = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -32,13 +32,9 @@ class SilentLogger:
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """How far a run is, in optimiser steps: `phase_step` of this phase, `step` of all.
 
-    Attributes:
-        phase: index of the phase.
-        phase_step: optimiser steps done in this phase.
-        step: optimiser steps done in all phases.
-        validation_due: the validation of this step is still to be done: a stop cut it short, or the run begins.
+    `validation_due`: the validation of this step is still to be done: a stop cut it short, or the run begins.
     """
 
     phase: int = 0
@@ -49,12 +45,9 @@ class Progress:
 
 @dataclass
 class Loss:
-    """One scalar to go backward from.
+    """One scalar to go backward from, for the parameters of the network named.
 
-    Attributes:
-        network: name of the one whose parameters it is for.
-        value: scalar.
-        terms: what it is made of, for the log; scalars without gradient.
+    `terms` are what it is made of, for the log; scalars without gradient.
     """
 
     network: str
@@ -65,10 +58,8 @@ class Loss:
 class Batch(Protocol):
     """What the loop looks at in a part of a batch; the rest is between the loader and the task.
 
-    Attributes:
-        names: of its items, for messages.
-        damaged: lines about items that were replaced.
-        worker_seconds: time that the loader's workers spent on it, added up.
+    Names of its items for messages, lines about `damaged` items that were replaced, and the time that the loader's
+    workers spent on it, added up.
     """
 
     @property
@@ -82,9 +73,7 @@ class Batch(Protocol):
 class Task(Protocol):
     """One phase of a training.
 
-    Attributes:
-        networks: the networks by name; the first is the one that counts.
-        ema: the average of the first one's weights.
+    The first of the networks is the one that counts; `ema` is the average of its weights.
     """
 
     networks: dict[str, TrainedNetwork]

@@ -23,13 +23,7 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes.
-
-    Attributes:
-        title: above it.
-        curves: (x, y) points in the order of x, by name; values that are not finite are left out.
-        logarithmic: the y axis counts powers of ten.
-    """
+    """One set of axes: curves by name, (x, y) points in the order of x; values that are not finite are left out."""
 
     title: str
     curves: Mapping[str, Curve]
@@ -132,11 +126,7 @@ class RunLoggers:
 
 
 class TensorBoardTracker:
-    """Writes event files. A continued run goes on after the step it continued from.
-
-    Raises:
-        UsageError: TensorBoard is not installed.
-    """
+    """Writes event files. A continued run goes on after the step it continued from. UsageError without TensorBoard."""
 
     def __init__(self, directory: Path, first_step: int) -> None:
         try:
@@ -156,11 +146,7 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """Logs to a project of Weights & Biases. A continued run goes on under the same id.
-
-    Raises:
-        UsageError: wandb is not installed.
-    """
+    """Logs to a project of Weights & Biases. A continued run goes on under the same id. UsageError without wandb."""
 
     def __init__(self, project: str, directory: Path, recipe: dict[str, Any]) -> None:
         try:

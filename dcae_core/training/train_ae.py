@@ -46,18 +46,8 @@ _SECONDS_BETWEEN_NOTES = 30.0
 class TrainingImages:
     """Random crops of the sources that a recipe names.
 
-    Finding costs one scan of the folders; a decoded cache is filled on the first use.
-
-    Args:
-        settings: which images, and how they are cut.
-        note: told every half a minute how far the filling of a cache is.
-
-    Attributes:
-        damaged: lines about images that could not be put into the cache.
-
-    Raises:
-        DataError: no images, or only damaged ones.
-        ResourceError: the disk is too full for the cache.
+    Finding costs one scan of the folders; a decoded cache is filled on the first use: `note` is told every half a
+    minute how far that is, and `damaged` has lines about images that could not be put into it.
     """
 
     def __init__(self, settings: DataSettings, note: Callable[[str], None] = lambda text: None) -> None:
@@ -220,11 +210,9 @@ class AutoencoderTask:
 
 @torch.no_grad()
 def measure_latents(network: Autoencoder, batches: Iterable[Tensor]) -> LatentStatistics:
-    """Encode images and add up their latents: one batch of memory, one encoding each.
+    """Encode uint8 images (B, 3, H, W), and add up their latents: one batch of memory, one encoding each.
 
-    Args:
-        network: put into evaluation mode.
-        batches: uint8 images (B, 3, H, W), at least one.
+    The network is put into evaluation mode.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -240,10 +228,7 @@ _PHASE_STREAM, _PCA_STREAM, _STATISTICS_STREAM = 0, 1, 2  # tell the random numb
 
 
 def train_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions, logger: RunLogger | None = None) -> Path:
-    """Train as a recipe says, or continue; save the autoencoder of every phase.
-
-    Returns:
-        The directory of the trained autoencoder.
+    """Train as a recipe says, or continue; save the autoencoder of every phase; return the trained one's directory.
 
     Raises:
         StoppedError: a signal ended it; the same call continues.

@@ -55,7 +55,6 @@ class DiffusionBatch:
         noise: (b, C, h, w) float32, standard normal.
         times: (b,) network times.
         channels: (b,) leading channels of the second loss, or None.
-        names: of the samples, for messages.
         damaged: nothing; batches of images have such lines.
         worker_seconds: time that the reading threads spent on it.
     """
@@ -201,10 +200,7 @@ _LATENTS_KEY = "latents"
 
 
 def train_diffusion(recipe: TrainDiffusionRecipe, options: RunOptions, logger: RunLogger | None = None) -> Path:
-    """Train as a recipe says, or continue.
-
-    Returns:
-        The run's directory, which `load_diffusion` opens.
+    """Train as a recipe says, or continue; return the run's directory, which `load_diffusion` opens.
 
     Raises:
         StoppedError: a signal ended it; the same call continues.
@@ -239,12 +235,7 @@ def train_diffusion(recipe: TrainDiffusionRecipe, options: RunOptions, logger: R
 def load_batches(
     recipe: TrainDiffusionRecipe, dataset: LatentDataset, config: DenoiserConfig, plan: BatchPlan, steps: range
 ) -> Iterator[DiffusionBatch]:
-    """One process's batches of the given steps, noise and all.
-
-    Raises:
-        DataError: a shard is missing or damaged.
-        DownloadError: a remote shard cannot be fetched.
-    """
+    """One process's batches of the given steps, noise and all."""
     noise = TrainingNoise(
         seed=recipe.seed,
         objective=OBJECTIVES[recipe.objective],

@@ -9,15 +9,10 @@ from dcae_core.models.autoencoder import Autoencoder
 
 
 def modules_of_part(network: Autoencoder, part: str, adjacent_stages: int = 0) -> list[nn.Module]:
-    """The modules that a part's name stands for.
+    """The modules that a part's name stands for, without overlap among themselves.
 
-    Args:
-        network: the autoencoder.
-        part: all, encoder, decoder, encoder_stem, encoder_head, decoder_stem or decoder_head.
-        adjacent_stages: stages beside a stem or head that count as part of it. See `stages_of`.
-
-    Returns:
-        Modules without overlap among themselves.
+    Parts are all, encoder, decoder, encoder_stem, encoder_head, decoder_stem and decoder_head; `adjacent_stages`
+    beside a stem or head count as part of it, see `stages_of`.
     """
     encoder, decoder = network.encoder, network.decoder
     if part == "all":

@@ -42,9 +42,6 @@ class ReconstructionValidation:
 
     PSNR, SSIM and LPIPS are per image, then averaged; rFID is between all images and all reconstructions.
     Images are decoded again each time; processes share them. Grids go to `samples`, as `step_N.png`.
-
-    Raises:
-        DownloadError: weights that a figure needs are neither cached nor to be had.
     """
 
     def __init__(self, images: ImageList, settings: ValidationSettings, samples: Path, device: torch.device) -> None:
@@ -55,11 +52,7 @@ class ReconstructionValidation:
 
     @torch.no_grad()
     def measure(self, network: Autoencoder, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
-        """The figures, or None where `stop` turned true on the way; draws the grid.
-
-        Raises:
-            DataError: not one of the images can be decoded.
-        """
+        """The figures, or None where `stop` turned true on the way; draws the grid. DataError if no image is good."""
         drawn: list[tuple[Tensor, Tensor]] = []
         share = gather(self._measure_batches(network, drawn, stop), ())
         if any_process(stop()):

@@ -32,14 +32,8 @@ def import_npy(
 
     Classes are the sorted folder names; files are sorted inside them. The dtype stays that of the files (float16 or
     float32); the division by the scaling factor is done in float32. Holds one shard; interrupted, it continues.
-
-    Args:
-        source: the folder of class folders.
-        directory: where the dataset is to lie.
-        encoder: what made the latents: the files do not say. Its factor undoes the published scaling.
-        resolution: side of the images that were encoded.
-        shard_size: items per shard.
-        advance: called with the number of items after each shard.
+    The files do not say what made them: `encoder` does, and its factor undoes the published scaling. `advance` is
+    called with the number of items after each shard.
 
     Raises:
         DataError: there are no .npy files, one cannot be read, or shapes or dtypes differ.
@@ -102,11 +96,8 @@ def export_npy(dataset: LatentDataset, directory: Path, advance: Advance | None 
     """Write one `<class>/<image name>.npy` of (C, h, w) float32 per item, multiplied by the scaling factor.
 
     That is what the published training reads. A mirrored copy is called `<image name>.flip.npy`; a dataset without
-    classes is written straight into `directory`. Holds one batch of latents; costs one file per item.
-
-    Raises:
-        DataError: two images would get the same file.
-        ResourceError: the disk is full, or the place cannot be written to.
+    classes is written straight into `directory`. Holds one batch of latents; costs one file per item. DataError where
+    two images would get the same file.
     """
     scaling_factor = dataset.manifest.scaling_factor
     written: set[Path] = set()
@@ -133,9 +124,6 @@ def export_webdataset(
     """Write `000000.tar`, ... whose samples are `<item>.npy` (C, h, w) float32 unscaled and `<item>.cls`, the label.
 
     Equal datasets give equal tars: no times, no owners. Holds one batch of latents.
-
-    Raises:
-        ResourceError: the disk is full, or the place cannot be written to.
     """
     make_directory(directory)
     items = enumerate(_items(dataset))

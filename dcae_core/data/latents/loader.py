@@ -49,7 +49,8 @@ def load_latents(
 ) -> Iterator[Finished]:
     """What one process computes on in the given steps: `plan.accumulation` batches for each step.
 
-    A pure function of its arguments: a run that stops after step s goes on with `range(s + 1, ...)`.
+    A pure function of its arguments: a run that stops after step s goes on with `range(s + 1, ...)`. UsageError where
+    the batch is larger than the dataset.
 
     Args:
         dataset: where the latents lie.
@@ -61,9 +62,6 @@ def load_latents(
         steps_ahead: how many steps ahead shards are fetched (remote datasets: a window's worth; 0: never).
         num_threads: threads that read. One feeds 20,000 latents/s; more help only where reading waits for a slow disk,
             and make the training thread wait for Python's lock.
-
-    Raises:
-        UsageError: the batch is larger than the dataset.
     """
     if plan.batch_size > len(dataset):
         raise UsageError(

@@ -123,8 +123,7 @@ class Manifest(Record):
 def parse_manifest(content: bytes, where: str) -> Manifest:
     """Read a manifest's JSON; `where` names it in messages.
 
-    Raises:
-        DataError: it is not JSON, not a latent manifest, of another version, or its fields contradict each other.
+    DataError where it is not JSON, not a latent manifest, of another version, or its fields contradict each other.
     """
     try:
         return Manifest.model_validate(parse_json(content, where))
@@ -135,12 +134,9 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
 
 
 def check_encoder(manifest: Manifest, where: str, *, name: str, fingerprint: str | None) -> None:
-    """Refuse latents that were made by another autoencoder than the one in use.
+    """Refuse, with DataError, latents that were made by another autoencoder than the one in use.
 
     Fingerprints decide where both sides have one; otherwise names do.
-
-    Raises:
-        DataError: the latents at `where` come from another encoder.
     """
     encoder = manifest.encoder
     both_known = fingerprint is not None and encoder.fingerprint is not None

@@ -33,12 +33,7 @@ def shuffle_positions(positions: np.ndarray, size: int, key: Sequence[int]) -> n
     """Apply the pseudo-random permutation of 0..size-1 that belongs to `key`: no table, so any size costs no memory.
 
     A balanced Feistel network over the next power of four, walked until it lands inside the range again (fewer than
-    four evaluations on average).
-
-    Args:
-        positions: (n,) integers in [0, size).
-        size: how many items are permuted.
-        key: non-negative integers, such as (seed, epoch).
+    four evaluations on average). Positions are (n,) integers in [0, size), the key non-negative ones: (seed, epoch).
 
     Source: Black and Rogaway, "Ciphers with arbitrary finite domains" (2002), cycle walking; SplitMix64 as round
         function.
@@ -58,12 +53,7 @@ def shuffle_positions(positions: np.ndarray, size: int, key: Sequence[int]) -> n
 
 
 class GlobalShuffle:
-    """Every epoch is a fresh permutation of all items. Needs random access to the whole set; holds no table.
-
-    Args:
-        count: number of items.
-        seed: chooses the sequence of permutations.
-    """
+    """Every epoch is a fresh permutation of all items. Needs random access to the whole set; holds no table."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count = count
@@ -93,11 +83,8 @@ class WindowShuffle:
         shard_counts: items of each shard.
         seed: chooses the order.
         window: shards that are shuffled together; each lane holds about two windows of them at a time.
-        lanes: independent streams.
+        lanes: independent streams; UsageError if there are more than shards with items in them.
         run: consecutive positions that belong to one lane: batch size / lanes.
-
-    Raises:
-        UsageError: there are more lanes than shards with items in them.
     """
 
     def __init__(

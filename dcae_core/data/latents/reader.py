@@ -52,16 +52,13 @@ def shard_file_name(number: int) -> str:
 
 
 def build_shard(number: int, latents: Tensor, labels: Tensor, names: Sequence[str]) -> tuple[bytes, ShardRecord]:
-    """Serialise one shard; equal arguments give equal bytes. Holds two copies of the shard in memory.
+    """Serialise one shard into its bytes and its record; equal arguments give equal bytes. Holds two copies of it.
 
     Args:
         number: position among the dataset's shards; part of the bytes, so that no two shards are ever equal.
         latents: (n, C, h, w), unscaled, on the CPU, in the dtype to store.
         labels: (n,) integers.
         names: one per image; no newlines in them.
-
-    Returns:
-        The file's content and its record for the manifest.
     """
     assert not any("\n" in name for name in names)
     encoded_names = "\n".join(names).encode("utf-8", "surrogateescape")
@@ -85,11 +82,7 @@ def build_shard(number: int, latents: Tensor, labels: Tensor, names: Sequence[st
 
 
 def parse_header_length(first_bytes: bytes, where: str) -> int:
-    """Length of the JSON header that follows a safetensors file's first eight bytes.
-
-    Raises:
-        DataError: these are not the first eight bytes of a shard.
-    """
+    """Length of the JSON header that follows a safetensors file's first eight bytes, or DataError."""
     length = int.from_bytes(first_bytes, "little")
     if len(first_bytes) != 8 or not 2 <= length <= _MAX_HEADER_BYTES:
         raise _not_a_shard(where)
@@ -99,8 +92,7 @@ def parse_header_length(first_bytes: bytes, where: str) -> int:
 def parse_header(header: bytes, where: str, *, dtype: str, latent_shape: tuple[int, ...]) -> ShardLayout:
     """Find the items from a safetensors header (the JSON after the first eight bytes).
 
-    Raises:
-        DataError: this is no shard of latents of `dtype` and `latent_shape`.
+    DataError where this is no shard of latents of `dtype` and `latent_shape`.
     """
     try:
         entries = parse_json(header, where)

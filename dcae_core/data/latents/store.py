@@ -55,11 +55,7 @@ class LocalStore:
             raise _unreadable(f"{self.where}/{name}", error) from error
 
     def check_presence(self, shards: Iterable[ShardRecord]) -> None:
-        """One `stat` per shard: existence and size.
-
-        Raises:
-            DataError: a shard is missing, or longer or shorter than the manifest says.
-        """
+        """One `stat` per shard; DataError if one is missing, or longer or shorter than the manifest says."""
         for shard in shards:
             path = self.fetch(shard)
             try:
@@ -87,13 +83,9 @@ class RemoteStore:
     """Shards behind an fsspec URL (s3, gs, hf, http, memory, ...), copied whole into a local cache as they are wanted.
 
     Cached files are named by their checksum, which is proved on arrival: a cache serves any number of datasets and
-    processes, and never stale bytes. The least recently used files make room for new ones. Credentials and endpoints
-    are those of fsspec's own configuration (`~/.config/fsspec`, or the environment).
-
-    Args:
-        url: directory of the dataset.
-        cache: local directory for shards.
-        cache_bytes: upper bound of the cache; several shards must fit.
+    processes, and never stale bytes. The least recently used files make room for new ones, within `cache_bytes`, into
+    which several shards must fit. Credentials and endpoints are those of fsspec's own configuration
+    (`~/.config/fsspec`, or the environment).
     """
 
     def __init__(self, url: str, cache: Path, cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
@@ -128,10 +120,7 @@ class RemoteStore:
     def fetch(self, shard: ShardRecord) -> Path:
         """Local path of the shard; downloads it first unless it is cached.
 
-        Raises:
-            DataError: the shard does not exist, or its bytes are not those of the manifest.
-            DownloadError: it could not be read after three attempts.
-            ResourceError: the cache's disk is full.
+        DataError if it does not exist or its bytes are not the manifest's, DownloadError after three failed attempts.
         """
         path = self.cache / f"{shard.sha256}.safetensors"
         try:

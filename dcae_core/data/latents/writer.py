@@ -52,12 +52,7 @@ class FinishedShard(Record):
 
 
 class LatentDatasetWriter:
-    """Writes the shards of one dataset; each process writes its own shards, one of them begins and finishes.
-
-    Args:
-        directory: where the dataset is to lie.
-        plan: what it is to be.
-    """
+    """Writes the shards of one dataset; each process writes its own shards, one of them begins and finishes."""
 
     def __init__(self, directory: Path, plan: DatasetPlan) -> None:
         self.directory = directory
@@ -65,12 +60,7 @@ class LatentDatasetWriter:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory against a second run; the lock goes with the process, however that ends.
-
-        Raises:
-            UsageError: another run is writing there.
-            ResourceError: it cannot be written to.
-        """
+        """Hold the directory against a second run (UsageError); the lock goes with the process, however that ends."""
         make_directory(self.directory)
         lock = self.directory / ".lock"
         with explain_write_errors(lock):
@@ -88,9 +78,7 @@ class LatentDatasetWriter:
     def begin(self) -> None:
         """Create the directory, or recognise an earlier run of the same plan in it.
 
-        Raises:
-            UsageError: the directory holds something else, or a dataset made with other settings.
-            ResourceError: it cannot be written to.
+        UsageError where it holds something else, or a dataset made with other settings.
         """
         make_directory(self.directory)
         earlier = self._read_earlier_plan()
@@ -117,11 +105,7 @@ class LatentDatasetWriter:
     def write_shard(
         self, number: int, latents: Tensor, labels: Tensor, names: Sequence[str], damaged: Sequence[DamagedRecord]
     ) -> FinishedShard:
-        """Write shard `number` and its record; arguments as for `build_shard`.
-
-        Raises:
-            ResourceError: the disk is full, or the place cannot be written to.
-        """
+        """Write shard `number` and its record; arguments as for `build_shard`."""
         content, shard = build_shard(number, latents, labels, names)
         record = FinishedShard(shard=shard, damaged=list(damaged))
         write_bytes(self.directory / shard.file, content)
@@ -129,11 +113,7 @@ class LatentDatasetWriter:
         return record
 
     def finish(self) -> Manifest:
-        """Write the manifest of all shards and remove what only the way there needed.
-
-        Raises:
-            DataError: a shard is missing.
-        """
+        """Write the manifest of all shards (DataError if one is missing) and remove what only the way there needed."""
         manifest_path = self.directory / MANIFEST_NAME
         if not manifest_path.exists():
             write_text(manifest_path, self._gather().to_json())

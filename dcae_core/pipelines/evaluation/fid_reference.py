@@ -22,12 +22,10 @@ from dcae_core.progress import OpenProgress, no_progress
 
 @dataclass(frozen=True)
 class FidReference:
-    """Statistics, and what a file should say about them.
+    """Statistics of features, and what a file should say about them.
 
-    Attributes:
-        gaussian: mean and covariance of the features.
-        description: number of images, resolution, transform, resize rule and hash of the weights.
-        warnings: lines about damaged images, repeated ones, and too few.
+    `description` has the number of images, resolution, transform, resize rule and hash of the weights; `warnings` are
+    lines about damaged images, repeated ones, and too few.
     """
 
     gaussian: Gaussian

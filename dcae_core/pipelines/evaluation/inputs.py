@@ -23,11 +23,7 @@ from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings, draw
 
 
 def sample_pack_directory() -> Path:
-    """The photographs: inside the installed package, or in `examples/` of a source checkout.
-
-    Raises:
-        DataError: this installation has none.
-    """
+    """The photographs, in the installed package or in `examples/` of a source checkout; DataError if there are none."""
     package = Path(str(files("dcae_core")))
     for candidate in (package / "shipped_photographs", package.parent / "examples" / "photographs"):
         if candidate.is_dir():
@@ -40,11 +36,9 @@ _DECODING_THREADS = 8
 
 @dataclass
 class ImageBatch:
-    """Some images in order.
+    """Some images in order: uint8 (B, 3, H, W).
 
-    Attributes:
-        images: uint8 (B, 3, H, W).
-        damaged: place in the batch -> a line, for each image that could not be decoded and is black instead.
+    `damaged`: place in the batch -> a line, for each image that could not be decoded and is black instead.
     """
 
     images: Tensor
@@ -66,13 +60,8 @@ class ImageSource(Protocol):
 class ImageFiles:
     """Images from files and tar shards, decoded by a few threads while the batch before is measured.
 
-    Args:
-        images: at least one.
-        resolution: side of the ADM centre crop; None takes images as they are, all of one size.
-        skip_damaged: go on without images that cannot be decoded.
-
-    Raises:
-        DataError: not one of the images can be decoded.
+    With `resolution`, cut to ADM's centre crop; without, as they are, all of one size. With `skip_damaged`, goes on
+    without images that cannot be decoded. DataError if not one can be.
     """
 
     def __init__(self, images: Sequence[ImageReference], resolution: int | None, skip_damaged: bool = True) -> None:
@@ -89,11 +78,7 @@ class ImageFiles:
         return printable(self._images[index].key)
 
     def batches(self, ranges: Sequence[range]) -> Iterator[ImageBatch]:
-        """Read them in order, one batch ahead.
-
-        Raises:
-            DataError: a damaged image where none is allowed, or images of different sizes.
-        """
+        """Read them in order, one batch ahead; DataError at a damaged image where none is allowed, or another size."""
         threads = min(_DECODING_THREADS, os.cpu_count() or 1)
         wanted = (index for indices in ranges for index in indices)
         largest = max(map(len, ranges), default=0)
@@ -142,11 +127,7 @@ class ImageFiles:
 
 
 class ReferenceImages:
-    """The images that lie in a reference batch.
-
-    Raises:
-        DataError: it holds statistics alone.
-    """
+    """The images that lie in a reference batch; DataError if it holds statistics alone."""
 
     def __init__(self, reference: Reference) -> None:
         if reference.num_images == 0:
@@ -164,22 +145,14 @@ class ReferenceImages:
         return f"{self._reference.path.name} {index}"
 
     def batches(self, ranges: Sequence[range]) -> Iterator[ImageBatch]:
-        """Read them from the file.
-
-        Raises:
-            DataError: the file ends early.
-        """
+        """Read them from the file; DataError if it ends early."""
         return map(ImageBatch, self._reference.images(ranges))
 
 
 class GeneratedSamples:
     """Images that a diffusion model makes: sample i depends on the seed and on i alone.
 
-    Args:
-        pipeline: the model.
-        num: how many samples; their labels are drawn as published.
-        settings: how to sample.
-        batch_size: samples at once.
+    Labels of the `num` samples are drawn as published.
     """
 
     def __init__(self, pipeline: DiffusionPipeline, num: int, settings: SampleSettings, batch_size: int) -> None:
@@ -196,12 +169,7 @@ class GeneratedSamples:
         return f"{index:05d}_c{self._classes[index]}"
 
     def batches(self, ranges: Sequence[range]) -> Iterator[ImageBatch]:
-        """Make them; each range must lie within one batch.
-
-        Raises:
-            ResourceError: a batch does not fit into memory.
-            CheckpointError: the samples are not finite.
-        """
+        """Make them; each range must lie within one batch. CheckpointError if samples are not finite."""
         size = self._batch_size
         needed = {indices.start // size for indices in ranges}
         made = self._pipeline.generate_batches(
@@ -223,11 +191,7 @@ def identity_of(images: Sequence[ImageReference]) -> list[tuple[str, int, int, i
 
 
 def find_once(inputs: list[str]) -> tuple[Sequence[ImageReference], list[str]]:
-    """The images that are named, each file once however often it is, and a line about it if that happened.
-
-    Raises:
-        DataError: there are none, or a name stands for nothing.
-    """
+    """The images that are named, each file once however often it is, and a line about it if that happened."""
     images = find_images(inputs)
     seen: set[tuple[str, int]] = set()
     repeated = set()

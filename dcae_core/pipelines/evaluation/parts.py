@@ -63,8 +63,7 @@ def divide(count: int, batch_size: int) -> list[range]:
 def evaluation_key(**ingredients: Any) -> str:
     """A name that is the same for the same evaluation and for no other: 16 hexadecimal digits.
 
-    Args:
-        ingredients: settings, fingerprints and hashes that results depend on, of types that JSON knows.
+    `ingredients` are the settings, fingerprints and hashes that results depend on, of types that JSON knows.
     """
     ingredients |= {"torch": torch.__version__, "dcae": version("dcae")}
     text = json.dumps(ingredients, sort_keys=True, default=str)
@@ -74,8 +73,7 @@ def evaluation_key(**ingredients: Any) -> str:
 class PartStore:
     """Finished parts on disk, each written whole or not at all.
 
-    Args:
-        directory: one for each evaluation; with processes on several machines, one that all of them see.
+    A directory for each evaluation; with processes on several machines, one that all of them see.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -85,20 +83,12 @@ class PartStore:
         return self.directory / f"part_{number:06d}.safetensors"
 
     def save(self, number: int, part: Part) -> None:
-        """Keep a finished part.
-
-        Raises:
-            ResourceError: the disk is full, or the directory cannot be written to.
-        """
+        """Keep a finished part."""
         tensors = {name: tensor.contiguous() for name, tensor in part.tensors.items()} | {"indices": part.indices}
         write_bytes(self._path(number), safetensors.torch.save(tensors, {"damaged": json.dumps(part.damaged)}))
 
     def load(self, number: int) -> Part:
-        """Read a finished part.
-
-        Raises:
-            DataError: it is not there, or damaged.
-        """
+        """Read a finished part; DataError if it is missing or damaged."""
         try:
             with safe_open(self._path(number), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
@@ -130,12 +120,7 @@ def measure_parts(
 ) -> Iterator[Part] | None:
     """Measure what is not measured yet, shared among the processes.
 
-    Returns:
-        In the main process all parts in order, read from disk one at a time; None in the others.
-
-    Raises:
-        DataError: a damaged image where none is allowed, or images of different sizes.
-        ResourceError: the disk is full.
+    In the main process, returns all parts in order, read from disk one at a time; None in the others.
     """
     batch_size = min(batch_size, len(source))
     parts = divide(len(source), batch_size)
@@ -188,11 +173,7 @@ class FeatureMeasurement:
         self._with_logits = with_logits
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Rows `features` (B, 2048) and `logits` (B, 1008).
-
-        Raises:
-            DataError: the network gives values that are not finite.
-        """
+        """Rows `features` (B, 2048) and `logits` (B, 1008); DataError where the network gives values not finite."""
         output = self._extractor(images, with_logits=self._with_logits)
         if not torch.isfinite(output.features).all():
             raise DataError("the Inception network gives features that are not finite numbers (NaN): check its weights")
@@ -202,12 +183,8 @@ class FeatureMeasurement:
 class ReconstructionMeasurement:
     """Images through an autoencoder, compared with what comes out, and its latents.
 
-    Args:
-        network: computes where its weights are, in their number type.
-        metrics: names of what is measured.
-        lpips: for the metric of that name.
-        features: for metrics on Inception features.
-        with_original_features: also take the features of the images themselves, as the reference.
+    The network computes where its weights are, in their number type. `with_original_features`: also take the Inception
+    features of the images themselves, as the reference.
 
     Source: the published evaluation (efficientvit aecore/evaluator.py): images are 8-bit before every metric.
     """
@@ -233,9 +210,7 @@ class ReconstructionMeasurement:
     def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The reconstruction, uint8 (B, 3, H, W), and the latent, float32 (B, C, h, w), on the network's device.
 
-        Raises:
-            UsageError: the sides are no multiples of the network's stride.
-            CheckpointError: the network gives NaN or infinite values.
+        UsageError if the sides are no multiples of the network's stride, CheckpointError at NaN or infinite values.
         """
         stride = self._network.spatial_compression_ratio
         height, width = images.shape[-2:]

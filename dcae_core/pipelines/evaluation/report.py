@@ -141,12 +141,9 @@ def channel_statistics(mean: Sequence[float], std: Sequence[float]) -> str:
 
 
 def write_report(directory: Path, evaluation: Evaluation, expected: Mapping[str, Expectation]) -> Path:
-    """Write `index.html`, which needs no other file, and `evaluation.json` with every number.
+    """Write `index.html`, which needs no other file, and `evaluation.json` with every number; return the page.
 
     The same evaluation gives the same bytes. About 0.5 MB for each image shown at 512 pixels.
-
-    Returns:
-        The page.
 
     Raises:
         ResourceError: the directory cannot be written to.

@@ -56,9 +56,7 @@ class Score:
 
     Attributes:
         name: key in `METRICS`.
-        value: the number.
         protocol: the published rules it follows.
-        num_images: how many images it is over.
         spread: standard deviation, over images or splits; None where there is none.
         inception_sha256: hash of the Inception weights, for metrics that use them.
         resize: how images became Inception's input.
@@ -95,8 +93,7 @@ class Gathered:
     """The rows of all parts, as far as they are needed whole.
 
     Attributes:
-        count: images that were measured.
-        indices: which they are.
+        indices: the images that were measured.
         damaged: a line for each that could not be decoded.
         columns: name -> (N,) per-image values, and (N, D) features or logits where a metric needs all at once.
         gaussians: statistics of `features` and `original_features`.
@@ -111,13 +108,10 @@ class Gathered:
 
 
 def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
-    """Add parts up in their order, holding one at a time.
+    """Add parts up in their order, holding one at a time; DataError if not one of the images could be decoded.
 
     Features stay in memory whole only for precision and recall and for KID (8 KB an image), logits for the Inception
     Score (4 KB an image).
-
-    Raises:
-        DataError: not one of the images could be decoded.
     """
     keep_features = bool({"precision_recall", "kid"} & set(metrics))
     gathered = Gathered()
@@ -145,13 +139,9 @@ def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What scores on features compare with.
+    """What scores on features compare with: `gaussian` for FID, `features` (M, 2048) for precision, recall and KID.
 
-    Attributes:
-        name: what reports call it.
-        gaussian: for FID.
-        features: (M, 2048) for precision, recall and KID.
-        sha256: of the reference file.
+    `name` is what reports call it, `sha256` the reference file's.
     """
 
     name: str
@@ -173,11 +163,7 @@ def compare_with_reference(reference: Reference, theirs: Gathered | None) -> Com
 
 
 def gaussian_of(gathered: Gathered, name: str = FEATURES) -> Gaussian:
-    """Mean and covariance of the features.
-
-    Raises:
-        DataError: there are fewer than two images.
-    """
+    """Mean and covariance of the features; DataError if there are fewer than two images."""
     statistics = gathered.gaussians.get(name, GaussianStatistics(NUM_FEATURES))
     return Gaussian(statistics.mean, statistics.covariance)
 
@@ -187,8 +173,7 @@ def compute_scores(
 ) -> list[Score]:
     """All scores, in the order of `metrics`.
 
-    Raises:
-        DataError: too few images for a metric, or features of another dimension than the reference's.
+    DataError where a metric has too few images, or features have another dimension than the reference's.
     """
     scores: list[Score] = []
     for metric in metrics:
@@ -257,11 +242,7 @@ def warnings_about(scores: Iterable[Score], reference: Reference | None, incepti
 
 
 def require_comparable(reference: Reference) -> None:
-    """Refuse a reference of other features before anything is computed.
-
-    Raises:
-        DataError: its dimension is not 2048.
-    """
+    """Refuse a reference of other features than 2048 a row (DataError), before anything is computed."""
     if reference.gaussian.mean.size != NUM_FEATURES:
         raise DataError(
             f"{reference.path} holds statistics of {reference.gaussian.mean.size} features, expected {NUM_FEATURES}: "
@@ -274,15 +255,13 @@ _LATENT_LABELS = {"latent_mean": "latent mean", "latent_rms": "latent rms", "lat
 
 @dataclass(frozen=True)
 class ExpectedFigure:
-    """One figure: measured, expected, and whether they agree.
+    """One figure: measured, expected (as published, where there is one), and whether they agree.
 
     Attributes:
-        name: key of the score.
         label: for people.
-        measured: the figure; None where a figure is expected but was not measured.
+        measured: None where a figure is expected but was not measured.
         spread: its standard deviation, where there is one.
         num_images: that it is over.
-        expected: the published figure, where there is one.
     """
 
     name: str
@@ -341,7 +320,6 @@ class Evaluation:
         subject: what was measured, in words.
         settings: the whole recipe, and the fingerprint of the network.
         scores: in the order they were asked for.
-        num_images: how many were measured.
         damaged: a line for each image that could not be decoded.
         warnings: what keeps the scores from being compared with published ones.
         latent: statistics of the latents, for an autoencoder.
