@@ -2,25 +2,41 @@
 
 import io
 import os
-import signal
 import sys
 import traceback
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 from dcae_cli.failures import describe_failure
-from dcae_core.errors import UsageError
+from dcae_cli.processes import EXIT_LOST, LAUNCHED, handle_stops
+from dcae_core.errors import LostProcessError, UsageError
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
-EXIT_TERMINATED = 143
 
 
-def _terminate(signum: int, frame: object) -> NoReturn:
-    # An exception, so that half-written files are removed on the way out. Training replaces this handler by its own.
-    raise SystemExit(EXIT_TERMINATED)
+class _Standard(io.RawIOBase):
+    """Standard error that never fails: a reader that has gone or a full disk under a log must not end a training."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, content: Any) -> int:
+        try:
+            return os.write(self._descriptor, content)
+        except OSError:
+            return len(content)
 
 
 def _run(arguments: list[str]) -> int:
@@ -42,33 +58,62 @@ def _fail(message: str, exit_code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     rank = os.environ.get("RANK", "0")
-    if rank == "0":
+    if rank == "0" or not rank.isdecimal():
         print(f"dcae: {message}", file=sys.stderr)
-    elif exit_code not in (UsageError.exit_code, EXIT_INTERRUPTED):
+    elif exit_code != UsageError.exit_code and exit_code < EXIT_INTERRUPTED - 1:  # 129: SIGHUP
         print(f"dcae: process {rank}: {message}", file=sys.stderr)
     sys.exit(exit_code)
+
+
+def _open_standard_streams() -> None:
+    """Streams that stand whatever the program was started with: closed ones lead nowhere, and standard error holds."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number is this one: no file of ours may come to lie where output goes.
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is not None and sys.stderr is sys.__stderr__:
+        raw = _Standard(sys.stderr.fileno())
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), sys.stderr.encoding, line_buffering=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None where a service started us without
+            # File names may hold bytes that are no UTF-8; print them escaped rather than fail.
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _give_up_output() -> None:
+    """Lead standard output nowhere if it cannot be written, lest what is left fails once more at the very end."""
+    if sys.stdout is None or sys.stdout is not sys.__stdout__:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> NoReturn:
     """Run `dcae` with the arguments of this process and exit."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None where a service started us without
-            # File names may hold bytes that are no UTF-8; print them escaped rather than fail.
-            stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _terminate)
+    _open_standard_streams()
     if not debug:
         warnings.simplefilter("ignore")  # those of libraries concern the developers of dcae
     try:
+        handle_stops()
         sys.exit(_run(arguments or ["--help"]))
     except BrokenPipeError:
         # The reader of our output has gone (`dcae models | head`): nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         sys.exit(EXIT_BROKEN_PIPE)
     except KeyboardInterrupt:
         _fail("interrupted", EXIT_INTERRUPTED, debug)
+    except LostProcessError as error:
+        if LAUNCHED in os.environ:
+            sys.exit(EXIT_LOST)  # the launcher says which process was the first to end
+        _fail(str(error), error.exit_code, debug)
     except Exception as error:
+        _give_up_output()
         _fail(*describe_failure(error), debug)
 
 

@@ -75,6 +75,10 @@ class ResourceError(DcaeError):
     exit_code = 4
 
 
+class LostProcessError(ResourceError):
+    """One of several processes that work together ended without the others."""
+
+
 class DownloadError(DcaeError):
     """A file is not in the cache and could not be downloaded."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcae_core.distributed import all_reduce_sum, is_main, world_size
+from dcae_core.distributed import all_reduce_sum, is_lost_process, is_main, world_size
 from dcae_core.errors import DataError, DcaeError
 from dcae_core.training.checkpointing import collect_checkpoint
 from dcae_core.training.parallel import whole
@@ -31,7 +31,7 @@ class StoppedError(DcaeError):
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT is only remembered; a second one acts at once, as it would without.
+    """While entered, the first SIGTERM, SIGINT or SIGHUP is only remembered; a second one acts as it would without.
 
     Attributes:
         received: the signal's number, or None so far.
@@ -42,7 +42,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         # Python hands signals to the main thread alone; a training in another thread is not stopped by them.
-        mine = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        mine = _stops() if threading.current_thread() is threading.main_thread() else []
         self._before = {number: signal.signal(number, self._remember) for number in mine}
         return self
 
@@ -51,11 +51,23 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(error, RuntimeError) and self.received is not None and is_lost_process(error):
+            # It reached all processes, and one of them left before this loop: only what is saved counts.
+            raise StoppedError(
+                self.received,
+                f"stopped by {signal.Signals(self.received).name}; the same command continues from what is saved",
+            ) from error
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
         for known, handler in self._before.items():
             signal.signal(known, handler)
+
+
+def _stops() -> list[signal.Signals]:
+    hangup = getattr(signal, "SIGHUP", None)  # not on every system; ignored under nohup
+    ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT] + ([] if ignored else [hangup])
 
 
 class DivergedError(DataError):
