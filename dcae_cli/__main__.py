@@ -48,8 +48,7 @@ def _run(arguments: list[str]) -> int:
             command.invoke(context)
     except typer.Exit as finished:
         return finished.exit_code
-    if sys.stdout is not None:
-        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
+    sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
     return 0
 
 
@@ -73,18 +72,22 @@ def _open_standard_streams() -> None:
         except OSError:
             # The lowest free number is this one: no file of ours may come to lie where output goes.
             os.open(os.devnull, os.O_RDWR)
-    if sys.stderr is not None and sys.stderr is sys.__stderr__:
+    if sys.stdout is None:  # a service started us without
+        sys.stdout = open(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
+    if sys.stderr is sys.__stderr__:
         raw = _Standard(sys.stderr.fileno())
         sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), sys.stderr.encoding, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None where a service started us without
+        if isinstance(stream, io.TextIOWrapper):
             # File names may hold bytes that are no UTF-8; print them escaped rather than fail.
             stream.reconfigure(errors="backslashreplace")
 
 
 def _give_up_output() -> None:
     """Lead standard output nowhere if it cannot be written, lest what is left fails once more at the very end."""
-    if sys.stdout is None or sys.stdout is not sys.__stdout__:
+    if sys.stdout is not sys.__stdout__:
         return
     try:
         sys.stdout.flush()

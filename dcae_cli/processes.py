@@ -137,7 +137,7 @@ class _Launcher:
     def _wait(self) -> None:
         """Wait for every process; once one has ended without the others, end those after a time of grace."""
         deadline: float | None = None
-        while any(worker.poll() is None for worker in self._workers):
+        while None in [worker.poll() for worker in self._workers]:
             if deadline is None and any(worker.returncode for worker in self._workers):
                 self._ended_first = {
                     i: worker.returncode for i, worker in enumerate(self._workers) if worker.returncode

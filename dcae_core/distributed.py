@@ -21,6 +21,10 @@ _TIMEOUT = timedelta(minutes=30)
 _SECONDS_BETWEEN_LOOKS = 0.02
 _LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # in what the backends raise
 
+# Every group joined, to the end of the process: where the last reference is a data-parallel wrapper's, which an
+# exception may keep until after the group, it is let go under Python's lock, and waits for a thread that wants that.
+_groups: list[Any] = []
+
 
 def world_size() -> int:
     """How many processes work together; 1 without torchrun.
@@ -133,6 +137,7 @@ def process_group(device: "torch.device") -> Iterator[None]:
     backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _explain_lost_process():
         dist.init_process_group(backends, store=_rendezvous(), rank=rank(), world_size=world_size(), timeout=_TIMEOUT)
+        _groups.append(dist.group.WORLD)
         try:
             yield
         finally:
