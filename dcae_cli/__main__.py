@@ -73,12 +73,12 @@ def _open_standard_streams() -> None:
             # The lowest free number is this one: no file of ours may come to lie where output goes.
             os.open(os.devnull, os.O_RDWR)
     if sys.stdout is None:  # a service started us without
-        sys.stdout = open(1, "w", closefd=False)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)
-    if sys.stderr is sys.__stderr__:
-        raw = _Standard(sys.stderr.fileno())
-        sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), sys.stderr.encoding, line_buffering=True)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None:
+        lasting = io.BufferedWriter(_Standard(sys.stderr.fileno()))
+        sys.stderr = io.TextIOWrapper(lasting, sys.stderr.encoding, line_buffering=True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # File names may hold bytes that are no UTF-8; print them escaped rather than fail.
@@ -87,12 +87,12 @@ def _open_standard_streams() -> None:
 
 def _give_up_output() -> None:
     """Lead standard output nowhere if it cannot be written, lest what is left fails once more at the very end."""
-    if sys.stdout is not sys.__stdout__:
-        return
+    stream = sys.__stdout__
     try:
-        sys.stdout.flush()
+        if stream is not None:
+            stream.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def main() -> NoReturn:
