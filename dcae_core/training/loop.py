@@ -64,10 +64,10 @@ class StopSignals:
             signal.signal(known, handler)
 
 
-def _stops() -> list[signal.Signals]:
+def _stops() -> list[int]:
+    stops: list[int] = [signal.SIGTERM, signal.SIGINT]
     hangup = getattr(signal, "SIGHUP", None)  # not on every system; ignored under nohup
-    ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
-    return [signal.SIGTERM, signal.SIGINT] + ([] if ignored else [hangup])
+    return stops if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN else [*stops, hangup]
 
 
 class DivergedError(DataError):
