@@ -95,9 +95,17 @@ def _give_up_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def _expand_home(argument: str) -> str:
+    """`~/x` and `--option=~/x` as shells expand the one and not the other."""
+    option, tilde, rest = argument.rpartition("=~")
+    if tilde and option.startswith("--") and "=" not in option:
+        return f"{option}={os.path.expanduser(f'~{rest}')}"
+    return os.path.expanduser(argument) if argument.startswith("~") else argument
+
+
 def main() -> NoReturn:
     """Run `dcae` with the arguments of this process and exit."""
-    arguments = sys.argv[1:]
+    arguments = [_expand_home(argument) for argument in sys.argv[1:]]
     debug = "--debug" in arguments
     _open_standard_streams()
     if not debug:

@@ -65,6 +65,12 @@ class DataError(DcaeError):
     exit_code = 3
 
 
+class SourceLostError(DcaeError):
+    """All images of a place have gone: no damage, which a command may pass over, but a reason to stop."""
+
+    exit_code = DataError.exit_code
+
+
 class CheckpointError(DataError):
     """Weights that are damaged, incomplete, or belong to another network."""
 

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,20 @@ def make_directory(path: Path) -> Path:
     with explain_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def prove_writable(path: Path) -> None:
+    """Find out before the work, and not after, that `path` cannot be written; creates its directory, leaves no file.
+
+    Raises:
+        ResourceError: it cannot.
+    """
+    make_directory(path.parent)
+    with explain_write_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def flush_directory(path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, open_image
 from dcae_core.data.remote import is_url, list_files, read_remote
 from dcae_core.data.tar import read_shard
-from dcae_core.errors import DataError, printable
+from dcae_core.errors import DataError, SourceLostError, printable
 from dcae_core.limits import MAX_CLASSES, MAX_LIST_BYTES
 
 _LIST_SUFFIXES = frozenset({".txt", ".lst"})
@@ -47,9 +47,18 @@ class ImageReference(NamedTuple):
 
         Raises:
             DataError: it is missing, damaged, too large, or not an image.
+            SourceLostError: so are all others of its folder.
         """
-        source = self._read_bytes() if self.offset != _WHOLE_FILE or is_url(self.path) else self.path
-        return open_image(source, name=self.name, apply_exif=apply_exif, max_pixels=max_pixels)
+        try:
+            source = self._read_bytes() if self.offset != _WHOLE_FILE or is_url(self.path) else self.path
+            return open_image(source, name=self.name, apply_exif=apply_exif, max_pixels=max_pixels)
+        except DataError as error:
+            if not is_url(self.path) and _is_empty(os.path.dirname(self.path)):
+                raise SourceLostError(
+                    f"{self.name} was there and is not, nor is anything else in its folder: is its disk still mounted? "
+                    "bring it back; the same command continues"
+                ) from error
+            raise
 
     def _read_bytes(self) -> bytes:
         """Its bytes: of an image in a shard, or behind a URL."""
@@ -62,6 +71,15 @@ class ImageReference(NamedTuple):
                 return file.read(self.size)
         except OSError as error:
             raise DataError(f"{self.name} cannot be read: {error.strerror or error}") from error
+
+
+def _is_empty(folder: str) -> bool:
+    """Whether there is no such folder, or nothing in it: what an unmounted disk leaves."""
+    try:
+        with os.scandir(folder or os.curdir) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return True
 
 
 class _Found(NamedTuple):

@@ -22,6 +22,7 @@ from dcae_core.errors import CheckpointError, ResourceError, UsageError, is_out_
 from dcae_core.models.denoiser import DenoiserConfig
 from dcae_core.pipelines.reconstruct import MIN_TILE, decode_latent
 from dcae_core.progress import ProgressCallback
+from dcae_core.recipes.settings import MAX_STEPS
 
 CPU_BATCH_SIZE, ACCELERATOR_BATCH_SIZE = 8, 64
 _DECODE_BATCH_SIZE = {"cpu": 1}
@@ -58,14 +59,14 @@ class SampleSettings:
         if self.num_steps is not None:
             if sampler.num_steps is None:
                 raise UsageError("sampler dopri5 chooses its own steps; leave their number out")
-            if self.num_steps < 1:
-                raise UsageError(f"the number of steps must be at least 1, not {self.num_steps}")
+            if not 1 <= self.num_steps <= MAX_STEPS:
+                raise UsageError(f"the number of steps must be at least 1 and at most {MAX_STEPS:,}, not {self.num_steps}")
         if not math.isfinite(self.guidance_scale):
             raise UsageError(f"the guidance scale must be a finite number, not {self.guidance_scale}")
         if self.guidance_scale != 1 and config.num_classes == 0:
             raise UsageError("this network has no classes to guide towards; leave the guidance scale at 1")
-        if self.seed < 0:
-            raise UsageError(f"the seed must be 0 or more, not {self.seed}")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"the seed must be 0 to 2^63 - 1, not {self.seed}")
 
 
 class Generated(NamedTuple):
