@@ -60,7 +60,7 @@ class SampleSettings:
             if sampler.num_steps is None:
                 raise UsageError("sampler dopri5 chooses its own steps; leave their number out")
             if not 1 <= self.num_steps <= MAX_STEPS:
-                raise UsageError(f"the number of steps must be at least 1 and at most {MAX_STEPS:,}, not {self.num_steps}")
+                raise UsageError(f"steps must be at least 1 and at most {MAX_STEPS:,}, not {self.num_steps}")
         if not math.isfinite(self.guidance_scale):
             raise UsageError(f"the guidance scale must be a finite number, not {self.guidance_scale}")
         if self.guidance_scale != 1 and config.num_classes == 0:
