@@ -25,6 +25,7 @@ from dcae_core.progress import ProgressCallback
 from dcae_core.recipes.settings import MAX_STEPS
 
 CPU_BATCH_SIZE, ACCELERATOR_BATCH_SIZE = 8, 64
+_MAX_SAMPLES = 100_000_000
 _DECODE_BATCH_SIZE = {"cpu": 1}
 _DECODE_BATCH_SIZE_ELSEWHERE = 8
 _OUT_OF_MEMORY = "out of memory while {}; take a smaller --batch-size, --dtype bf16, or a smaller model"
@@ -102,10 +103,10 @@ def draw_classes(num: int, num_classes: int, seed: int) -> list[int]:
     """The labels of the published sampling protocol: uniform, from PyTorch's CPU generator; zeros without classes.
 
     Raises:
-        UsageError: fewer than one.
+        UsageError: fewer than one, or more than anybody will sample.
     """
-    if num < 1:
-        raise UsageError(f"the number of samples must be at least 1, not {num}")
+    if not 1 <= num <= _MAX_SAMPLES:
+        raise UsageError(f"the number of samples must be at least 1 and at most {_MAX_SAMPLES:,}, not {num}")
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, max(1, num_classes), (num,), generator=generator).tolist()
 
