@@ -110,8 +110,9 @@ def main() -> NoReturn:
     _open_standard_streams()
     if not debug:
         warnings.simplefilter("ignore")  # those of libraries concern the developers of dcae
+    stops: list[int] = []
     try:
-        handle_stops()
+        handle_stops(stops)
         sys.exit(_run(arguments or ["--help"]))
     except BrokenPipeError:
         # The reader of our output has gone (`dcae models | head`): nothing is wrong.
@@ -125,6 +126,8 @@ def main() -> NoReturn:
         _fail(str(error), error.exit_code, debug)
     except Exception as error:
         _give_up_output()
+        if stops:
+            sys.exit(128 + stops[0])
         _fail(*describe_failure(error), debug)
 
 

@@ -42,18 +42,23 @@ def start_processes(count: int) -> None:
         raise typer.Exit(_Launcher().run(count, sys.argv[1:]))
 
 
-def handle_stops() -> None:
-    """End on SIGTERM and SIGHUP with an exception, so that half-written files are removed on the way out.
+def handle_stops(received: list[int]) -> None:
+    """End on a stop with an exception, so that half-written files are removed on the way out.
 
     Training replaces these handlers by its own. Signals that arrived before are acted on now.
+
+    Args:
+        received: stops are added to it as they come: a library that is being imported may swallow the exception and
+            fail in a way of its own.
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        received.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     for number in _STOPS:
         # Under nohup SIGHUP is ignored, and shells let what they start in the background ignore Ctrl-C.
-        if number != signal.SIGINT and (number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN):
+        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, end)
     if LAUNCHED in os.environ:
         threading.Thread(target=_stop_with_launcher, daemon=True, name="launcher").start()

@@ -33,7 +33,7 @@ def test_trains_and_goes_on(dcae, recipe_file: Path, tmp_path: Path) -> None:
     assert load_autoencoder(tmp_path / "run" / "autoencoder").scaling_factor > 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_leaves(
     number: int, code: int, dcae, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
