@@ -41,5 +41,5 @@ def test_a_place_that_cannot_be_written_is_known_at_once(tmp_path: Path) -> None
     assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "file").touch()
     for place in (tmp_path / "new", tmp_path / "file" / "below", Path("/proc/file")):
-        with pytest.raises(ResourceError, match="could not write|no permission"):
+        with pytest.raises(ResourceError, match=r"could not write|no permission"):
             prove_writable(place)

@@ -1,5 +1,6 @@
 """Where images come from: files, folders, globs, lists and tars, found in one order and opened one at a time."""
 
+import errno
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from PIL import Image
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, open_image
 from dcae_core.data.remote import is_url, list_files, read_remote
 from dcae_core.data.tar import read_shard
-from dcae_core.errors import DataError, SourceLostError, printable
+from dcae_core.errors import DataError, ResourceError, SourceLostError, printable
 from dcae_core.limits import MAX_CLASSES, MAX_LIST_BYTES
 
 _LIST_SUFFIXES = frozenset({".txt", ".lst"})
@@ -47,18 +48,26 @@ class ImageReference(NamedTuple):
 
         Raises:
             DataError: it is missing, damaged, too large, or not an image.
-            SourceLostError: so are all others of its folder.
+            SourceLostError: nothing is left where it was found.
+            ResourceError: this process may open no more files.
         """
         try:
             source = self._read_bytes() if self.offset != _WHOLE_FILE or is_url(self.path) else self.path
             return open_image(source, name=self.name, apply_exif=apply_exif, max_pixels=max_pixels)
         except DataError as error:
-            if not is_url(self.path) and _is_empty(os.path.dirname(self.path)):
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EMFILE, errno.ENFILE):
+                raise ResourceError("too many open files; raise `ulimit -n` or take fewer workers") from error
+            if not is_url(self.path) and _is_empty(self._source()):
                 raise SourceLostError(
-                    f"{self.name} was there and is not, nor is anything else in its folder: is its disk still mounted? "
+                    f"{self.name} is not there, nor is anything else in {self._source()}: is its disk still mounted? "
                     "bring it back; the same command continues"
                 ) from error
             raise
+
+    def _source(self) -> str:
+        """The folder that was searched, or that the file list or shard lies in."""
+        below = self.offset == _WHOLE_FILE and self.path.endswith(os.sep + self.key)
+        return self.path[: -len(self.key) - 1] if below else os.path.dirname(self.path)
 
     def _read_bytes(self) -> bytes:
         """Its bytes: of an image in a shard, or behind a URL."""
@@ -78,8 +87,8 @@ def _is_empty(folder: str) -> bool:
     try:
         with os.scandir(folder or os.curdir) as entries:
             return next(entries, None) is None
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno not in (errno.EMFILE, errno.ENFILE, errno.EACCES)
 
 
 class _Found(NamedTuple):
