@@ -57,14 +57,14 @@ class ImageReference(NamedTuple):
         except DataError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EMFILE, errno.ENFILE):
                 raise ResourceError("too many open files; raise `ulimit -n` or take fewer workers") from error
-            if not is_url(self.path) and _is_empty(self._source()):
+            if not is_url(self.path) and _is_empty(self._place()):
                 raise SourceLostError(
-                    f"{self.name} is not there, nor is anything else in {self._source()}: is its disk still mounted? "
+                    f"{self.name} is not there, nor is anything else in {self._place()}: is its disk still mounted? "
                     "bring it back; the same command continues"
                 ) from error
             raise
 
-    def _source(self) -> str:
+    def _place(self) -> str:
         """The folder that was searched, or that the file list or shard lies in."""
         below = self.offset == _WHOLE_FILE and self.path.endswith(os.sep + self.key)
         return self.path[: -len(self.key) - 1] if below else os.path.dirname(self.path)
