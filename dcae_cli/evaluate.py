@@ -93,9 +93,9 @@ def evaluate(
     from dcae_cli.progress import progress
     from dcae_core.devices import select_device
     from dcae_core.distributed import process_group
-    from dcae_core.files import make_directory
+    from dcae_core.files import prove_writable
     from dcae_core.pipelines.evaluation import evaluate as pipeline
-    from dcae_core.pipelines.evaluation.report import write_report
+    from dcae_core.pipelines.evaluation.report import REPORT_NAME, write_report
 
     wanted = {"psnr": psnr, "ssim": ssim, "lpips": lpips, "fid": fid, "is": is_}
     wanted |= {"precision_recall": precision_recall, "kid": kid}
@@ -113,20 +113,24 @@ def evaluate(
     settings = _settings(recipe, overrides or [], changes, {"model": model, "dtype": dtype}, sampling)
     compute = select_device(device)
     if report is not None:
-        make_directory(report)  # before hours of work, not after
+        prove_writable(report / REPORT_NAME)  # before hours of work, not after
+
+    def publish(evaluation: "Evaluation") -> None:
+        _show(evaluation, settings, json)
+        sys.stdout.flush()
+        if report is not None:
+            page = write_report(report, evaluation, settings.expected)
+            print(f"dcae: the report is {page}", file=sys.stderr)
+
     with process_group(compute), _saying_that_it_goes_on():
-        evaluation = pipeline.evaluate(
+        pipeline.evaluate(
             settings,
             device=compute,
             work=work,
             num_shown=_NUM_SHOWN if report else 0,
             progress=lambda description, total: progress(description, total=total, unit="images"),
+            publish=publish,
         )
-    if evaluation is not None:
-        _show(evaluation, settings, json)
-        if report is not None:
-            page = write_report(report, evaluation, settings.expected)
-            print(f"dcae: the report is {page}", file=sys.stderr)
 
 
 def _settings(

@@ -12,6 +12,40 @@ _OUT_OF_MEMORY = (
     "or close other programs"
 )
 
+# What surrounds the program, and raises nothing of its own kind: exception, words in it, what to say, exit code.
+_ENVIRONMENT: list[tuple[type[Exception], str, str, int]] = [
+    (
+        RuntimeError,
+        "determine home directory",
+        "there is no home directory; set HOME, or XDG_CACHE_HOME and HF_HOME",
+        ResourceError.exit_code,
+    ),
+    (
+        RuntimeError,
+        "can't start new thread",
+        "no more threads may be started here; raise `ulimit -u` or take fewer workers",
+        ResourceError.exit_code,
+    ),
+    (
+        OSError,
+        "Too many open files",
+        "too many open files; raise `ulimit -n` or take fewer workers",
+        ResourceError.exit_code,
+    ),
+    (
+        FileNotFoundError,
+        "[Errno 2] No such file or directory",
+        "the working directory is gone; change to one that exists",
+        ResourceError.exit_code,
+    ),
+    (
+        ValueError,
+        "embedded null",
+        "a path holds a NUL character, which no file name may; take it out",
+        UsageError.exit_code,
+    ),
+]
+
 
 def describe_failure(error: Exception) -> tuple[str, int]:
     """What to print about `error` (without the leading `dcae: `), and the exit code to end with."""
@@ -24,9 +58,12 @@ def describe_failure(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f": could not write {printable(error.filename)}" if error.filename else ""
         return f"the disk is full{where}; free some room and run the command again", ResourceError.exit_code
-    if isinstance(error, OSError) and error.filename is not None:
+    if isinstance(error, OSError) and error.filename is not None and error.errno != errno.EMFILE:
         return printable(f"{_shorten(str(error.filename))}: {error.strerror}"), DataError.exit_code
     text = printable(" ".join(str(error).split()))
+    for kind, words, message, exit_code in _ENVIRONMENT:
+        if isinstance(error, kind) and words in text:
+            return message, exit_code
     return (
         f"unexpected {type(error).__name__}: {text}; this is a fault of dcae: run the command again with --debug "
         "and report what it prints"

@@ -1,12 +1,15 @@
 """`dcae fid-ref`: the statistics that FID compares with, from images to one small file."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dcae_cli.options import Debug, Device, Dtype, Json, NumProcesses, Work
 from dcae_cli.processes import start_processes
+
+if TYPE_CHECKING:
+    from dcae_core.pipelines.evaluation.fid_reference import FidReference
 
 
 def fid_ref(
@@ -48,7 +51,7 @@ def fid_ref(
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.distributed import process_group
     from dcae_core.errors import UsageError
-    from dcae_core.files import make_directory, sha256_of_file
+    from dcae_core.files import prove_writable, sha256_of_file
     from dcae_core.metrics.reference import write_reference
     from dcae_core.pipelines.evaluation.fid_reference import measure_reference
 
@@ -58,10 +61,22 @@ def fid_ref(
         raise UsageError(f"--dtype {dtype}: the protocol measures features in float32; leave --dtype out")
     if out.suffix != ".npz":
         raise UsageError(f"--out {out}: a reference file ends in .npz, such as {out}.npz")
-    make_directory(out.parent)
+    prove_writable(out)
     compute = select_device(device)
+
+    def publish(reference: "FidReference") -> None:
+        write_reference(out, reference.gaussian, reference.description)
+        for line in reference.warnings:
+            print(f"dcae: warning: {line}", file=sys.stderr)
+        facts = {"file": str(out), "sha256": sha256_of_file(out)} | reference.description
+        if json:
+            print_json(facts)
+        else:
+            print_table("", ["reference", ""], [[name, str(value)] for name, value in facts.items()])
+        sys.stdout.flush()
+
     with process_group(compute):
-        reference = measure_reference(
+        measure_reference(
             images,
             resolution,
             inception_weights=inception_weights,
@@ -70,14 +85,5 @@ def fid_ref(
             device=compute,
             work=work,
             progress=lambda description, total: progress(description, total=total, unit="images"),
+            publish=publish,
         )
-    if reference is None:
-        return
-    write_reference(out, reference.gaussian, reference.description)
-    for line in reference.warnings:
-        print(f"dcae: warning: {line}", file=sys.stderr)
-    facts = {"file": str(out), "sha256": sha256_of_file(out)} | reference.description
-    if json:
-        print_json(facts)
-    else:
-        print_table("", ["reference", ""], [[name, str(value)] for name, value in facts.items()])

@@ -4,33 +4,61 @@ Every function also works in a single process that never heard of torch.distribu
 """
 
 import os
-import socket
-import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from dcae_core.errors import LostProcessError, UsageError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.distributed import Store
 
 _TIMEOUT = timedelta(minutes=30)
+_SECONDS_BETWEEN_LOOKS = 0.02
+_LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # in what the backends raise
+
+# Every group joined, to the end of the process: where the last reference is a data-parallel wrapper's, which an
+# exception may keep until after the group, it is let go under Python's lock, and waits for a thread that wants that.
+_groups: list[Any] = []
 
 
 def world_size() -> int:
-    """How many processes work together; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes work together; 1 without torchrun.
+
+    Raises:
+        UsageError: the environment says something else than a number.
+    """
+    return max(1, _number_of("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    """The number of this process, from 0.
+
+    Raises:
+        UsageError: the environment says something else than a number below `WORLD_SIZE`.
+    """
+    number = _number_of("RANK", 0)
+    if world_size() > 1 and number >= world_size():
+        raise UsageError(f"the environment variable RANK is {number} with WORLD_SIZE {world_size()}; unset both")
+    return number
 
 
 def local_world_size() -> int:
     """How many of the processes run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, _number_of("LOCAL_WORLD_SIZE", 1))
+
+
+def _number_of(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise UsageError(
+            f"the environment variable {variable} is {text!r}, which is no number; unset it, or start with torchrun"
+        )
+    return int(text)
 
 
 def is_main() -> bool:
@@ -40,7 +68,7 @@ def is_main() -> bool:
 
 def is_local_main() -> bool:
     """Whether this process is the first of its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+    return _number_of("LOCAL_RANK", 0) == 0
 
 
 def barrier() -> None:
@@ -85,6 +113,13 @@ def broadcast_object(value: Any) -> Any:
     return values[0]
 
 
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether an error says that another process has ended while this one counted on it."""
+    import torch.distributed as dist
+
+    return world_size() > 1 and (isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST))
+
+
 @contextmanager
 def process_group(device: "torch.device") -> Iterator[None]:
     """Join the processes that torchrun started (its environment variables say which); nothing for a single process.
@@ -99,69 +134,51 @@ def process_group(device: "torch.device") -> Iterator[None]:
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    with _explain_lost_process():
+        dist.init_process_group(backends, store=_rendezvous(), rank=rank(), world_size=world_size(), timeout=_TIMEOUT)
+        _groups.append(dist.group.WORLD)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+def _rendezvous() -> "Store | None":
+    """Where the processes of one launcher meet: a socket on loopback, bound before they started; otherwise None.
+
+    Waits for all of them here, in Python, where a signal is acted on: the library waits deaf to it.
+    """
+    handle = os.environ.get("DCAE_RENDEZVOUS")
+    if handle is None:
+        return None
+    import torch.distributed as dist
+
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size(),
+        is_master=rank() == 0,
+        timeout=_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=int(handle) if rank() == 0 else None,
+    )
+    store.add("arrived", 1)
+    while store.add("arrived", 0) < world_size():
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return store
+
+
+@contextmanager
+def _explain_lost_process() -> Iterator[None]:
     try:
         yield
-    finally:
-        dist.destroy_process_group()
-
-
-def launch(num_processes: int, argv: Sequence[str]) -> int:
-    """Run `python -m dcae_cli argv...` in `num_processes` processes on this machine, as torchrun would.
-
-    Returns the exit code of the first process that failed, or 0.
-    """
-    import signal
-    import subprocess
-
-    environment = dict(os.environ, WORLD_SIZE=str(num_processes), LOCAL_WORLD_SIZE=str(num_processes))
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    # Without a limit every process would start a thread per core and they would fight for them.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    command = [sys.executable, "-m", "dcae_cli", *argv]
-    workers = [
-        subprocess.Popen(command, env=environment | {"RANK": str(index), "LOCAL_RANK": str(index)})
-        for index in range(num_processes)
-    ]
-
-    def pass_on(number: int, _frame: Any) -> None:
-        for worker in workers:
-            worker.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        return _wait_for_all(workers)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _wait_for_all(workers: list[Any]) -> int:
-    """Wait for every process; once one has failed, end the others after a moment of grace."""
-    import subprocess
-    import time
-
-    deadline: float | None = None
-    while any(worker.poll() is None for worker in workers):
-        failed = [worker for worker in workers if worker.returncode]
-        if failed and deadline is None:
-            deadline = time.monotonic() + 30.0
-        if deadline is not None and time.monotonic() > deadline:
-            for worker in workers:
-                worker.kill()
-        try:
-            next(worker for worker in workers if worker.returncode is None).wait(timeout=0.2)
-        except (subprocess.TimeoutExpired, StopIteration):
-            continue
-    # A process that a lost partner brought down says less than the one that failed with a message of its own.
-    codes = [worker.returncode for worker in workers]
-    return next((code for code in codes if code > 0), next((128 - code for code in codes if code < 0), 0))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    except RuntimeError as error:
+        if is_lost_process(error):
+            raise LostProcessError(
+                "another of the processes ended, and its message says why; the same command goes on from what is saved"
+            ) from error
+        raise
 
 
 def _flag(condition: bool) -> "Tensor":

@@ -65,6 +65,12 @@ class DataError(DcaeError):
     exit_code = 3
 
 
+class SourceLostError(DcaeError):
+    """All images of a place have gone: no damage, which a command may pass over, but a reason to stop."""
+
+    exit_code = DataError.exit_code
+
+
 class CheckpointError(DataError):
     """Weights that are damaged, incomplete, or belong to another network."""
 
@@ -73,6 +79,10 @@ class ResourceError(DcaeError):
     """The device, the memory or the disk cannot do what was asked."""
 
     exit_code = 4
+
+
+class LostProcessError(ResourceError):
+    """One of several processes that work together ended without the others."""
 
 
 class DownloadError(DcaeError):

@@ -8,12 +8,13 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from dcae_core.errors import DcaeError, ResourceError
+from dcae_core.errors import DcaeError, ResourceError, UsageError
 
 _PARTIAL_SUFFIX, _REPLACED_SUFFIX = ".partial", ".replaced"
 _NOTHING_FREE = 1 << 20  # bytes: room for no file that matters
@@ -26,6 +27,8 @@ def _explain(error: OSError, path: Path) -> ResourceError:
         return ResourceError(f"no permission to write {path}; choose another output directory")
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return ResourceError(f"could not write {path}: a file is in the way; choose another output directory")
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        return ResourceError(f"could not lock {path}: its file system has no locks; choose a directory on another one")
     return ResourceError(f"could not write {path}: {error.strerror or error}")
 
 
@@ -52,6 +55,20 @@ def make_directory(path: Path) -> Path:
     with explain_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def prove_writable(path: Path) -> None:
+    """Find out before the work, and not after, that `path` cannot be written; creates its directory, leaves no file.
+
+    Raises:
+        ResourceError: it cannot.
+    """
+    make_directory(path.parent)
+    with explain_write_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 def flush_directory(path: Path) -> None:
@@ -126,7 +143,7 @@ def replace_directory(path: Path) -> Iterator[Path]:
                 os.replace(path, replaced)
             os.replace(partial, path)
             flush_directory(path.parent)
-            shutil.rmtree(replaced, ignore_errors=True)
+            _remove(replaced)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -139,13 +156,50 @@ def remove_directory(path: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what killed processes left half written or half removed; only where no process is writing now."""
+    """Remove what killed processes left half written or half removed; only where no process is writing now.
+
+    What was moved aside for its successor, by a process killed before it put that in place, gets its name back.
+    """
+    for leftover in directory.glob(f".*{_REPLACED_SUFFIX}"):
+        name, _, process = leftover.name[1:].removesuffix(_REPLACED_SUFFIX).rpartition(".")
+        if name and process.isdecimal() and not (directory / name).exists():
+            leftover.rename(directory / name)
     for suffix in (_PARTIAL_SUFFIX, _REPLACED_SUFFIX):
         for leftover in directory.glob(f".*{suffix}"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def lock(path: Path, in_use: str) -> Iterator[None]:
+    """Hold a file against every other process; the lock goes with this one, however that ends.
+
+    Args:
+        path: of the lock, made if it is not there; it stays.
+        in_use: what to tell where another process holds it.
+
+    Raises:
+        UsageError: another process holds it.
+        ResourceError: it cannot be written, or its file system has no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    holder = FileLock(path, timeout=0)
+    with explain_write_errors(path):
+        try:
+            holder.acquire()
+        except Timeout as error:
+            raise UsageError(in_use) from error
+    try:
+        yield
+    finally:
+        holder.release()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from dcae_core.files import remove_leftovers, replace_directory, replace_file
+import pytest
+
+from dcae_core.errors import ResourceError
+from dcae_core.files import prove_writable, remove_leftovers, replace_directory, replace_file
 
 
 def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path: Path) -> None:
@@ -20,3 +23,23 @@ def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path: Path) -> None
         file.write(b"step_2\n")
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "kept", "latest", "step_2"]
+
+
+def test_what_was_moved_aside_for_a_successor_that_never_came_gets_its_name_back(tmp_path: Path) -> None:
+    (tmp_path / ".model.123.replaced").mkdir()
+    (tmp_path / ".model.123.replaced" / "weights").write_text("whole")
+    (tmp_path / ".model.123.partial").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / ".other.123.replaced").mkdir()
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "other"]
+    assert (tmp_path / "model" / "weights").read_text() == "whole"
+
+
+def test_a_place_that_cannot_be_written_is_known_at_once(tmp_path: Path) -> None:
+    prove_writable(tmp_path / "new" / "file")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "new", tmp_path / "file" / "below", Path("/proc/file")):
+        with pytest.raises(ResourceError, match=r"could not write|no permission"):
+            prove_writable(place)

@@ -40,7 +40,7 @@ def parse_classes(text: str, num_classes: int, names: Sequence[str] | None = Non
 
 
 def _parse_one(text: str, num_classes: int, numbers: dict[str, int], names: Sequence[str]) -> int:
-    if text.lstrip("-").isdecimal():
+    if text.removeprefix("-").isdecimal():
         if len(text) > _MAX_DIGITS or not 0 <= int(text) < num_classes:
             raise UsageError(f"class {text[:_MAX_DIGITS]} does not exist: this network knows 0 to {num_classes - 1}")
         return int(text)

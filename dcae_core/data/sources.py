@@ -1,5 +1,6 @@
 """Where images come from: files, folders, globs, lists and tars, found in one order and opened one at a time."""
 
+import errno
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from PIL import Image
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, open_image
 from dcae_core.data.remote import is_url, list_files, read_remote
 from dcae_core.data.tar import read_shard
-from dcae_core.errors import DataError, printable
+from dcae_core.errors import DataError, ResourceError, SourceLostError, printable
 from dcae_core.limits import MAX_CLASSES, MAX_LIST_BYTES
 
 _LIST_SUFFIXES = frozenset({".txt", ".lst"})
@@ -43,9 +44,30 @@ class ImageReference(NamedTuple):
         return printable(self.path if self.offset == _WHOLE_FILE else f"{self.path}/{self.key}")
 
     def open(self, *, apply_exif: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
-        """Read and decode it, as `open_image` does."""
-        source = self._read_bytes() if self.offset != _WHOLE_FILE or is_url(self.path) else self.path
-        return open_image(source, name=self.name, apply_exif=apply_exif, max_pixels=max_pixels)
+        """Read and decode it, as `open_image` does.
+
+        Raises:
+            DataError: it is missing, damaged, too large, or not an image.
+            SourceLostError: nothing is left where it was found.
+            ResourceError: this process may open no more files.
+        """
+        try:
+            source = self._read_bytes() if self.offset != _WHOLE_FILE or is_url(self.path) else self.path
+            return open_image(source, name=self.name, apply_exif=apply_exif, max_pixels=max_pixels)
+        except DataError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EMFILE, errno.ENFILE):
+                raise ResourceError("too many open files; raise `ulimit -n` or take fewer workers") from error
+            if not is_url(self.path) and _is_empty(self._place()):
+                raise SourceLostError(
+                    f"{self.name} is not there, nor is anything else in {self._place()}: is its disk still mounted? "
+                    "bring it back; the same command continues"
+                ) from error
+            raise
+
+    def _place(self) -> str:
+        """The folder that was searched, or that the file list or shard lies in."""
+        below = self.offset == _WHOLE_FILE and self.path.endswith(os.sep + self.key)
+        return self.path[: -len(self.key) - 1] if below else os.path.dirname(self.path)
 
     def _read_bytes(self) -> bytes:
         """Its bytes: of an image in a shard, or behind a URL."""
@@ -58,6 +80,15 @@ class ImageReference(NamedTuple):
                 return file.read(self.size)
         except OSError as error:
             raise DataError(f"{self.name} cannot be read: {error.strerror or error}") from error
+
+
+def _is_empty(folder: str) -> bool:
+    """Whether there is no such folder, or nothing in it: what an unmounted disk leaves."""
+    try:
+        with os.scandir(folder or os.curdir) as entries:
+            return next(entries, None) is None
+    except OSError as error:
+        return error.errno not in (errno.EMFILE, errno.ENFILE, errno.EACCES)
 
 
 class _Found(NamedTuple):

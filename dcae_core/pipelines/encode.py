@@ -49,6 +49,7 @@ NumberedCrop = tuple[int, DecodedCrop]
 
 _SHARD_OVERHEAD = 8192  # header and record of a shard, generously
 _NAME_BYTES = 128
+_SMALL_BATCH = 64  # up to this many images a batch may also be larger than the set: it is padded
 
 
 @dataclass
@@ -147,6 +148,10 @@ def encode_dataset(
         DataError: a damaged image where none is allowed, none that is good, or latents that are not finite.
         ResourceError: not enough room on the disk.
     """
+    if recipe.batch_size > max(len(images), _SMALL_BATCH):
+        raise UsageError(
+            f"a batch size of {recipe.batch_size:,} is more than the {len(images):,} images; take that or less"
+        )
     plan = plan_dataset(images, network, encoder, recipe, device)
     writer = LatentDatasetWriter(directory, plan)
     with ExitStack() as stack:

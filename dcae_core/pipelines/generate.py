@@ -22,8 +22,10 @@ from dcae_core.errors import CheckpointError, ResourceError, UsageError, is_out_
 from dcae_core.models.denoiser import DenoiserConfig
 from dcae_core.pipelines.reconstruct import MIN_TILE, decode_latent
 from dcae_core.progress import ProgressCallback
+from dcae_core.recipes.settings import MAX_STEPS
 
 CPU_BATCH_SIZE, ACCELERATOR_BATCH_SIZE = 8, 64
+_MAX_SAMPLES = 100_000_000
 _DECODE_BATCH_SIZE = {"cpu": 1}
 _DECODE_BATCH_SIZE_ELSEWHERE = 8
 _OUT_OF_MEMORY = "out of memory while {}; take a smaller --batch-size, --dtype bf16, or a smaller model"
@@ -58,14 +60,14 @@ class SampleSettings:
         if self.num_steps is not None:
             if sampler.num_steps is None:
                 raise UsageError("sampler dopri5 chooses its own steps; leave their number out")
-            if self.num_steps < 1:
-                raise UsageError(f"the number of steps must be at least 1, not {self.num_steps}")
+            if not 1 <= self.num_steps <= MAX_STEPS:
+                raise UsageError(f"steps must be at least 1 and at most {MAX_STEPS:,}, not {self.num_steps}")
         if not math.isfinite(self.guidance_scale):
             raise UsageError(f"the guidance scale must be a finite number, not {self.guidance_scale}")
         if self.guidance_scale != 1 and config.num_classes == 0:
             raise UsageError("this network has no classes to guide towards; leave the guidance scale at 1")
-        if self.seed < 0:
-            raise UsageError(f"the seed must be 0 or more, not {self.seed}")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"the seed must be 0 to 2^63 - 1, not {self.seed}")
 
 
 class Generated(NamedTuple):
@@ -96,10 +98,10 @@ def draw_classes(num: int, num_classes: int, seed: int) -> list[int]:
     """The labels of the published sampling protocol: uniform, from PyTorch's CPU generator; zeros without classes.
 
     Raises:
-        UsageError: fewer than one.
+        UsageError: fewer than one, or more than anybody will sample.
     """
-    if num < 1:
-        raise UsageError(f"the number of samples must be at least 1, not {num}")
+    if not 1 <= num <= _MAX_SAMPLES:
+        raise UsageError(f"the number of samples must be at least 1 and at most {_MAX_SAMPLES:,}, not {num}")
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, max(1, num_classes), (num,), generator=generator).tolist()
 

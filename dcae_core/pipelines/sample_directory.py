@@ -1,19 +1,21 @@
 """The output of a sampling run: images, latents and a grid, each whole or absent, and what is still to do."""
 
 import json
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from dcae_core.data.images import uint8_to_image
 from dcae_core.distributed import barrier, gather_objects, is_main, rank, world_size
-from dcae_core.errors import UsageError
+from dcae_core.errors import DataError, UsageError
 from dcae_core.files import make_directory, remove_leftovers, replace_file, write_bytes, write_text
 from dcae_core.pipelines.comparison import image_grid
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleBatch, SampleSettings
@@ -22,6 +24,7 @@ from dcae_core.progress import OpenProgress, no_progress
 RUN_NAME, GRID_NAME, LATENTS_NAME = "sample.json", "grid.png", "latents.safetensors"
 MAX_GRID_IMAGES = 100
 _PARTS_NAME = ".latents"
+_PNG_HEAD, _PNG_TAIL = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class SampleDirectory:
@@ -50,6 +53,7 @@ class SampleDirectory:
         """
         file = self.path / RUN_NAME
         if not file.exists():
+            self._require_free(range(len(self.classes)), [GRID_NAME, LATENTS_NAME])
             return None
         try:
             recorded = json.loads(file.read_text(encoding="utf-8"))
@@ -61,7 +65,14 @@ class SampleDirectory:
             different.append("classes")
         if different:
             raise UsageError(f"{self.path} holds a run with another {', '.join(different)}; choose another -o")
+        self._require_free(range(len(classes), len(self.classes)), [])
         return batch_size
+
+    def _require_free(self, indices: Iterable[int], names: Iterable[str]) -> None:
+        """Refuse to replace what no run recorded here has made, or to take it for a sample."""
+        for file in (*(self.image(index) for index in indices), *(self.path / name for name in names)):
+            if os.path.lexists(file):
+                raise UsageError(f"{file} is there already and was not made by a run recorded there; choose another -o")
 
     def begin(self, batch_size: int) -> None:
         """Record the run, and clear what a killed one left half written."""
@@ -79,9 +90,9 @@ class SampleDirectory:
     def is_done(self, number: int, batch_size: int) -> bool:
         """Whether all of batch `number` lies here."""
         indices = range(number * batch_size, min((number + 1) * batch_size, len(self.classes)))
-        if not all(self.image(index).exists() for index in indices):
+        if not all(_is_whole_png(self.image(index)) for index in indices):
             return False
-        return not self.save_latents or self._part(number).exists() or self._has_all_latents()
+        return not self.save_latents or _reads(self._part(number)) or self._has_all_latents()
 
     def write(self, batch: SampleBatch) -> None:
         """Keep a finished batch, its latents first."""
@@ -110,8 +121,10 @@ class SampleDirectory:
         return self.path / _PARTS_NAME / f"{number:06d}.safetensors"
 
     def _has_all_latents(self) -> bool:
-        file = self.path / LATENTS_NAME
-        return file.exists() and load_file(file)["classes"].tolist() == self.classes
+        try:
+            return bool(load_file(self.path / LATENTS_NAME)["classes"].tolist() == self.classes)
+        except (OSError, SafetensorError, KeyError):
+            return False
 
 
 @dataclass(frozen=True)
@@ -172,7 +185,29 @@ def _write_png(path: Path, image: Image.Image) -> None:
         image.save(file, "PNG")
 
 
+def _is_whole_png(path: Path) -> bool:
+    """Whether a file begins and ends as a PNG does: one that was cut short, or replaced, is made again."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_PNG_HEAD))
+            file.seek(-len(_PNG_TAIL), os.SEEK_END)
+            return head == _PNG_HEAD and file.read() == _PNG_TAIL
+    except OSError:
+        return False
+
+
+def _reads(part: Path) -> bool:
+    try:
+        return "latents" in load_file(part)
+    except (OSError, SafetensorError):
+        return False
+
+
 def _open_images(files: Sequence[Path]) -> Iterator[Image.Image]:
     for file in files:
-        with Image.open(file) as image:
-            yield image
+        try:
+            with Image.open(file) as image:
+                image.load()
+                yield image
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{file} is damaged; remove it and give the same command again to make it anew") from error

@@ -4,7 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dcae_core.recipes.settings import ComputingType, NonNegative, NonNegativeNumber, Positive, Recipe, Section
+from dcae_core.recipes.settings import (
+    ComputingType,
+    NonNegative,
+    NonNegativeNumber,
+    NumSteps,
+    Positive,
+    Recipe,
+    Section,
+)
 
 MetricName = Literal["psnr", "ssim", "lpips", "fid", "is", "precision_recall", "kid"]
 RECONSTRUCTION_METRICS: tuple[MetricName, ...] = ("psnr", "ssim", "lpips")
@@ -35,7 +43,7 @@ class DiffusionSubject(Section):
     """Classifier-free guidance; 1.0 is none."""
     sampler: str | None = None
     """Null is the published one for this network."""
-    num_steps: Positive | None = None
+    num_steps: NumSteps | None = None
     """Null is the sampler's default."""
     seed: NonNegative = 0
     """Of the noise, and of the labels: torch.randint over the classes, as published."""

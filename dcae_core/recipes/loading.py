@@ -2,6 +2,7 @@
 
 import fnmatch
 import glob
+import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.resources import files
@@ -135,11 +136,20 @@ def read_recipe(
     for key, value in (options or {}).items():
         _assign(document, key.split("."), value)
     faults += _apply_overrides(document, overrides or ())
-    recipe, found = validate(schema, document, further_checks)
+    recipe, found = validate(schema, _expand_home(document), further_checks)
     faults += found
     if faults or recipe is None:
         raise RecipeError(_report(source, faults))
     return recipe
+
+
+def _expand_home(value: Any) -> Any:
+    """Texts that begin with `~/`, anywhere in a document, as the paths below the user's home that they mean."""
+    if isinstance(value, dict):
+        return {key: _expand_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def write_recipe(recipe: Recipe) -> str:

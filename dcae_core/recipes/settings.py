@@ -43,6 +43,8 @@ StoredType = Annotated[Literal["float16", "bfloat16", "float32"], BeforeValidato
 _LARGEST = (1 << 63) - 1  # what PyTorch can take for a size or a seed
 Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
 NonNegative = Annotated[int, Field(ge=0, le=_LARGEST)]
+MAX_STEPS = 10_000  # ten times what the longest published schedule has; each step costs a pass through the network
+NumSteps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 NumWorkers = Annotated[int, Field(ge=0, le=1024)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 NonNegativeNumber = Annotated[float, Field(ge=0)]

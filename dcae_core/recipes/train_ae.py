@@ -187,7 +187,7 @@ class TrainAutoencoderRecipe(Recipe):
 
     command: Literal["train-ae"] = "train-ae"
     """Says that this is a recipe for `dcae train-ae`."""
-    run_dir: str
+    run_dir: Annotated[str, Field(min_length=1)]
     """Where the run lives; the same command continues what it finds there."""
     seed: NonNegative = 0
     """Of initial weights, crops and whatever else is random."""

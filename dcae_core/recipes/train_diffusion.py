@@ -11,6 +11,7 @@ from dcae_core.recipes.settings import (
     Fraction,
     LoggingSettings,
     NonNegative,
+    NumSteps,
     OptimiserSettings,
     Positive,
     PositiveNumber,
@@ -102,7 +103,7 @@ class SamplingSettings(Section):
     """Classifier-free guidance of the grid; 1 is none."""
     sampler: str | None = None
     """Null is the published one for the objective."""
-    num_steps: Positive | None = None
+    num_steps: NumSteps | None = None
     """Null is the sampler's default."""
     batch_size: Positive = 16
     """Samples at a time in each process."""
@@ -117,7 +118,7 @@ class TrainDiffusionRecipe(Recipe):
 
     command: Literal["train-diffusion"] = "train-diffusion"
     """Says that this is a recipe for `dcae train-diffusion`."""
-    run_dir: str
+    run_dir: Annotated[str, Field(min_length=1)]
     """Where the run lives; the same command continues what it finds there."""
     seed: NonNegative = 0
     """Of initial weights, noise, times, order and label dropout."""

@@ -1,10 +1,12 @@
 """The whole state of a training run on disk: weights as safetensors, everything else as plain tensors and JSON.
 
 Nothing in a checkpoint is ever unpickled freely: optimiser and random states are read with `weights_only=True`.
+`checksums.json` holds the SHA-256 of every other file; checkpoints written before there was one are read without.
 """
 
 import json
 import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,9 +20,25 @@ from torch import Tensor, nn
 
 from dcae_core.distributed import is_main
 from dcae_core.errors import CheckpointError
+from dcae_core.files import sha256_of_file
 from dcae_core.training.parallel import spread_like, whole
-from dcae_core.training.run_directory import STATE_NAME, read_state
+from dcae_core.training.run_directory import STATE_NAME, complete_checkpoints, read_state
 from dcae_core.training.task import Progress, Task
+
+_CHECKSUMS_NAME = "checksums.json"
+_DAMAGE = (
+    OSError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
 
 
 def collect_checkpoint(task: Task, progress: Progress, scaler: torch.amp.GradScaler) -> "Checkpoint":
@@ -51,13 +69,30 @@ class Checkpoint:
     state: dict[str, Any]
 
     def write(self, directory: Path) -> None:
-        """Fill a directory. `state.json` comes last: where it is, everything is."""
+        """Fill a directory, the checksums of all of it last."""
         for name, tensors in self.tensors.items():
             save_file(tensors, directory / f"{name}.safetensors")
         for name, optimiser in self.optimisers.items():
             torch.save(optimiser, directory / f"{name}.optimiser.pt")
         torch.save(self.random, directory / "random.pt")
         (directory / STATE_NAME).write_text(json.dumps(self.state, indent=1) + "\n", encoding="utf-8")
+        checksums = {path.name: sha256_of_file(path) for path in sorted(directory.iterdir())}
+        (directory / _CHECKSUMS_NAME).write_text(json.dumps(checksums, indent=1) + "\n", encoding="utf-8")
+
+
+def verify_checkpoint(directory: Path) -> None:
+    """Compare every file with its checksum; a checkpoint without checksums was written before there were any.
+
+    Raises:
+        CheckpointError: a file is missing or is not what was written.
+    """
+    path = directory / _CHECKSUMS_NAME
+    with _explain_damage(directory):
+        if not path.exists():
+            return
+        for name, checksum in json.loads(path.read_bytes()).items():
+            if sha256_of_file(directory / Path(name).name) != checksum:
+                raise _refuse(directory, f"{name} is damaged, it is not what was written")
 
 
 def read_checkpoint(directory: Path, task: Task, scaler: torch.amp.GradScaler) -> None:
@@ -66,10 +101,12 @@ def read_checkpoint(directory: Path, task: Task, scaler: torch.amp.GradScaler) -
     with _explain_damage(directory):
         for name, trained in task.networks.items():
             load_weights(trained.network, directory / f"{name}.safetensors")
-            saved = torch.load(directory / f"{name}.optimiser.pt", map_location="cpu", weights_only=True)
-            _load_optimiser(trained.optimiser, saved)
+            path = directory / f"{name}.optimiser.pt"
+            with _explain_damage(path):
+                saved = torch.load(path, map_location="cpu", weights_only=True)
+                _load_optimiser(trained.optimiser, saved, path)
         if task.ema is not None:
-            task.ema.load_state_dict(load_file(directory / "ema.safetensors"), state["ema_updates"])
+            task.ema.load_state_dict(load_file(directory / "ema.safetensors"), int(state["ema_updates"]))
         _restore_random_states(torch.load(directory / "random.pt", map_location="cpu", weights_only=True))
         scaler.load_state_dict(state["loss_scale"])
 
@@ -89,11 +126,20 @@ def load_weights(network: nn.Module, path: Path) -> None:
 def _explain_damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, SafetensorError, pickle.UnpicklingError, RuntimeError, KeyError, ValueError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"{path} cannot be continued from: {text}; remove the checkpoint to go on from the one before"
-        ) from error
+    except CheckpointError:
+        raise
+    except _DAMAGE as error:
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise _refuse(path, text) from error
+
+
+def _refuse(path: Path, why: str) -> CheckpointError:
+    """The failure to continue from a checkpoint, or from a file in it, with the checkpoint before as a way out."""
+    checkpoint = path if path.is_dir() else path.parent
+    others = complete_checkpoints(checkpoint.parent)
+    before = others[others.index(checkpoint) - 1] if checkpoint in others[1:] else None
+    way_out = f"--resume {before} goes on from the one before" if before else "choose another run_dir to begin anew"
+    return CheckpointError(f"{path} cannot be continued from: {why}; {way_out}")
 
 
 def _gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -112,21 +158,45 @@ def _gather_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
     return {"state": entries, "param_groups": state["param_groups"]}
 
 
-def _load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+def _load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any], path: Path) -> None:
+    """Take over the state of every parameter; learning rates, betas and the like are the recipe's, not the file's."""
+    present = optimiser.state_dict()["param_groups"]
+    if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in present]:
+        raise _refuse(path, "it is the optimiser of other parameters")
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state = {}
     for index, entry in saved["state"].items():
-        for name, value in entry.items():
-            if value.ndim > 0:
-                entry[name] = spread_like(value, parameters[index])
-    optimiser.load_state_dict(saved)
+        # What does not fit is found here: the fused step would read and write past the end of it.
+        if not _fits(entry, parameters[index]):
+            raise _refuse(path, f"it holds other shapes than parameter {index} has")
+        state[index] = {
+            name: spread_like(value, parameters[index]) if value.ndim > 0 else value for name, value in entry.items()
+        }
+    optimiser.load_state_dict({"state": state, "param_groups": present})
+
+
+def _fits(entry: dict[str, Tensor], parameter: Tensor) -> bool:
+    moments = [entry["exp_avg"], entry["exp_avg_sq"]]
+    return (
+        entry.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        and entry["step"].ndim == 0
+        and all(moment.shape == parameter.shape and moment.is_floating_point() for moment in moments)
+    )
 
 
 def read_progress(directory: Path) -> Progress:
-    """How far the run was."""
-    try:
-        return Progress(**read_state(directory)["progress"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{directory / STATE_NAME} does not say how far the run was") from error
+    """How far the run was, once the whole checkpoint is found to be what was written.
+
+    Raises:
+        CheckpointError: a file of it is damaged.
+    """
+    verify_checkpoint(directory)
+    with _explain_damage(directory / STATE_NAME):
+        progress = Progress(**read_state(directory)["progress"])
+        counts = (progress.phase, progress.phase_step, progress.step)
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("it does not say how far the run was")
+        return progress
 
 
 def _random_states() -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcae_core.distributed import all_reduce_sum, is_main, world_size
-from dcae_core.errors import DataError, DcaeError
+from dcae_core.distributed import all_reduce_sum, any_process, is_lost_process, is_main, world_size
+from dcae_core.errors import DataError, DcaeError, LostProcessError
 from dcae_core.training.checkpointing import collect_checkpoint
 from dcae_core.training.parallel import whole
 from dcae_core.training.run_directory import RunDirectory
@@ -31,14 +31,18 @@ class StoppedError(DcaeError):
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT is only remembered; a second one acts at once, as it would without."""
+    """While entered, the first SIGTERM, SIGINT or SIGHUP is only remembered; a second one acts as it would without.
+
+    Attributes:
+        received: the signal's number, or None so far.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
 
     def __enter__(self) -> "StopSignals":
         # Python hands signals to the main thread alone; a training in another thread is not stopped by them.
-        mine = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        mine = _stops() if threading.current_thread() is threading.main_thread() else []
         self._before = {number: signal.signal(number, self._remember) for number in mine}
         return self
 
@@ -47,11 +51,23 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(error, RuntimeError) and self.received is not None and is_lost_process(error):
+            # It reached all processes, and one of them left before this loop: only what is saved counts.
+            raise StoppedError(
+                self.received,
+                f"stopped by {signal.Signals(self.received).name}; the same command continues from what is saved",
+            ) from error
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
         for known, handler in self._before.items():
             signal.signal(known, handler)
+
+
+def _stops() -> list[int]:
+    stops: list[int] = [signal.SIGTERM, signal.SIGINT]
+    hangup = getattr(signal, "SIGHUP", None)  # not on every system; ignored under nohup
+    return stops if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN else [*stops, hangup]
 
 
 class DivergedError(DataError):
@@ -112,6 +128,7 @@ class Loop:
         self.signals, self.logger = signals, logger
         self._num_workers = max(1, num_workers)
         self._damaged: set[str] = set()
+        self._first_step = progress.step
 
     def train(self, batches: Iterator[Batch]) -> None:
         """Do the steps that are left, and save at the end of them.
@@ -151,7 +168,7 @@ class Loop:
             trained.optimiser.zero_grad(set_to_none=True)
         for part in range(self.settings.accumulation):
             start = time.perf_counter()
-            batch = next(batches)
+            batch = self._next(batches, before)
             meter.waited += time.perf_counter() - start
             last = part + 1 == self.settings.accumulation
             with nullcontext() if last else self.task.without_synchronisation():
@@ -159,13 +176,26 @@ class Loop:
             stop = self._agree(finite, meter)
             if stop and not last:
                 # Gradients are not saved: the step is done again from its beginning.
-                for buffer, value in before:
-                    buffer.copy_(value)
+                _restore(before)
                 self._save_and_stop()
         self._move(meter)
         self.progress.step += 1
         self.progress.phase_step += 1
         return meter, stop
+
+    def _next(self, batches: Iterator[Batch], before: list[tuple[Tensor, Tensor]]) -> Batch:
+        """The next part of a step; where any process has none, all save the steps that are done before they fail."""
+        failure: DcaeError | None = None
+        try:
+            batch = next(batches)
+        except DcaeError as error:
+            failure = error
+        if not any_process(failure is not None):
+            return batch
+        if self.progress.step > self._first_step:
+            _restore(before)
+            self.save()
+        raise failure or LostProcessError("another process could not read its data, and says why")
 
     def _accumulate(self, batch: Batch, meter: _Meter) -> bool:
         """Go backward from the losses of one part; whether all of them are finite."""
@@ -270,6 +300,11 @@ class Loop:
             f"stopped by {signal.Signals(number).name} after step {self.progress.step}, "
             f"saved in {self.run.path}; the same command continues",
         )
+
+
+def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in buffers:
+        buffer.copy_(value)
 
 
 def loss_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 
 from dcae_core.data.batches import BatchPlan
 from dcae_core.distributed import is_main, rank, world_size
-from dcae_core.errors import UsageError
+from dcae_core.errors import CheckpointError, RecipeError, UsageError
 from dcae_core.files import write_text
 from dcae_core.recipes.loading import write_recipe
 from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
+from dcae_core.recipes.yaml_reader import read_yaml
 from dcae_core.training.checkpointing import read_checkpoint, read_progress
 from dcae_core.training.loop import Loop, LoopSettings, StopSignals, loss_scaler
 from dcae_core.training.run_directory import RunDirectory
@@ -184,6 +184,10 @@ def _where_to_begin(
 ) -> tuple[Progress, int]:
     """The place to begin at, and the index of the last phase: `start` in a new run, all phases without `only`."""
     progress = read_progress(checkpoint) if checkpoint is not None else None
+    if progress is not None and progress.phase >= len(phases):
+        raise UsageError(
+            f"{checkpoint} is in phase {progress.phase + 1}, and this recipe has {len(phases)}; choose another run_dir"
+        )
     if only is None:
         return progress or start, len(phases) - 1
     names = [phase.name for phase in phases]
@@ -208,7 +212,13 @@ def _changes_since(run: RunDirectory, recipe: dict[str, Any], phase: int) -> lis
     path = run.path / "recipe.yaml"
     if not path.is_file():
         return []
-    before, now = _flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), _flatten(recipe)
+    try:
+        before, now = _flatten(read_yaml(path.read_text(encoding="utf-8"), str(path))[0]), _flatten(recipe)
+    except (OSError, ValueError, RecipeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, so that nobody can tell whether the settings are still the same; "
+            "remove it to continue with those of this command"
+        ) from error
     # Settings were called num_pictures, pca_pictures, ... before they were num_images, pca_images.
     before = {key.replace("pictures", "images"): value for key, value in before.items()}
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

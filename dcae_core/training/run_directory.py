@@ -4,7 +4,6 @@ Layout: `recipe.yaml`, `metrics.jsonl`, `damaged.txt`, `samples/`, `phases/NAME/
 `checkpoints/latest` (the name of the newest complete one).
 """
 
-import fcntl
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -12,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dcae_core.errors import CheckpointError, UsageError
+from dcae_core.errors import CheckpointError
 from dcae_core.files import (
     explain_write_errors,
+    lock,
     make_directory,
     remove_directory,
     remove_leftovers,
@@ -40,36 +40,33 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory against a second run (UsageError); the lock goes with the process, however that ends."""
-        with explain_write_errors(self.path), open(self.path / ".lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(
-                    f"{self.path} is in use by another run; wait for it, stop it, or choose another run_dir"
-                ) from error
+        """Hold the directory against a second run; the lock goes with the process, however that ends.
+
+        Raises:
+            UsageError: another run is using it.
+        """
+        in_use = f"{self.path} is in use by another run; wait for it, stop it, or choose another run_dir"
+        with lock(self.path / ".lock", in_use):
             remove_leftovers(self.path)
             remove_leftovers(self.checkpoints)
+            self._finish_last_save()
             yield
 
     def complete_checkpoints(self) -> list[Path]:
         """Every complete checkpoint, oldest first."""
-        found = [
-            (int(match[1]), path)
-            for path in self.checkpoints.iterdir()
-            if (match := _STEP.fullmatch(path.name)) and (path / STATE_NAME).is_file()
-        ]
-        return [path for _, path in sorted(found)]
+        return complete_checkpoints(self.checkpoints)
 
     def latest(self) -> Path | None:
         """The checkpoint to go on from, or None where there is none."""
-        complete = self.complete_checkpoints()
-        try:
-            named = self.checkpoints / (self.checkpoints / _LATEST).read_text(encoding="utf-8").strip()
-        except OSError:
-            named = None
-        # A kill between the renaming of a checkpoint and that of the pointer leaves a newer one than it names.
-        return complete[-1] if complete else named if named in complete else None
+        # Not what the pointer names: a kill after the renaming of a checkpoint leaves a newer one.
+        return next(reversed(self.complete_checkpoints()), None)
+
+    def _finish_last_save(self) -> None:
+        """What a kill between the renaming of a checkpoint and that of the pointer left undone."""
+        latest = self.latest()
+        if latest is not None:
+            write_text(self.checkpoints / _LATEST, latest.name + "\n")
+            self._remove_old()
 
     def save(self, step: int, fill: Callable[[Path], None]) -> Path:
         """Write the checkpoint of a step, point `latest` at it, and remove those that are no longer kept.
@@ -80,8 +77,7 @@ class RunDirectory:
         if not (path / STATE_NAME).is_file():
             with replace_directory(path) as partial:
                 fill(partial)
-        write_text(self.checkpoints / _LATEST, path.name + "\n")
-        self._remove_old()
+        self._finish_last_save()
         return path
 
     def forget_checkpoints_after(self, step: int) -> None:
@@ -102,15 +98,10 @@ class RunDirectory:
             file.write(json.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every line of `metrics.jsonl`; a last line that a kill cut short is left out."""
-        records = []
+        """Every line of `metrics.jsonl` that is a record; a last line that a kill cut short is none."""
         path = self.path / "metrics.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return records
+        records = [_read_record(line) for line in _read_lines(path)]
+        return [record for record in records if record is not None]
 
     def forget_metrics_after(self, step: int, *, validation_due: bool = False) -> None:
         """Drop the lines that a continued run makes again: of later steps, and of this step's validation if due."""
@@ -125,20 +116,42 @@ class RunDirectory:
     def append_damaged(self, lines: list[str]) -> None:
         """Add lines to `damaged.txt` that it does not have yet."""
         path = self.path / "damaged.txt"
-        known = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+        known = set(_read_lines(path))
         lines = [line for line in dict.fromkeys(lines) if line not in known]
         with explain_write_errors(path), open(path, "a", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
+
+
+def _read_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
+def _read_record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
+def complete_checkpoints(directory: Path) -> list[Path]:
+    """Every complete checkpoint in a run's directory of checkpoints, oldest first."""
+    found = [
+        (int(match[1]), path)
+        for path in directory.iterdir()
+        if (match := _STEP.fullmatch(path.name)) and (path / STATE_NAME).is_file()
+    ]
+    return [path for _, path in sorted(found)]
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What `state.json` of a checkpoint says; CheckpointError if it is missing or damaged."""
     try:
-        state: dict[str, Any] = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        state: dict[str, Any] = dict(json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{checkpoint} is not a complete checkpoint: {error}") from error
     return state

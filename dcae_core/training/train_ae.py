@@ -318,6 +318,8 @@ def _save_result(recipe: TrainAutoencoderRecipe, run: Run, network: Autoencoder,
     with closing(images.batches(phase.resolution, seed, plan, range(num_batches))) as batches:
         statistics = measure_latents(network, (batch.pixels for batch in batches))
     scaling_factor = statistics.scaling_factor
+    if statistics.rms == 0:
+        run.logger.note("warning: all latents are zero, the autoencoder has collapsed; its scaling factor is set to 1")
     run.logger.note(
         f"latents: mean {statistics.mean:.4f}, rms {statistics.rms:.4f}, scaling factor 1/rms = {scaling_factor:.4f}"
     )

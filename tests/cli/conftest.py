@@ -45,6 +45,7 @@ def dcae(monkeypatch, capsys) -> Iterator[Callable[..., Run]]:
         assert "Traceback" not in captured.err or "--debug" in arguments
         return Run(exit_.value.code, captured.out, captured.err)
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield run
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

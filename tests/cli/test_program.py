@@ -1,5 +1,6 @@
 """The frame around every command: help, unknown names, exit codes, tracebacks, signals, pipes."""
 
+import contextlib
 import errno
 import json
 import resource
@@ -203,7 +204,7 @@ def test_a_full_disk_under_the_output_is_told() -> None:
     assert run.stderr == "dcae: the disk is full; free some room and run the command again\n"
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_end_with_their_exit_code_and_no_traceback(number, exit_code) -> None:
     script = (
         "import signal, sys, time, dcae_cli.info, dcae_cli.__main__ as program\n"
@@ -221,3 +222,14 @@ def test_signals_end_with_their_exit_code_and_no_traceback(number, exit_code) ->
         stderr = process.communicate(timeout=60)[1]
     assert process.returncode == exit_code
     assert b"Traceback" not in stderr
+
+
+def test_a_stop_that_a_library_swallows_still_counts(dcae, monkeypatch) -> None:
+    def swallow() -> None:
+        with contextlib.suppress(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+        raise ImportError("cannot load module more than once per process")
+
+    monkeypatch.setattr("dcae_cli.info.gather_facts", swallow)
+    run = dcae("info")
+    assert (run.exit_code, run.stderr) == (143, "")

@@ -33,7 +33,7 @@ def test_trains_and_goes_on(dcae, recipe_file: Path, tmp_path: Path) -> None:
     assert load_autoencoder(tmp_path / "run" / "autoencoder").scaling_factor > 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_leaves(
     number: int, code: int, dcae, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,3 +143,11 @@ def test_recipes_commands(dcae, recipe_file: Path) -> None:
     assert schema["properties"]["seed"]["description"]
     dcae("recipes", "schema", "train-a").assert_fails(2, "train-ae")
     dcae("recipes", "show", "nothing").assert_fails(2, "nothing")
+
+
+@pytest.mark.parametrize("log", ["/dev/full", "closed"])
+def test_a_log_that_cannot_be_written_does_not_end_a_training(log: str, recipe_file: Path, tmp_path: Path) -> None:
+    redirections = "<&- >&- 2>&-" if log == "closed" else f"2>{log}"
+    command = f"'{sys.executable}' -m dcae_cli train-ae '{recipe_file}' --device cpu {redirections}"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
+    assert load_autoencoder(tmp_path / "run" / "autoencoder").scaling_factor > 0

@@ -142,3 +142,17 @@ def test_a_shard_that_vanished_after_it_was_found_is_named(tmp_path: Path) -> No
     shard.unlink()
     with pytest.raises(DataError, match=r"000\.tar/0\.png cannot be read"):
         found[0].open()
+
+
+def test_running_out_of_files_is_no_damage(tmp_path, monkeypatch) -> None:
+    import errno
+
+    from dcae_core.data import sources
+    from dcae_core.errors import DataError, ResourceError
+
+    def refuse(*_, **__):
+        raise DataError("x.png cannot be read: Too many open files") from OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(sources, "open_image", refuse)
+    with pytest.raises(ResourceError, match="ulimit -n"):
+        sources.ImageReference(str(tmp_path / "x.png"), "x.png").open()

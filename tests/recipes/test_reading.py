@@ -149,3 +149,12 @@ def test_what_is_no_recipe_is_refused(text: str, message: str) -> None:
 def test_alias_bomb_costs_nothing() -> None:
     lines = ["a0: &a0 [x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
     assert "aliases are not allowed" in faults_of("\n".join(lines))
+
+
+def test_a_tilde_is_the_home_directory_and_a_run_has_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    recipe = read(RIGHT, "run_dir=~/runs/x", "data.sources.0.path=~/images")
+    assert recipe.run_dir == "/home/someone/runs/x"
+    assert recipe.data.sources[0].path == "/home/someone/images"
+    assert "run_dir" in faults_of(RIGHT, "run_dir=")
+    assert "run_dir" in faults_of(RIGHT, 'run_dir=""')

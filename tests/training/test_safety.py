@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcae_core.errors import CheckpointError, DataError, ResourceError, UsageError
+from dcae_core.data.sources import DecodedOnDemand
+from dcae_core.errors import CheckpointError, DataError, ResourceError, SourceLostError, UsageError
 from dcae_core.training import checkpointing
 from dcae_core.training.loop import DivergedError
 from dcae_core.training.run_directory import RunDirectory
@@ -224,3 +225,35 @@ def test_second_signal_acts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Loop, "_accumulate", impatient)
     with pytest.raises(KeyboardInterrupt):
         train(recipe_for(tmp_path))
+
+
+@pytest.mark.parametrize("after", [0, 9])
+def test_a_disk_that_goes_in_mid_training_stops_the_run_and_nothing_is_lost(after: int, tmp_path: Path) -> None:
+    train(recipe_for(tmp_path, phase(steps=6), run_dir=str(tmp_path / "whole")))
+    recipe = recipe_for(tmp_path, phase(steps=6), checkpoints={"every": 100})
+    read, count = DecodedOnDemand.pixels, 0
+
+    def unplug(self, index):
+        nonlocal count
+        count += 1
+        if count == after + 1:
+            (tmp_path / "images").rename(tmp_path / "away")
+        return read(self, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DecodedOnDemand, "pixels", unplug)
+        with pytest.raises(SourceLostError, match="still mounted"):
+            train(recipe)
+    (tmp_path / "away").rename(tmp_path / "images")
+    assert (RunDirectory(tmp_path / "run").latest() is not None) == (after > 0)
+    train(recipe)
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+
+
+def test_an_autoencoder_that_collapses_is_still_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dcae_core.checkpoints import load_autoencoder
+    from dcae_core.models.autoencoder import Autoencoder
+
+    encode = Autoencoder.encode
+    monkeypatch.setattr(Autoencoder, "encode", lambda *arguments: encode(*arguments) * 0)
+    assert load_autoencoder(train(recipe_for(tmp_path))).scaling_factor == 1

@@ -4,7 +4,6 @@ A finished shard is its file and, beside it, its record; both appear whole or no
 records into the manifest and removes them, so that the finished directory holds the same bytes however it came about.
 """
 
-import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ from dcae_core.data.latents.manifest import (
 from dcae_core.data.latents.reader import build_shard
 from dcae_core.data.latents.statistics import merge_statistics
 from dcae_core.errors import DataError, UsageError
-from dcae_core.files import explain_write_errors, make_directory, remove_leftovers, write_bytes, write_text
+from dcae_core.files import lock, make_directory, remove_leftovers, write_bytes, write_text
 
 PLAN_NAME = "unfinished.json"
 
@@ -62,18 +61,10 @@ class LatentDatasetWriter:
     def locked(self) -> Iterator[None]:
         """Hold the directory against a second run (UsageError); the lock goes with the process, however that ends."""
         make_directory(self.directory)
-        lock = self.directory / ".lock"
-        with explain_write_errors(lock):
-            file = open(lock, "w")  # noqa: SIM115
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(
-                    f"{self.directory} is being written by another run; wait, or choose another"
-                ) from error
+        file = self.directory / ".lock"
+        with lock(file, f"{self.directory} is being written by another run; wait, or choose another"):
             yield
-            lock.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
     def begin(self) -> None:
         """Create the directory, or recognise an earlier run of the same plan in it.

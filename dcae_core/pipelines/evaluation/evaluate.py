@@ -66,6 +66,7 @@ def evaluate(
     work: Path | None = None,
     num_shown: int = 0,
     progress: OpenProgress = no_progress,
+    publish: Callable[[Evaluation], None] = lambda _: None,
 ) -> Evaluation | None:
     """Measure what a recipe says.
 
@@ -78,6 +79,7 @@ def evaluate(
         work: where finished parts are kept; None: the user's cache.
         num_shown: how many images to keep for a report, from the best, the middle and the worst each.
         progress: shows how far it is.
+        publish: given the result before the finished parts are thrown away; where it fails they stay.
 
     Returns:
         The evaluation in the main process, None in the others.
@@ -87,6 +89,7 @@ def evaluate(
         UsageError: an unknown model, or a resolution that does not fit it.
         DownloadError: weights are neither cached nor to be had.
         ResourceError: no room for the finished parts.
+        UsageError: the same evaluation is running already.
     """
     reference = None if recipe.reference is None else read_reference(Path(recipe.reference))
     extractor = _load_extractor(recipe, device)
@@ -105,15 +108,15 @@ def evaluate(
     # Copies of the images on several machines may differ in their times: the main process's key counts.
     place = (work or cache_directory("evaluations")) / broadcast_object(key)
     store, their_store = PartStore(place), PartStore(place.with_name(f"{place.name}-reference"))
-    gathered, theirs = _run(plan.source, plan.measure, store, recipe, progress, "measure"), None
-    if their_images is not None and extractor is not None:
-        measure = FeatureMeasurement(extractor)
-        theirs = _run(their_images, measure, their_store, recipe, progress, "measure the reference")
-    if gathered is None:
-        return None
-    evaluation = _conclude(recipe, plan, gathered, theirs, reference, extractor, num_shown)
-    store.remove()
-    their_store.remove()
+    with store.held(), their_store.held():
+        gathered, theirs = _run(plan.source, plan.measure, store, recipe, progress, "measure"), None
+        if their_images is not None and extractor is not None:
+            measure = FeatureMeasurement(extractor)
+            theirs = _run(their_images, measure, their_store, recipe, progress, "measure the reference")
+        if gathered is None:
+            return None
+        evaluation = _conclude(recipe, plan, gathered, theirs, reference, extractor, num_shown)
+        publish(evaluation)
     return evaluation
 
 

@@ -1,5 +1,6 @@
 """FID reference statistics of a set of images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def measure_reference(
     device: torch.device | str = "cpu",
     work: Path | None = None,
     progress: OpenProgress = no_progress,
+    publish: Callable[[FidReference], None] = lambda _: None,
 ) -> FidReference | None:
     """Mean and covariance of the Inception features of images.
 
@@ -58,6 +60,7 @@ def measure_reference(
         device: where the network runs.
         work: where finished parts are kept; None: the user's cache.
         progress: shows how far it is.
+        publish: given the result before the finished parts are thrown away; where it fails they stay.
 
     Returns:
         The statistics in the main process, None in the others.
@@ -65,6 +68,7 @@ def measure_reference(
     Raises:
         DataError: no images, fewer than two good ones, or of different sizes.
         DownloadError: the weights are neither cached nor to be had.
+        UsageError: the same measurement is running already.
     """
     images, notes = find_once(inputs)
     source = ImageFiles(images, resolution, skip_damaged)
@@ -77,14 +81,16 @@ def measure_reference(
         device=torch.device(device).type,
     )
     store = PartStore((work or cache_directory("evaluations")) / broadcast_object(key))
-    with progress("measure", len(source)) as advance:
-        parts = measure_parts(source, FeatureMeasurement(extractor), store, batch_size, advance)
-    if parts is None:
-        return None
-    gathered = gather(parts, ("fid",))
-    gaussian = gaussian_of(gathered)
-    store.remove()
-    return FidReference(gaussian, _describe(gathered, resolution, extractor.sha256), _warnings(gathered, notes))
+    with store.held():
+        with progress("measure", len(source)) as advance:
+            parts = measure_parts(source, FeatureMeasurement(extractor), store, batch_size, advance)
+        if parts is None:
+            return None
+        gathered = gather(parts, ("fid",))
+        description = _describe(gathered, resolution, extractor.sha256)
+        reference = FidReference(gaussian_of(gathered), description, _warnings(gathered, notes))
+        publish(reference)
+    return reference
 
 
 def _describe(gathered: Gathered, resolution: int | None, inception_sha256: str) -> dict[str, str | int]:

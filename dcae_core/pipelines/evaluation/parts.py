@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 from dcae_core.data.images import tensor_to_uint8, uint8_to_tensor
 from dcae_core.distributed import barrier, broadcast_object, is_main, rank, world_size
 from dcae_core.errors import CheckpointError, DataError, UsageError
-from dcae_core.files import make_directory, write_bytes
+from dcae_core.files import lock, make_directory, write_bytes
 from dcae_core.metrics.inception import InceptionExtractor
 from dcae_core.metrics.lpips import LPIPS
 from dcae_core.metrics.reconstruction import psnr, ssim
@@ -109,6 +110,19 @@ class PartStore:
         except DataError:
             return False
         return True
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the parts against a second run of the same evaluation; on success they are thrown away at the end.
+
+        Raises:
+            UsageError: another one is at it.
+        """
+        in_use = f"the same evaluation is running already, with its parts in {self.directory}; wait for it or stop it"
+        with lock(self.directory / ".lock", in_use) if is_main() else nullcontext():
+            yield
+            if is_main():
+                self.remove()
 
     def remove(self) -> None:
         """Throw the parts away, once what they add up to is known."""

@@ -140,6 +140,9 @@ def channel_statistics(mean: Sequence[float], std: Sequence[float]) -> str:
     return _frame(x, y, "latent channel", "value", marks, "mean and standard deviation of every latent channel")
 
 
+REPORT_NAME = "index.html"
+
+
 def write_report(directory: Path, evaluation: Evaluation, expected: Mapping[str, Expectation]) -> Path:
     """Write `index.html`, which needs no other file, and `evaluation.json` with every number; return the page.
 
@@ -151,7 +154,7 @@ def write_report(directory: Path, evaluation: Evaluation, expected: Mapping[str,
     make_directory(directory)
     document = json.dumps(evaluation.to_dict(), indent=2, default=str)
     write_text(directory / "evaluation.json", document + "\n")
-    page = directory / "index.html"
+    page = directory / REPORT_NAME
     write_text(page, _page(evaluation, expected))
     return page
 
