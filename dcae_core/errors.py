@@ -91,6 +91,9 @@ class DownloadError(DcaeError):
     exit_code = 5
 
 
+_FEW_NAMES = 6
+
+
 def near_names(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
     """Up to three names that one was likely meant to be, the nearest first; `cutoff`: how alike they must be, 0..1."""
     return difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
@@ -103,13 +106,14 @@ def did_you_mean(near: Iterable[str], otherwise: str) -> str:
 
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> UsageError:
-    """The error for a name that is none of those `known`, with the nearest of them, or else all of them.
+    """The error for a name that is none of those `known`, with the nearest, and with all where they are few.
 
     `what` is the kind of thing, such as "sampler"; `name` may be of any type, as it may come from a file.
     """
     known = list(known)
-    hint = did_you_mean(near_names(str(name), known), f"choose from {', '.join(known)}")
-    return UsageError(f"unknown {what} {name!r}; {hint}")
+    near, choice = near_names(str(name), known), f"choose from {', '.join(known)}"
+    hint = did_you_mean(near, choice)
+    return UsageError(f"unknown {what} {name!r}; {hint}" + (f" {choice}" if near and len(known) <= _FEW_NAMES else ""))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

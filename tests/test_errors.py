@@ -8,7 +8,10 @@ from dcae_core.errors import is_out_of_memory, unknown_name
 
 def test_an_unknown_name_comes_with_the_nearest_or_with_all() -> None:
     known = ("heun", "euler", "ddim")
-    assert str(unknown_name("sampler", "huen", known)) == "unknown sampler 'huen'; did you mean heun?"
+    few = "unknown sampler 'huen'; did you mean heun? choose from heun, euler, ddim"
+    assert str(unknown_name("sampler", "huen", known)) == few
+    many = [*known, *(f"other-{number}" for number in range(9))]
+    assert str(unknown_name("sampler", "huen", many)) == "unknown sampler 'huen'; did you mean heun?"
     assert str(unknown_name("sampler", None, known)) == "unknown sampler None; choose from heun, euler, ddim"
 
 
