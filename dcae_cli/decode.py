@@ -39,7 +39,7 @@ def decode(
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.errors import DataError
     from dcae_core.files import make_directory
-    from dcae_core.pipelines.image_files import DecodedLatent, RunModel, decode_file, load_models
+    from dcae_core.pipelines.image_files import DecodedLatent, RunModel, decode_file, load_models, name_decoded
 
     number_type, chosen = parse_dtype(dtype), select_device(device)
 
@@ -54,10 +54,10 @@ def decode(
     decoded: list[DecodedLatent] = []
     problems: list[DataError] = []
     with progress("decode", total=len(latents), unit="files") as advance:
-        for path in latents:
+        for path, name in zip(latents, name_decoded(latents), strict=True):
             note_tile = partial(_note_tile, advance, path.name)
             try:
-                decoded += decode_file(path, model, load, output, tile, note_tile)
+                decoded += decode_file(path, name, model, load, output, tile, note_tile)
             except DataError as error:
                 if len(latents) == 1:
                     raise

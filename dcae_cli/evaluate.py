@@ -40,11 +40,14 @@ def evaluate(
         bool, typer.Option("--precision-recall", help="Measure precision and recall (k = 3).")
     ] = False,
     kid: Annotated[bool, typer.Option("--kid", help="Measure KID.")] = False,
+    frechet: Annotated[
+        bool, typer.Option("--frechet", help="Measure a Fréchet distance that needs no download; not an FID.")
+    ] = False,
     ref: Annotated[
         str | None,
         typer.Option(
-            help="Reference statistics (dcae fid-ref, the published code, ADM); left out: the images themselves.",
-            metavar="FILE",
+            help="Statistics (dcae fid-ref, published, ADM) or images to compare with; left out: the originals.",
+            metavar="FILE|PATH",
         ),
     ] = None,
     resolution: Annotated[
@@ -85,6 +88,7 @@ def evaluate(
     dcae eval autoencoder-f64c128-in --images imagenet/val --ref imagenet_512_val.npz --nproc 8
     dcae eval --model dc-ae-f32c32-in-1.0-usit-h-in-512px --cfg 1.2 --fid --is --ref imagenet_512_train.npz
     dcae eval --generated samples --fid --ref imagenet_512_train.npz
+    dcae eval --generated samples --frechet --ref photos
     """
     start_processes(nproc)
 
@@ -98,7 +102,7 @@ def evaluate(
     from dcae_core.pipelines.evaluation.report import REPORT_NAME, write_report
 
     wanted = {"psnr": psnr, "ssim": ssim, "lpips": lpips, "fid": fid, "is": is_}
-    wanted |= {"precision_recall": precision_recall, "kid": kid}
+    wanted |= {"precision_recall": precision_recall, "kid": kid, "frechet": frechet}
     changes: dict[str, Any] = {
         "metrics": [name for name, asked in wanted.items() if asked],
         "images": images,

@@ -84,11 +84,16 @@ def sample(
     """
     start_processes(nproc)
 
+    import sys
+
     from dcae_cli.progress import progress
     from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
+    from dcae_core.data.class_names import class_names_of
     from dcae_core.devices import parse_dtype, select_device
-    from dcae_core.distributed import is_main, process_group
+    from dcae_core.diffusion.samplers import DEFAULT_SAMPLERS, find_sampler
+    from dcae_core.distributed import broadcast_object, is_main, process_group
     from dcae_core.errors import UsageError, unknown_name
+    from dcae_core.pipelines.encode import encoder_name
     from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
     from dcae_core.pipelines.reconstruct import check_tile
     from dcae_core.pipelines.sample_directory import SampleDirectory, sample_into
@@ -108,19 +113,32 @@ def sample(
     settings = SampleSettings(scale, seed, sampler, steps)
     settings.check(known.prediction, known.config)
     labels = _labels(known.config.num_classes, files.class_names if files else None, classes, num, preset, seed)
+    default_sampler = DEFAULT_SAMPLERS[known.prediction]
+    chosen = find_sampler(sampler, known.prediction)
+    default_autoencoder = encoder_name(known.autoencoder)
     run = {
         "model": known.name,
-        "autoencoder": Path(autoencoder).name if autoencoder else None,
+        "autoencoder": encoder_name(autoencoder) if autoencoder else default_autoencoder,
         "weights": weights,
-        "sampler": sampler,
-        "num_steps": steps,
+        "sampler": sampler or default_sampler,
+        "num_steps": chosen.num_steps if steps is None else steps,
         "guidance_scale": scale,
         "seed": seed,
         "dtype": str(number_type).removeprefix("torch."),
         "tile": tile,
     }
     directory = SampleDirectory(
-        output, labels, run, save_latents=save_latents, class_in_name=known.config.num_classes > 0
+        output,
+        labels,
+        run,
+        save_latents=save_latents,
+        class_in_name=known.config.num_classes > 0,
+        class_names=class_names_of(known.config.num_classes, files.class_names if files else None),
+        defaults={
+            "autoencoder": default_autoencoder,
+            "sampler": default_sampler,
+            "num_steps": chosen.num_steps,
+        },
     )
     recorded = directory.recorded_batch_size()
     if recorded is not None and batch_size not in (None, recorded):
@@ -128,7 +146,14 @@ def sample(
 
     with process_group(compute):
         files = files or locate_diffusion(model, revision, weights)
+        model_fingerprint = broadcast_object(files.fingerprint() if is_main() else None)
+        directory.identify({"model_path": _path_from(output, model)}, model_fingerprint=model_fingerprint)
         parts = read_diffusion(files, autoencoder=autoencoder, device=compute, dtype=number_type)
+        place = {"autoencoder_path": _path_from(output, autoencoder or files.autoencoder)}
+        directory.identify(place, autoencoder_fingerprint=parts.autoencoder_fingerprint)
+        if is_main():
+            for line in parts.warnings:
+                print(f"dcae: warning: {line}", file=sys.stderr)
         pipeline = DiffusionPipeline(parts)
         if tile is not None:
             check_tile(tile, pipeline.autoencoder.spatial_compression_ratio)
@@ -142,6 +167,15 @@ def sample(
         )
         if is_main():
             _print_report(directory, settings, report, json)
+
+
+def _path_from(output: Path, model: str | Path | None) -> str | None:
+    """Where something on this disk is, seen from the output, so that it says the same wherever both are moved to."""
+    import os
+
+    if model is None or not Path(model).exists():
+        return None
+    return os.path.relpath(Path(model).resolve(), output.resolve())
 
 
 def _labels(

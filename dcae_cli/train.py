@@ -20,6 +20,9 @@ def train_ae(
     overrides: Overrides = None,
     resume: Resume = "auto",
     phase: Annotated[str | None, typer.Option(help="Go through this phase only.", metavar="NAME")] = None,
+    allow_changed_data: Annotated[
+        bool, typer.Option("--allow-changed-data", help="Continue also where the images are not those of before.")
+    ] = False,
     dry_run: DryRun = False,
     nproc: NumProcesses = 1,
     device: Device = "auto",
@@ -47,7 +50,7 @@ def train_ae(
     from dcae_core.training.run import RunOptions
     from dcae_core.training.train_ae import train_autoencoder
 
-    options = RunOptions(select_device(device), resume, phase)
+    options = RunOptions(select_device(device), resume, phase, allow_changed_data)
     settings = load_recipe(recipe, TrainAutoencoderRecipe, _with_dtype(overrides, dtype), check_autoencoder_recipe)
     with process_group(options.device):
         if dry_run:

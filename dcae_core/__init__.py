@@ -3,8 +3,12 @@
 The names below are the library's public face; each is imported when it is first used.
 """
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Read by huggingface_hub when it is first imported: it sends statistics of its own unless told not to.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _PUBLIC_NAMES = {
     "create_autoencoder": "dcae_core.zoo",

@@ -176,6 +176,15 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def encoder_fingerprint(network: nn.Module) -> str | None:
+    """That of the encoder alone: autoencoders that differ in nothing but their decoders make the same latents.
+
+    None where the network has no part of its own that makes the latents (a KL autoencoder).
+    """
+    encoder = getattr(network, "encoder", None)
+    return fingerprint(encoder) if isinstance(encoder, nn.Module) else None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, such as the configuration beside weights.
 

@@ -29,6 +29,6 @@ def test_the_tour_in_short(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "16 latents in 2 shards, every checksum is right" in run.stdout
     with Image.open(tmp_path / "out" / "samples" / "grid.png") as grid:
-        assert grid.size == (512, 512)
+        assert grid.size == (512, 4 * (128 + 14))  # each row with a line of class names
     assert (tmp_path / "out" / "reconstructed" / "astronaut.compare.png").exists()
     assert (tmp_path / "out" / "run" / "samples" / "step_1.png").exists()

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from dcae_core.checkpoints import hub, layouts
 from dcae_core.checkpoints.kl_autoencoder import KL_CLASS_NAME, read_kl_autoencoder
-from dcae_core.checkpoints.layouts import DIFFUSERS_CLASS_NAME, DIFFUSERS_WEIGHTS_NAME, WEIGHTS_STEM
+from dcae_core.checkpoints.layouts import (
+    DIFFUSERS_CLASS_NAME,
+    DIFFUSERS_WEIGHTS_NAME,
+    OWN_CONFIG_NAME,
+    WEIGHTS_STEM,
+)
+from dcae_core.checkpoints.training_runs import is_checkpoint, is_training_run, read_trained, trained_in
 from dcae_core.devices import select_device
 from dcae_core.errors import CheckpointError, DcaeError, DownloadError, UsageError
 from dcae_core.files import replace_directory, sha256_of_file
@@ -22,7 +28,6 @@ from dcae_core.models.inference import prepare_for_inference
 from dcae_core.weights import WEIGHT_SUFFIXES, load_strictly, read_json, read_weights, require_scaling_factor
 from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER, AutoencoderEntry, find_autoencoder, unknown_model
 
-OWN_CONFIG_NAME = "dcae.json"
 CONFIG_NAME = "config.json"
 ORIGINAL, DIFFUSERS, OWN = LAYOUTS = ("original", "diffusers", "dcae")
 KL = "kl"  # diffusers' AutoencoderKL, which is read and not written
@@ -57,7 +62,8 @@ def locate_autoencoder(model: str | Path | None = None, revision: str | None = N
 
     Args:
         model: a zoo name (with or without its organisation), a hub id, a directory in the original, the diffusers
-            (also a pipeline with a `vae/` folder) or our own layout, or a weights file; None is the embedded model.
+            (also a pipeline with a `vae/` folder) or our own layout, a run of `dcae train-ae` or one of its
+            checkpoints, or a weights file; None is the embedded model.
         revision: of a hub repository.
 
     Raises:
@@ -86,6 +92,18 @@ def not_found(name: str, known: Iterable[str]) -> DcaeError:
     return unknown_model(name, list(known))
 
 
+def find_without_asking(model: str) -> str | None:
+    """What `locate_autoencoder` takes for a model that somebody else names, without a question to the hub about it.
+
+    Known releases may be downloaded. Of any other hub id what lies in the cache is taken; None where nothing does.
+    """
+    if not model or find_autoencoder(model) is not None or Path(model).exists():
+        return model
+    if not hub.is_hub_id(model) or not hub.is_cached(model, [CONFIG_NAME]):
+        return None
+    return str(hub.fetch_files(model, [CONFIG_NAME], offline=True))
+
+
 def embedded_directory(name: str = EMBEDDED_AUTOENCODER) -> Path:
     """Where a model of this name lies inside this package."""
     return Path(str(resources.files("dcae_core") / "embedded" / name))
@@ -102,6 +120,11 @@ def open_directory(directory: Path) -> AutoencoderFiles:
     Raises:
         CheckpointError: it holds no autoencoder in a known layout.
     """
+    if is_training_run(directory):
+        return open_directory(trained_in(directory))
+    if is_checkpoint(directory):
+        trained = read_trained(directory)
+        return AutoencoderFiles(directory, OWN, trained.config, None, trained.scaling_factor, trained.weights)
     if (directory / OWN_CONFIG_NAME).is_file():
         return _own(directory)
     if (directory / CONFIG_NAME).is_file():

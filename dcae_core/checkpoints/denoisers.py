@@ -9,7 +9,8 @@ Three layouts are read:
 - a run of `dcae train-diffusion`, which has that `dcae.json`, or one of its `checkpoints/step_N`.
 """
 
-import re
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +22,28 @@ from torch import Tensor, nn
 from dcae_core.checkpoints import hub
 from dcae_core.checkpoints.autoencoders import (
     CONFIG_NAME,
-    OWN_CONFIG_NAME,
     embedded_directory,
     load_autoencoder,
     not_found,
     original_weights,
 )
-from dcae_core.checkpoints.layouts import WEIGHTS_STEM, from_original
+from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME, WEIGHTS_STEM, from_original
+from dcae_core.checkpoints.training_runs import last_checkpoint
 from dcae_core.errors import CheckpointError, DcaeError, UsageError
+from dcae_core.files import sha256_of_file
 from dcae_core.models import build_denoiser, denoiser_config
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.models.denoiser import DenoiserConfig
 from dcae_core.models.inference import prepare_for_inference
-from dcae_core.weights import load_strictly, read_json, read_weights, require_scaling_factor
-from dcae_core.zoo import AUTOENCODERS, DENOISERS, EMBEDDED_DENOISER, DenoiserEntry, find_denoiser
+from dcae_core.weights import (
+    encoder_fingerprint,
+    fingerprint,
+    load_strictly,
+    read_json,
+    read_weights,
+    require_scaling_factor,
+)
+from dcae_core.zoo import AUTOENCODERS, DENOISERS, EMBEDDED_AUTOENCODER, EMBEDDED_DENOISER, DenoiserEntry, find_denoiser
 
 DESCRIPTION_KEY = "diffusion"
 EMA, RAW = "ema", "raw"
@@ -53,6 +62,7 @@ class DiffusionFiles:
         config: the network.
         prediction: "epsilon", "epsilon_variance" or "velocity".
         autoencoder: what to load where the weights hold no autoencoder; None where nothing says.
+        made_by: fingerprints of the autoencoder that made its latents, whole and of the encoder, where they are known.
         scaling_factor: what the network's latents were multiplied by; None is the autoencoder's own.
         weights: the files; later ones take the place of tensors of the same names in earlier ones.
         sha256: what the bytes of a single file must hash to, where that is known.
@@ -68,6 +78,12 @@ class DiffusionFiles:
     weights: tuple[Path, ...]
     sha256: str | None = None
     class_names: tuple[str, ...] | None = None
+    made_by: tuple[str | None, str | None] = (None, None)
+
+    def fingerprint(self) -> str:
+        """SHA-256 that tells these weights from others; costs a pass over the files where no hash of them is known."""
+        digests = [self.sha256 or sha256_of_file(file) for file in self.weights]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,8 @@ class DiffusionParts:
         autoencoder: prepared for inference.
         prediction: "epsilon", "epsilon_variance" or "velocity".
         scaling_factor: latents are multiplied by it before the network and divided by it before the decoder.
+        autoencoder_fingerprint: of the autoencoder's weights; None where they lie in one file with the network's.
+        warnings: what is unusual about these parts, a line each.
     """
 
     denoiser: nn.Module
@@ -86,6 +104,8 @@ class DiffusionParts:
     prediction: str
     scaling_factor: float
     config: DenoiserConfig
+    autoencoder_fingerprint: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def locate_diffusion(
@@ -149,7 +169,7 @@ def is_cached(entry: DenoiserEntry) -> bool:
 
 def _open_directory(directory: Path, weights: str) -> DiffusionFiles:
     if (directory / "checkpoints").is_dir():
-        return _open_directory(_last_checkpoint(directory), weights)
+        return _open_directory(last_checkpoint(directory), weights)
     for place in (directory, directory.resolve().parent.parent):
         file = place / OWN_CONFIG_NAME
         if file.is_file() and DESCRIPTION_KEY in (values := read_json(file)):
@@ -161,17 +181,6 @@ def _open_directory(directory: Path, weights: str) -> DiffusionFiles:
         f"{directory} holds no diffusion model: expected {CONFIG_NAME} with a model_name beside "
         f"{WEIGHTS_STEM}.safetensors, or a run of `dcae train-diffusion`"
     )
-
-
-def _last_checkpoint(run: Path) -> Path:
-    steps = {
-        int(match[1]): child
-        for child in (run / "checkpoints").iterdir()
-        if (match := re.fullmatch(r"step_(\d+)", child.name))
-    }
-    if not steps:
-        raise CheckpointError(f"{run / 'checkpoints'} holds no checkpoint yet")
-    return steps[max(steps)]
 
 
 def _own(directory: Path, description_file: Path, values: dict[str, Any], weights: str) -> DiffusionFiles:
@@ -190,13 +199,33 @@ def _own(directory: Path, description_file: Path, values: dict[str, Any], weight
             where=directory,
             config=config,
             prediction=description["prediction"],
-            autoencoder=description["autoencoder"],
+            autoencoder=_place_of_autoencoder(description, description_file.parent),
             scaling_factor=require_scaling_factor(description["scaling_factor"], description_file),
             weights=(raw, average) if weights == EMA and average.is_file() else (raw,),
-            class_names=tuple(description.get("class_names") or ()) or None,
+            class_names=_class_names(description.get("class_names"), config.num_classes),
+            made_by=(description.get("autoencoder_fingerprint"), description.get("encoder_fingerprint")),
         )
     except (AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
         raise CheckpointError(f"{description_file} describes no diffusion model: {error}") from error
+
+
+def _place_of_autoencoder(description: dict[str, Any], directory: Path) -> str | None:
+    """Where it is now: beside the run as when it was trained, else where it was then; what had no place has a name."""
+    given, relative = description["autoencoder"], description.get("autoencoder_path")
+    if relative is None:
+        return given
+    place = (directory.resolve() / str(relative)).resolve()
+    return str(place if place.exists() or not os.path.isabs(given) else given)
+
+
+def _class_names(names: object, num_classes: int) -> tuple[str, ...] | None:
+    if not names:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError("class_names must be a list of texts")
+    if len(names) != num_classes:
+        raise UsageError(f"{len(names)} class_names, and the network has {num_classes} classes")
+    return tuple(names)
 
 
 def _lone_file(path: Path) -> DiffusionFiles:
@@ -260,14 +289,52 @@ def read_diffusion(
     with torch.device("meta"):
         network = build_denoiser(files.config)
     load_strictly(network, _take(state, _NETWORK_PREFIX) or state, files.where, dtype)
+    identity, warnings = None, []
     if autoencoder is None and inside:
         decoder = _released_autoencoder(files, inside, dtype).to(device)
     else:
-        decoder = load_autoencoder(autoencoder or files.autoencoder, device=device, dtype=dtype)
+        plain = _load_autoencoder(files, autoencoder)
+        identity = fingerprint(plain)
+        warnings = _compare_autoencoder(files, plain, identity, autoencoder)
+        decoder = prepare_for_inference(plain.to(device, dtype))
     scaling_factor = files.scaling_factor or decoder.scaling_factor
     _require_fit(files, decoder, scaling_factor)
     assert scaling_factor is not None
-    return DiffusionParts(network.to(device).eval(), decoder, files.prediction, scaling_factor, files.config)
+    return DiffusionParts(
+        network.to(device).eval(),
+        decoder,
+        files.prediction,
+        scaling_factor,
+        files.config,
+        autoencoder_fingerprint=identity,
+        warnings=tuple(warnings),
+    )
+
+
+def _load_autoencoder(files: DiffusionFiles, asked: str | Path | None) -> Autoencoder:
+    """The plain network: the one that is asked for, or the one that the files name."""
+    place = asked or files.autoencoder
+    if asked is None and place is not None and os.path.isabs(place) and not Path(place).exists():
+        raise CheckpointError(f"{files.where}: its autoencoder {place} is not there; give its place with --autoencoder")
+    return load_autoencoder(place, prepare=False)
+
+
+def _compare_autoencoder(
+    files: DiffusionFiles, network: Autoencoder, identity: str, asked: str | Path | None
+) -> list[str]:
+    """A warning where an autoencoder that is asked for is not the one that made the latents.
+
+    Raises:
+        CheckpointError: the autoencoder that the files name is another one now.
+    """
+    whole, encoder = files.made_by
+    if whole in (None, identity) or (encoder is not None and encoder == encoder_fingerprint(network)):
+        return []
+    place = asked or files.autoencoder or EMBEDDED_AUTOENCODER
+    line = f"{place} has other weights than the autoencoder on whose latents {files.where} was trained"
+    if asked is None:
+        raise CheckpointError(f"{line}; put the old ones back, or give their place with --autoencoder")
+    return [f"{line}: what it makes of them may be nothing"]
 
 
 def _take(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -301,16 +368,26 @@ def describe_denoiser(
     autoencoder: str | None,
     scaling_factor: float,
     class_names: Sequence[str] | None = None,
+    *,
+    where: Path | None = None,
+    made_by: tuple[str | None, str | None] = (None, None),
 ) -> dict[str, Any]:
     """What `dcae.json` keeps under "diffusion", so that the weights beside it or in `checkpoints/` can be read back.
 
     `autoencoder` is what `load_autoencoder` takes to get that of its latents, None the embedded one; latents were
-    multiplied by `scaling_factor`.
+    multiplied by `scaling_factor`. One on this disk is found again from `where`, the directory of `dcae.json`.
+    `made_by` are fingerprints of the autoencoder that made the latents: of all of it, and of its encoder alone.
     """
+    path = None
+    if where is not None and autoencoder is not None and Path(autoencoder).exists():
+        path = os.path.relpath(Path(autoencoder).resolve(), where.resolve())
     return {
         "config": config.to_dict(),
         "prediction": prediction,
         "autoencoder": autoencoder,
+        "autoencoder_path": path,
+        "autoencoder_fingerprint": made_by[0],
+        "encoder_fingerprint": made_by[1],
         "scaling_factor": scaling_factor,
         "class_names": list(class_names) if class_names else None,
     }

@@ -10,6 +10,7 @@ from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.models.autoencoder import AutoencoderConfig
 from dcae_core.models.layers import HEAD_CHANNELS
 
+OWN_CONFIG_NAME = "dcae.json"
 WEIGHTS_STEM = "model"
 DIFFUSERS_CLASS_NAME = "AutoencoderDC"
 DIFFUSERS_WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"

@@ -19,6 +19,11 @@ def imagenet_class_names() -> tuple[str, ...]:
     return tuple((resources.files("dcae_core.data") / "imagenet_classes.txt").read_text("utf-8").splitlines())
 
 
+def class_names_of(num_classes: int, names: Sequence[str] | None = None) -> Sequence[str] | None:
+    """The names that a network's classes have: its own, ImageNet's where there are 1000, or none."""
+    return imagenet_class_names() if names is None and num_classes == len(imagenet_class_names()) else names
+
+
 def parse_classes(text: str, num_classes: int, names: Sequence[str] | None = None) -> list[int]:
     """Classes separated by commas, each a number or a name.
 
@@ -33,8 +38,7 @@ def parse_classes(text: str, num_classes: int, names: Sequence[str] | None = Non
     Raises:
         UsageError: a number out of range, or an unknown name (the message has the nearest ones).
     """
-    if names is None and num_classes == len(imagenet_class_names()):
-        names = imagenet_class_names()
+    names = class_names_of(num_classes, names)
     numbers = {_plain(name): number for number, name in enumerate(names or ())}
     return [_parse_one(part.strip(), num_classes, numbers, names or ()) for part in text.split(",")]
 

@@ -1,5 +1,6 @@
 """Files of latents to decode: that of one image, which says whose it is, or those of samples."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,16 @@ def save_latent(path: Path, latent: Tensor, origin: Origin, ratio: int) -> None:
         "padding_right": str(latent.shape[2] * ratio - origin.width),
         "tile": str(origin.tile or ""),
     }
-    write_bytes(path, save({_IMAGE: latent.contiguous()}, metadata))
+    write_bytes(path, _serialise({_IMAGE: latent.contiguous()}, metadata))
+
+
+def _serialise(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """As safetensors does, with the header in order: it writes metadata in another order in every process."""
+    content = save(tensors, metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def read_latents(path: Path) -> StoredLatents:

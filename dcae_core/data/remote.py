@@ -58,6 +58,17 @@ def read_remote(url: str, offset: int = 0, size: int | None = None) -> bytes:
         return content if len(content) <= size else content[offset : offset + size]
 
 
+def size_of_remote(url: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+        DataError, DownloadError: see `explain_remote_errors`.
+    """
+    with explain_remote_errors(url):
+        files, path = _open_file_system(url)
+        return int(files.size(path))
+
+
 def first_line(error: Exception) -> str:
     """What an exception says, on one line."""
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -106,10 +106,11 @@ class ImageList(Sequence[ImageReference]):
 
     Held as two byte strings and a few arrays: about 100 bytes an image for usual path lengths, shared with the
     worker processes of a data loader (a million images: 100 MB once, not 500 MB in each worker). Names are safe
-    to print.
+    to print. `empty_folders` lie beside those of the classes and hold no image, and so are no classes.
     """
 
     def __init__(self, found: Iterable[_Found]) -> None:
+        self.empty_folders: list[str] = []
         paths: list[str] = []
         path_numbers: list[int] = []
         keys, ends, labels, spans = bytearray(), [0], [], []
@@ -195,7 +196,19 @@ def find_images(inputs: Iterable[str | Path]) -> ImageList:
     def refuse(problem: DataError) -> None:
         raise problem
 
-    return ImageList(found for given in inputs for found in _find(str(given), refuse))
+    places = [str(given) for given in inputs]
+    images = ImageList(found for given in places for found in _find(given, refuse))
+    images.empty_folders = [folder for given in places for folder in _folders_beside(given, set(images.classes))]
+    return images
+
+
+def _folders_beside(given: str, classes: set[str]) -> list[str]:
+    """The folders right below a searched one that are no classes, where others are."""
+    if not os.path.isdir(given):
+        return []
+    with os.scandir(given) as entries:
+        names = sorted(printable(entry.name) for entry in entries if entry.is_dir() and entry.name[0] != ".")
+    return [os.path.join(given, name) for name in names if name not in classes] if classes & set(names) else []
 
 
 def find_readable_images(given: str | Path) -> tuple[ImageList, list[DataError]]:

@@ -115,12 +115,30 @@ def _draw_sheet(rows: Sequence[Sequence[tuple[Image.Image, Sequence[str]]]]) -> 
     return sheet
 
 
-def image_grid(images: Iterable[Image.Image], count: int) -> Image.Image:
-    """`count` images of one size, row by row, as nearly square as they go; the rest of the last row is white."""
+def image_grid(images: Iterable[Image.Image], count: int, captions: Sequence[str] | None = None) -> Image.Image:
+    """`count` images of one size, row by row, as nearly square as they go; the rest of the last row is white.
+
+    Captions stand below their images, as far as they fit.
+    """
     columns = isqrt(count - 1) + 1
     grid = Image.new("RGB", (1, 1), "white")
+    draw, font, line = ImageDraw.Draw(grid), ImageFont.load_default(10), 0
     for position, image in enumerate(images):
         if position == 0:
-            grid = Image.new("RGB", (columns * image.width, ceil(count / columns) * image.height), "white")
-        grid.paste(image, (position % columns * image.width, position // columns * image.height))
+            text_size = min(max(image.width // 16, 10), 24)
+            font, line = ImageFont.load_default(text_size), round(1.4 * text_size) if captions else 0
+            grid = Image.new("RGB", (columns * image.width, ceil(count / columns) * (image.height + line)), "white")
+            draw = ImageDraw.Draw(grid)
+        left, top = position % columns * image.width, position // columns * (image.height + line)
+        grid.paste(image, (left, top))
+        if captions:
+            text = _cut(captions[position], font, image.width - 4)
+            draw.text((left + 2, top + image.height), text, fill=_INK, font=font)
     return grid
+
+
+def _cut(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """As much of a line as fits into a width in pixels."""
+    if font.getlength(text) <= width:
+        return text
+    return next((cut for end in range(len(text), 0, -1) if font.getlength(cut := text[:end] + "...") <= width), "")

@@ -22,6 +22,8 @@ from torch import Tensor
 from dcae_core import distributed
 from dcae_core.checkpoints import load_autoencoder
 from dcae_core.checkpoints.kl_autoencoder import KLAutoencoder
+from dcae_core.checkpoints.training_runs import model_name
+from dcae_core.data.content import digest_of_images
 from dcae_core.data.decoding import DecodedCrop, decode_crops
 from dcae_core.data.images import uint8_to_tensor
 from dcae_core.data.latents import DatasetPlan, LatentDatasetWriter, Manifest
@@ -32,6 +34,7 @@ from dcae_core.data.latents.manifest import (
     TransformRecord,
 )
 from dcae_core.data.latents.reader import TORCH_DTYPES
+from dcae_core.data.latents.writer import IMAGES_KEY
 from dcae_core.data.sources import ImageList, ImageReference
 from dcae_core.devices import parse_dtype
 from dcae_core.diffusion.guidance import sample_noise
@@ -40,7 +43,7 @@ from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.progress import Advance
 from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
-from dcae_core.weights import fingerprint
+from dcae_core.weights import encoder_fingerprint, fingerprint
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
 SCALING_FACTOR_TOLERANCE = 0.05
@@ -86,10 +89,10 @@ class EncodeReport:
 
 
 def encoder_name(model: str | None) -> str:
-    """What people call the autoencoder that `load_autoencoder(model)` gives: the last part of its name or path."""
+    """What people call the autoencoder that `load_autoencoder(model)` gives: the last part of its name, or its run."""
     if model is None:
         return EMBEDDED_AUTOENCODER
-    return Path(model).resolve().name if Path(model).is_dir() else Path(model).name
+    return model_name(Path(model)) if Path(model).is_dir() else Path(model).name
 
 
 def load_encoder(
@@ -114,6 +117,7 @@ def load_encoder(
     record = EncoderRecord(
         name=encoder_name(model),
         fingerprint=fingerprint(network),
+        encoder_fingerprint=encoder_fingerprint(network),
         scaling_factor=network.scaling_factor,
     )
     network = network.to(device, dtype)
@@ -173,7 +177,9 @@ def encode_dataset(
     if manifest.count == 0:
         raise DataError(f"none of the {len(images)} images can be decoded; the first: {manifest.damaged[0].reason}")
     kept_everywhere = manifest.count if was_complete else kept_everywhere
-    return EncodeReport(manifest, kept_everywhere, *_rates(timings, recipe), check_scaling_factor(manifest))
+    warnings = [f"{folder} holds no image: it is no class" for folder in images.empty_folders]
+    warnings += check_scaling_factor(manifest)
+    return EncodeReport(manifest, kept_everywhere, *_rates(timings, recipe), warnings)
 
 
 def plan_dataset(
@@ -206,6 +212,7 @@ def plan_dataset(
         encoding={
             "pictures": len(images),
             "pictures_sha256": _identity(images),
+            IMAGES_KEY: distributed.broadcast_object(digest_of_images(images) if distributed.is_main() else None),
             "max_pixels": recipe.max_pixels,
             "batch_size": recipe.batch_size,
             "shard_size": recipe.shard_size,

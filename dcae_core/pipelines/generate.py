@@ -1,6 +1,7 @@
 """From classes to images: noise by seed and number, guided sampling in batches of one shape, decoding."""
 
 import gc
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from dcae_core.models.denoiser import DenoiserConfig
 from dcae_core.pipelines.reconstruct import MIN_TILE, decode_latent
 from dcae_core.progress import ProgressCallback
 from dcae_core.recipes.settings import MAX_STEPS
+
+_log = logging.getLogger(__name__)
 
 CPU_BATCH_SIZE, ACCELERATOR_BATCH_SIZE = 8, 64
 _MAX_SAMPLES = 100_000_000
@@ -136,6 +139,8 @@ def load_diffusion(
     """
     files = locate_diffusion(model, revision, weights)
     parts = read_diffusion(files, autoencoder=autoencoder, device=select_device(str(device)), dtype=dtype)
+    for line in parts.warnings:
+        _log.warning(line)
     return DiffusionPipeline(parts)
 
 

@@ -1,5 +1,6 @@
 """Image files and latent files through an autoencoder."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,17 +10,18 @@ from typing import Any
 
 import torch
 
+from dcae_core.checkpoints.autoencoders import find_without_asking
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, center_crop_adm
 from dcae_core.data.latent_file import Origin, StoredLatents, check_latents, read_latents, save_latent
 from dcae_core.data.raster import Raster, write_png
 from dcae_core.data.sources import ImageReference
-from dcae_core.errors import DataError, UsageError
+from dcae_core.errors import DataError, UsageError, printable
 from dcae_core.files import replace_file
 from dcae_core.metrics.reconstruction import psnr_by_rows, ssim_by_rows
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.pipelines.comparison import Column, compare
 from dcae_core.pipelines.encode import load_encoder
-from dcae_core.pipelines.image_inputs import COMPARISON_SUFFIX, RECONSTRUCTION_SUFFIX
+from dcae_core.pipelines.image_inputs import COMPARISON_SUFFIX, RECONSTRUCTION_SUFFIX, name_outputs
 from dcae_core.pipelines.reconstruct import MIN_TILE, check_tile, choose_tile, decode_rows, encode_rows
 from dcae_core.progress import ProgressCallback
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
@@ -324,8 +326,17 @@ class DecodedLatent:
         return dict(vars(self))
 
 
+def name_decoded(paths: Sequence[Path]) -> list[str]:
+    """What the images of each latent file are called: its stem, with more of its path where several are the same."""
+    places = [Path(os.path.abspath(path)) for path in paths]
+    common = os.path.commonpath([place.parent for place in places]) if places else ""
+    keys = [place.with_name(f"{_stem(place)}.png").relative_to(common).as_posix() for place in places]
+    return [name.removesuffix(".png") for name in name_outputs([ImageReference(key, key) for key in keys])]
+
+
 def decode_file(
     path: Path,
+    name: str,
     model: str | None,
     load: Callable[[str], RunModel],
     output: Path,
@@ -336,7 +347,8 @@ def decode_file(
 
     Args:
         path: the file.
-        model: the autoencoder; None takes the one that the file names.
+        name: what its images are called.
+        model: the autoencoder; None takes the one that the file names, if nobody has to be asked for it.
         load: gives the model of a name; "" is the embedded one.
         output: directory to write.
         tile: side of the tiles; None takes that of the encoding, or leaves it to the memory of the machine.
@@ -347,8 +359,7 @@ def decode_file(
         UsageError: the tile is too small.
     """
     stored = read_latents(path)
-    named = stored.origin.model if stored.origin else ""
-    autoencoder = load(named if model is None else model)
+    autoencoder = load(_model_of(path, stored) if model is None else model)
     network = autoencoder.network
     ratio = network.spatial_compression_ratio
     check_latents(path, stored, network.latent_channels, ratio, autoencoder.fingerprint)
@@ -365,9 +376,22 @@ def decode_file(
         for rows in decode_rows(network, latent, (height, width), tile=tile, progress=progress):
             image.append(rows)
         number = "" if stored.origin else f"_{index:04d}"
-        file = save_raster(image, output / f"{_stem(path)}{number}{RECONSTRUCTION_SUFFIX}")
+        file = save_raster(image, output / f"{name}{number}{RECONSTRUCTION_SUFFIX}")
         decoded.append(DecodedLatent(str(path), autoencoder.label, width, height, file))
     return decoded
+
+
+def _model_of(path: Path, stored: StoredLatents) -> str:
+    """The autoencoder that a file names. A stranger's file must not decide what is asked from the hub.
+
+    Raises:
+        DataError: it is neither embedded, nor a released one, nor on this disk.
+    """
+    named = stored.origin.model if stored.origin else ""
+    place = find_without_asking(named)
+    if place is None:
+        raise DataError(f"{path} was made by {printable(named)}, which is not here: give the autoencoder with --model")
+    return place
 
 
 def _image_size(stored: StoredLatents, ratio: int) -> tuple[int, int]:

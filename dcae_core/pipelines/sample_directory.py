@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,13 @@ from dcae_core.pipelines.generate import DiffusionPipeline, SampleBatch, SampleS
 from dcae_core.progress import OpenProgress, no_progress
 
 RUN_NAME, GRID_NAME, LATENTS_NAME = "sample.json", "grid.png", "latents.safetensors"
+MODEL_FINGERPRINT, AUTOENCODER_FINGERPRINT = "model_fingerprint", "autoencoder_fingerprint"
 MAX_GRID_IMAGES = 100
 _PARTS_NAME = ".latents"
 _PNG_HEAD, _PNG_TAIL = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+# Names are for people where a fingerprint says the same more surely, and what a mismatch of fingerprints is called.
+_FINGERPRINT_OF = {"model": MODEL_FINGERPRINT, "autoencoder": AUTOENCODER_FINGERPRINT}
+_WORDS = {MODEL_FINGERPRINT: "set of model weights", AUTOENCODER_FINGERPRINT: "autoencoder"}
 
 
 class SampleDirectory:
@@ -33,18 +37,30 @@ class SampleDirectory:
     `sample.json` says what the run is. The same run goes on where it stopped, also with more samples; another one is
     refused. A batch counts as done once all its images (and, asked for, its latents) lie there.
 
-    `run` is everything besides the classes that the samples' bytes depend on, as JSON values; with `class_in_name`,
-    images are named by their class as well.
+    `run` is everything besides the classes that the samples' bytes depend on, as JSON values; `defaults` is what a null
+    stands for in a record that was written before all values were resolved. With `class_in_name`, images are named by
+    their class as well; `class_names`, one for each class of the network, are recorded and stand on the grid.
     """
 
     def __init__(
-        self, path: Path, classes: Sequence[int], run: dict[str, Any], *, save_latents: bool, class_in_name: bool = True
+        self,
+        path: Path,
+        classes: Sequence[int],
+        run: dict[str, Any],
+        *,
+        save_latents: bool,
+        class_in_name: bool = True,
+        class_names: Sequence[str] | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.classes = list(classes)
         self.run = run
         self.save_latents = save_latents
         self.class_in_name = class_in_name
+        self._class_names = class_names
+        self._defaults = defaults or {}
+        self._facts: dict[str, Any] = {}
 
     def recorded_batch_size(self) -> int | None:
         """The batch size of the run that lies here, which its continuation must keep; None where there is none.
@@ -56,17 +72,32 @@ class SampleDirectory:
             self._require_free(range(len(self.classes)), [GRID_NAME, LATENTS_NAME])
             return None
         try:
-            recorded = json.loads(file.read_text(encoding="utf-8"))
-            batch_size, classes = int(recorded.pop("batch_size")), list(recorded.pop("classes"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{file} is not a record of a sampling run; choose another -o") from error
-        different = [name for name in {**recorded, **self.run} if recorded.get(name) != self.run.get(name)]
-        if self.classes[: len(classes)] != classes:
+            recorded = _read_record(file)
+        except DataError as error:
+            raise UsageError(f"{error}; choose another -o") from error
+        different = [_WORDS.get(name, name) for name in self.run if self._differs(name, recorded)]
+        if self.classes[: len(recorded["classes"])] != recorded["classes"]:
             different.append("classes")
         if different:
             raise UsageError(f"{self.path} holds a run with another {', '.join(different)}; choose another -o")
-        self._require_free(range(len(classes), len(self.classes)), [])
-        return batch_size
+        self._require_free(range(len(recorded["classes"]), len(self.classes)), [])
+        return recorded["batch_size"]
+
+    def _differs(self, name: str, recorded: dict[str, Any]) -> bool:
+        if name not in recorded or recorded.get(_FINGERPRINT_OF.get(name, "")):
+            return False  # an earlier version did not record it, or the fingerprint decides
+        there = recorded[name] if recorded[name] is not None else self._defaults.get(name)
+        return there != self.run[name]
+
+    def identify(self, facts: Mapping[str, Any], **fingerprints: str | None) -> None:
+        """Add what is only known once the weights are read; `facts` are for people, and are not compared.
+
+        Raises:
+            UsageError: a run with other weights lies here.
+        """
+        self._facts |= facts
+        self.run |= fingerprints
+        self.recorded_batch_size()
 
     def _require_free(self, indices: Iterable[int], names: Iterable[str]) -> None:
         """Refuse to replace what no run recorded here has made, or to take it for a sample."""
@@ -79,13 +110,14 @@ class SampleDirectory:
         make_directory(self.path)
         remove_leftovers(self.path)
         remove_leftovers(self.path / _PARTS_NAME)
-        record = self.run | {"batch_size": batch_size, "classes": self.classes}
-        write_text(self.path / RUN_NAME, json.dumps(record, indent=1) + "\n")
+        names = self._class_names or ()
+        named = {"class_names": {str(number): names[number] for number in sorted(set(self.classes))}} if names else {}
+        record = self.run | self._facts | named | {"batch_size": batch_size, "classes": self.classes}
+        write_text(self.path / RUN_NAME, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     def image(self, index: int) -> Path:
         """Where sample `index` goes."""
-        suffix = f"_c{self.classes[index]}" if self.class_in_name else ""
-        return self.path / f"{index:04d}{suffix}.png"
+        return self.path / _image_name(index, self.classes[index] if self.class_in_name else None)
 
     def is_done(self, number: int, batch_size: int) -> bool:
         """Whether all of batch `number` lies here."""
@@ -104,9 +136,10 @@ class SampleDirectory:
 
     def finish(self, batch_size: int) -> None:
         """Write the grid of the first images, and all latents in one file, from what lies here."""
-        shown = min(len(self.classes), MAX_GRID_IMAGES)
-        files = [self.image(index) for index in range(shown)]
-        _write_png(self.path / GRID_NAME, image_grid(_open_images(files), shown))
+        shown = range(min(len(self.classes), MAX_GRID_IMAGES))
+        images = _open_images([self.image(index) for index in shown])
+        captions = [self._class_names[self.classes[index]] for index in shown] if self._class_names else None
+        _write_png(self.path / GRID_NAME, image_grid(images, len(shown), captions))
         if self.save_latents and not self._has_all_latents():
             numbers = range(-(-len(self.classes) // batch_size))
             latents = torch.cat([load_file(self._part(number))["latents"] for number in numbers])
@@ -178,6 +211,40 @@ def sample_into(
     if is_main():
         directory.finish(size)
     return report
+
+
+def find_samples(directory: str | Path) -> list[Path] | None:
+    """The images of the sampling run that lies in a directory, in their order; None where none does.
+
+    Raises:
+        DataError: the run is not finished, or its record cannot be read.
+    """
+    record = Path(directory) / RUN_NAME
+    if not record.is_file():
+        return None
+    images = []
+    for index, number in enumerate(_read_record(record)["classes"]):
+        candidates = [record.with_name(_image_name(index, label)) for label in (number, None)]
+        found = next((image for image in candidates if image.is_file()), None)
+        if found is None:
+            raise DataError(f"{directory}: sample {index} of its {RUN_NAME} is missing; run its `dcae sample` again")
+        images.append(found)
+    return images
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return record | {
+            "batch_size": int(record["batch_size"]),
+            "classes": [int(number) for number in record["classes"]],
+        }
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{file} is not a record of a sampling run") from error
+
+
+def _image_name(index: int, label: int | None) -> str:
+    return f"{index:04d}.png" if label is None else f"{index:04d}_c{label}.png"
 
 
 def _write_png(path: Path, image: Image.Image) -> None:

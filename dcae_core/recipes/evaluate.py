@@ -14,10 +14,10 @@ from dcae_core.recipes.settings import (
     Section,
 )
 
-MetricName = Literal["psnr", "ssim", "lpips", "fid", "is", "precision_recall", "kid"]
+MetricName = Literal["psnr", "ssim", "lpips", "fid", "is", "precision_recall", "kid", "frechet"]
 RECONSTRUCTION_METRICS: tuple[MetricName, ...] = ("psnr", "ssim", "lpips")
-REFERENCE_METRICS: tuple[MetricName, ...] = ("fid", "precision_recall", "kid")
-MEASURED_NAMES = ("psnr", "ssim", "lpips", "fid", "is", "precision", "recall", "kid")
+REFERENCE_METRICS: tuple[MetricName, ...] = ("fid", "precision_recall", "kid", "frechet")
+MEASURED_NAMES = ("psnr", "ssim", "lpips", "fid", "is", "precision", "recall", "kid", "frechet")
 SCORE_NAMES = (*MEASURED_NAMES, "latent_mean", "latent_rms", "latent_std")
 
 
@@ -82,7 +82,7 @@ class EvaluateRecipe(Recipe):
     metrics: Annotated[list[MetricName], Field(min_length=1)] = ["psnr", "ssim"]
     """What is measured."""
     reference: str | None = None
-    """Statistics to compare with, from `dcae fid-ref`, the published code or ADM; null: the images themselves."""
+    """What to compare with: statistics of `dcae fid-ref`, the published code or ADM, or images; null: the originals."""
     inception_weights: str | None = None
     """A file of weights with the published names and shapes; null downloads the published one."""
     batch_size: Positive = 8
@@ -106,7 +106,8 @@ class EvaluateRecipe(Recipe):
             missing = [name for name in self.metrics if name in REFERENCE_METRICS]
             if missing and self.reference is None:
                 faults.append(
-                    f"reference: {missing[0]} compares with a reference; give a file of `dcae fid-ref` or ADM"
+                    f"reference: {missing[0]} compares with a reference; "
+                    "give a file of `dcae fid-ref` or ADM, or a folder of images"
                 )
         elif "precision_recall" in self.metrics and self.reference is not None:
             faults.append("metrics: precision_recall of an autoencoder compares with the images; leave reference out")

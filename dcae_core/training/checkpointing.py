@@ -25,6 +25,7 @@ from dcae_core.training.parallel import spread_like, whole
 from dcae_core.training.run_directory import STATE_NAME, complete_checkpoints, read_state
 from dcae_core.training.task import Progress, Task
 
+DATA_KEY = "data"
 _CHECKSUMS_NAME = "checksums.json"
 _DAMAGE = (
     OSError,
@@ -41,7 +42,9 @@ _DAMAGE = (
 )
 
 
-def collect_checkpoint(task: Task, progress: Progress, scaler: torch.amp.GradScaler) -> "Checkpoint":
+def collect_checkpoint(
+    task: Task, progress: Progress, scaler: torch.amp.GradScaler, data: dict[str, Any] | None = None
+) -> "Checkpoint":
     """Everything that a run goes on from, as whole tensors. All processes must ask together.
 
     Costs, where the network is spread over processes, a whole copy in the memory of each machine's CPU.
@@ -56,6 +59,8 @@ def collect_checkpoint(task: Task, progress: Progress, scaler: torch.amp.GradSca
         "loss_scale": scaler.state_dict(),
         "torch": torch.__version__,
     }
+    if data is not None:
+        state[DATA_KEY] = data
     return Checkpoint(tensors, optimisers, _random_states(), state)
 
 

@@ -167,9 +167,9 @@ def denoiser_config_of(recipe: TrainDiffusionRecipe, kind: LatentKind) -> Denois
     return denoiser_config(settings)
 
 
-def sample_settings(sampling: SamplingSettings, guidance_scale: float) -> SampleSettings:
-    """How images are made on the way."""
-    return SampleSettings(guidance_scale, sampling.seed, sampling.sampler, sampling.num_steps)
+def sample_settings(sampling: SamplingSettings, guidance_scale: float, *, has_classes: bool) -> SampleSettings:
+    """How images are made on the way: without guidance where there are no classes to guide towards."""
+    return SampleSettings(guidance_scale if has_classes else 1.0, sampling.seed, sampling.sampler, sampling.num_steps)
 
 
 def check_diffusion_recipe(recipe: TrainDiffusionRecipe) -> list[str]:
@@ -255,9 +255,11 @@ def _sampling_faults(recipe: TrainDiffusionRecipe, sampling: SamplingSettings, c
     scales = {"sampling": sampling.guidance_scale} | (
         {"sampling.fid": sampling.fid.guidance_scale} if sampling.fid is not None else {}
     )
+    # Latents without classes turn guidance off; a recipe that itself rules classes out may not ask for it.
+    has_classes = config.num_classes > 0 or recipe.network.num_classes == 0
     for path, scale in scales.items():
         try:
-            sample_settings(sampling, scale).check(recipe.objective, config)
+            sample_settings(sampling, scale, has_classes=has_classes).check(recipe.objective, config)
         except UsageError as error:
             faults.append(f"{path}: {error}")
     return faults

@@ -79,7 +79,7 @@ class LoopSettings:
     """How a phase is gone through; `..._every` counts steps.
 
     `batch_size` is per optimiser step, over all processes and the `accumulation` parts of a step; `total_steps` are
-    those of the whole run. `validate_every` is None for no validation.
+    those of the whole run. `validate_every` is None for no validation. Checkpoints also say what `data` says.
     """
 
     phase: str
@@ -90,6 +90,7 @@ class LoopSettings:
     checkpoint_every: int
     validate_every: int | None
     log_every: int
+    data: dict[str, Any] | None = None
 
 
 @dataclass
@@ -151,7 +152,7 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint of this moment."""
-        checkpoint = collect_checkpoint(self.task, self.progress, self.scaler)
+        checkpoint = collect_checkpoint(self.task, self.progress, self.scaler, self.settings.data)
         if is_main():
             self.run.save(self.progress.step, checkpoint.write)
             plot_metrics(self.run.read_metrics(), self.run.path / "metrics.png")

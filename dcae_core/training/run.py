@@ -16,9 +16,9 @@ from dcae_core.recipes.loading import write_recipe
 from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
 from dcae_core.recipes.yaml_reader import read_yaml
-from dcae_core.training.checkpointing import read_checkpoint, read_progress
+from dcae_core.training.checkpointing import DATA_KEY, read_checkpoint, read_progress
 from dcae_core.training.loop import Loop, LoopSettings, StopSignals, loss_scaler
-from dcae_core.training.run_directory import RunDirectory
+from dcae_core.training.run_directory import RunDirectory, read_state
 from dcae_core.training.task import Progress, RunLogger, SilentLogger, Task
 from dcae_core.training.trackers import RunLoggers, open_trackers
 
@@ -42,11 +42,13 @@ class RunOptions:
     """What is about this call rather than about the training; with `phase`, only that one is gone through.
 
     `resume`: "auto" continues what is in the run directory, "never" refuses to, a path continues that checkpoint.
+    `allow_changed_data` continues also with other images than before.
     """
 
     device: torch.device
     resume: str = "auto"
     phase: str | None = None
+    allow_changed_data: bool = False
 
 
 class RunPhase(NamedTuple):
@@ -83,6 +85,9 @@ class Run:
     ) -> None:
         self.directory, self.device, self.logger = directory, options.device, logger
         self._recipe, self._phases = recipe, phases
+        self._allow_changed_data = options.allow_changed_data
+        self._data: dict[str, Any] | None = None
+        self._changed_data: dict[str, Any] | None = None
         self.checkpoint = find_checkpoint(directory, options.resume)
         start = Progress(validation_due=validate_first)
         self.progress, self._last_phase = _where_to_begin(self.checkpoint, phases, options.phase, start)
@@ -102,6 +107,25 @@ class Run:
         step = self.progress.step if self.checkpoint is not None else -1
         self.directory.forget_metrics_after(step, validation_due=self.progress.validation_due)
         self.directory.forget_checkpoints_after(step)
+        if self._changed_data is not None:
+            self.directory.append_metrics({"step": self.progress.step, "changed_data": self._changed_data})
+
+    def check_data(self, identity: dict[str, Any]) -> None:
+        """Compare the images with those that the run was trained on so far; checkpoints record these from now on.
+
+        Raises:
+            UsageError: they are others, and the call does not allow that.
+        """
+        self._data = identity
+        before = read_state(self.checkpoint).get(DATA_KEY) if self.checkpoint is not None else None
+        if before in (None, identity):
+            return
+        if not self._allow_changed_data:
+            raise UsageError(
+                f"{self.directory.path} was trained on {before['images']:,} images, and these {identity['images']:,} "
+                "are not the same; put them back, or continue with --allow-changed-data"
+            )
+        self._changed_data = {"before": before, "now": identity}
 
     def note_start(self) -> None:
         """Say which checkpoint the run continues from, if it does."""
@@ -142,6 +166,7 @@ class Run:
             checkpoint_every=recipe.checkpoints.every,
             validate_every=validate_every,
             log_every=recipe.logging.every,
+            data=self._data,
         )
         return Loop(task, settings, self.directory, self.progress, scaler, signals, self.logger, num_workers)
 

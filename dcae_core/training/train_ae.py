@@ -1,5 +1,6 @@
 """Training an autoencoder: its images, one phase as the loop sees it, and the whole run."""
 
+import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
@@ -11,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from dcae_core.checkpoints import load_autoencoder, save_autoencoder
+from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME
+from dcae_core.checkpoints.training_runs import describe_training
 from dcae_core.data.batches import Batch, BatchPlan, CropSettings, CropStream, ImageCollection, load_batches
+from dcae_core.data.content import digest_of_images
 from dcae_core.data.decoded_cache import DecodedCache, open_decoded_cache
 from dcae_core.data.images import uint8_to_tensor
 from dcae_core.data.latents.statistics import LatentMoments, LatentStatistics
 from dcae_core.data.sources import DecodedOnDemand, find_images
-from dcae_core.distributed import barrier, is_local_main, is_main
+from dcae_core.distributed import barrier, broadcast_object, is_local_main, is_main
+from dcae_core.files import write_text
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.recipes.settings import ExecutionSettings
 from dcae_core.recipes.train_ae import DataSettings, PhaseSettings, TrainAutoencoderRecipe
@@ -47,14 +52,18 @@ class TrainingImages:
     """Random crops of the sources that a recipe names.
 
     Finding costs one scan of the folders; a decoded cache is filled on the first use: `note` is told every half a
-    minute how far that is, and `damaged` has lines about images that could not be put into it.
+    minute how far that is, and `damaged` has lines about images that could not be put into it. `identity` are the
+    images' number and digests, as the main process finds them.
     """
 
     def __init__(self, settings: DataSettings, note: Callable[[str], None] = lambda text: None) -> None:
         self._settings, self._note = settings, note
         self._told = time.monotonic()
         self.damaged: list[str] = []
+        self._digests: list[str] = []
         self._collections: list[ImageCollection] = [self._open(source.path) for source in settings.sources]
+        # Copies of the images on several machines are the main process's to compare.
+        self.identity = broadcast_object({"images": len(self), "sha256": self._digests})
 
     def __len__(self) -> int:
         return sum(len(collection) for collection in self._collections)
@@ -77,7 +86,10 @@ class TrainingImages:
         return CropStream(self._collections, weights, crops, seed, settings.damaged == "skip")
 
     def _open(self, path: str) -> ImageCollection:
-        images = DecodedOnDemand(find_images([path]))
+        found = find_images([path])
+        if is_main():
+            self._digests.append(digest_of_images(found))
+        images = DecodedOnDemand(found)
         if self._settings.decoded_cache is None:
             return images
         if is_local_main():
@@ -239,12 +251,16 @@ def train_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions, logge
     phases = [RunPhase(phase.name, phase.steps, phase.batch_size, phase.accumulation) for phase in recipe.phases]
     with open_run(recipe, phases, options, logger, validate_first=True) as run:
         images = TrainingImages(recipe.data, run.logger.note)
+        run.check_data(images.identity)
         validation = _open_validation(recipe, run)
         run.begin()
         if is_main():
             run.directory.append_damaged(images.damaged)
         run.logger.note(f"{len(images):,} images, {len(images.damaged)} damaged")
         network = _prepare(_build_network(recipe, images, run), recipe.execution, run.device)
+        if is_main():
+            description = describe_training(network.config, _kept_scaling_factor(recipe, network, len(recipe.phases)))
+            write_text(run.directory.path / OWN_CONFIG_NAME, json.dumps(description, indent=1) + "\n")
         if run.checkpoint is not None:
             load_weights(network, run.checkpoint / f"{AUTOENCODER}.safetensors")
         run.note_start()
@@ -276,7 +292,8 @@ def _train_phase(
         loop.train(batches)
     if task.ema is not None:
         task.ema.apply()
-    _export(recipe, network, run.directory.path / "phases" / phase.name)
+    kept = _kept_scaling_factor(recipe, network, index + 1)
+    _export(recipe, network, run.directory.path / "phases" / phase.name, kept)
 
 
 def _open_validation(recipe: TrainAutoencoderRecipe, run: Run) -> ReconstructionValidation | None:
@@ -311,21 +328,26 @@ def _prepare(network: Autoencoder, execution: ExecutionSettings, device: torch.d
     return network
 
 
+def _kept_scaling_factor(recipe: TrainAutoencoderRecipe, network: Autoencoder, num_phases: int) -> float | None:
+    """That of the weights the run began with, where its first phases leave the encoder, and so latents, as they are."""
+    parts = [part for phase in recipe.phases[:num_phases] for part in phase.parts]
+    return network.scaling_factor if all(part.startswith("decoder") for part in parts) else None
+
+
 def _save_result(recipe: TrainAutoencoderRecipe, run: Run, network: Autoencoder, images: TrainingImages) -> Path:
     phase = recipe.phases[-1]
     num_batches = -(-recipe.latent_statistics_images // phase.batch_size)
     seed, plan = (recipe.seed, _STATISTICS_STREAM), BatchPlan(phase.batch_size)
     with closing(images.batches(phase.resolution, seed, plan, range(num_batches))) as batches:
         statistics = measure_latents(network, (batch.pixels for batch in batches))
-    scaling_factor = statistics.scaling_factor
+    kept = _kept_scaling_factor(recipe, network, len(recipe.phases))
+    factor = f"1/rms = {statistics.scaling_factor:.4f}" if kept is None else f"{kept:.4f} as before: so is the encoder"
     if statistics.rms == 0:
         run.logger.note("warning: all latents are zero, the autoencoder has collapsed; its scaling factor is set to 1")
-    run.logger.note(
-        f"latents: mean {statistics.mean:.4f}, rms {statistics.rms:.4f}, scaling factor 1/rms = {scaling_factor:.4f}"
-    )
+    run.logger.note(f"latents: mean {statistics.mean:.4f}, rms {statistics.rms:.4f}, scaling factor {factor}")
     directory = run.directory.path / "autoencoder"
     measured = statistics.to_dict() | {"num_images": num_batches * phase.batch_size}
-    _export(recipe, network, directory, scaling_factor, {"latent_statistics": measured})
+    _export(recipe, network, directory, kept or statistics.scaling_factor, {"latent_statistics": measured})
     return directory
 
 

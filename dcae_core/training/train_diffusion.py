@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dcae_core.checkpoints.autoencoders import OWN_CONFIG_NAME
 from dcae_core.checkpoints.denoisers import DESCRIPTION_KEY, DiffusionParts, describe_denoiser
+from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME
 from dcae_core.data.batches import BatchPlan
 from dcae_core.data.latents import (
     GlobalShuffle,
     LatentDataset,
+    Manifest,
     Order,
     WindowShuffle,
     check_encoder,
@@ -24,6 +25,7 @@ from dcae_core.data.latents import (
     verify_dataset,
 )
 from dcae_core.data.latents.loader import LatentBatch
+from dcae_core.data.latents.manifest import EncoderRecord
 from dcae_core.data.latents.store import LocalStore
 from dcae_core.diffusion.objectives import OBJECTIVES, Objective
 from dcae_core.distributed import broadcast_object, is_main
@@ -221,7 +223,7 @@ def train_diffusion(recipe: TrainDiffusionRecipe, options: RunOptions, logger: R
         validation = _open_validation(recipe, run, dataset, config)
         run.begin()
         if is_main():
-            write_text(run.directory.path / OWN_CONFIG_NAME, _describe(recipe, dataset, config))
+            write_text(run.directory.path / OWN_CONFIG_NAME, _describe(recipe, dataset, config, run.directory.path))
         network = _build_network(recipe, config, run)
         run.note_start()
         task = DiffusionTask(network, recipe, manifest.scaling_factor, validation)
@@ -279,7 +281,10 @@ def _refuse_other_latents(recipe: TrainDiffusionRecipe, run: Run, dataset: Laten
 
 def _verify(recipe: TrainDiffusionRecipe, dataset: LatentDataset) -> None:
     """Prove the latents' checksums in the main process; every process stops where they are wrong."""
-    if not recipe.loading.verify or not isinstance(dataset.store, LocalStore):
+    if not isinstance(dataset.store, LocalStore):
+        return
+    if not recipe.loading.verify:
+        dataset.check_shards()
         return
     faults = broadcast_object(verify_dataset(recipe.latents)[1] if is_main() else None)
     if faults:
@@ -292,18 +297,32 @@ def _open_validation(
     """What samples from the network on the way; the autoencoder has to prove first that the latents are its own."""
     manifest, where = dataset.manifest, dataset.store.where
     if recipe.sampling is None:
-        check_encoder(manifest, where, name=encoder_name(recipe.autoencoder), fingerprint=None)
+        _check_unloaded(manifest, where, recipe.autoencoder)
         return None
     autoencoder, record = load_encoder(recipe.autoencoder, device=run.device, dtype=torch.float32)
-    check_encoder(manifest, where, name=record.name, fingerprint=record.fingerprint)
+    check_encoder(manifest, where, record)
     parts = DiffusionParts(nn.Identity(), autoencoder, recipe.objective, manifest.scaling_factor, config)
     return SamplingValidation(parts, recipe.sampling, recipe.steps, run.directory.path / "samples")
 
 
-def _describe(recipe: TrainDiffusionRecipe, dataset: LatentDataset, config: DenoiserConfig) -> str:
+def _check_unloaded(manifest: Manifest, where: str, model: str | None) -> None:
+    """As `_open_validation` does, without a download: of an autoencoder that is not on this disk the name has to do."""
+    record = EncoderRecord(name=encoder_name(model), scaling_factor=None)
+    if manifest.encoder.fingerprint is not None and (model is None or Path(model).exists()):
+        _, record = load_encoder(model, device=torch.device("cpu"), dtype=torch.float32, prepare=False)
+    check_encoder(manifest, where, record)
+
+
+def _describe(recipe: TrainDiffusionRecipe, dataset: LatentDataset, config: DenoiserConfig, where: Path) -> str:
     manifest = dataset.manifest
     diffusion = describe_denoiser(
-        config, recipe.objective, recipe.autoencoder, manifest.scaling_factor, manifest.classes
+        config,
+        recipe.objective,
+        recipe.autoencoder,
+        manifest.scaling_factor,
+        manifest.classes,
+        where=where,
+        made_by=(manifest.encoder.fingerprint, manifest.encoder.encoder_fingerprint),
     )
     values = {DESCRIPTION_KEY: diffusion, _LATENTS_KEY: manifest.identity()}
     return json.dumps(values, indent=1, ensure_ascii=False) + "\n"

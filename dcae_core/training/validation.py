@@ -183,7 +183,9 @@ class SamplingValidation:
         stop: Callable[[], bool],
     ) -> Iterator[Tensor]:
         """uint8 images (n, 3, H, W), batch by batch, until `stop` turns true."""
-        settings: SampleSettings = sample_settings(self._settings, guidance_scale)
+        settings: SampleSettings = sample_settings(
+            self._settings, guidance_scale, has_classes=self._parts.config.num_classes > 0
+        )
         batches = pipeline.generate_batches(
             classes, settings, batch_size=self._settings.batch_size, skip=lambda number: stop() or not is_mine(number)
         )

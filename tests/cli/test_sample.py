@@ -52,8 +52,8 @@ def test_images_grid_latents_and_report(dcae, models, tmp_path) -> None:
     library = load_diffusion(models / "imagenet").generate([207, 980, 207], 1.5, num_steps=3)
     assert relative_error(latents["latents"], library.latents) < 1e-5
     with Image.open(out / "grid.png") as grid, Image.open(out / "0002_c207.png") as third:
-        assert grid.size == (128, 128)
-        assert grid.crop((0, 64, 64, 128)).tobytes() == third.tobytes()
+        assert grid.size == (128, 2 * (64 + 14))  # each row with a line of class names
+        assert grid.crop((0, 78, 64, 142)).tobytes() == third.tobytes()
     assert str(tmp_path) not in (out / "sample.json").read_text()
 
 

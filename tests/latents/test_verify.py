@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from dcae_core.data.latents import check_encoder, verify_dataset
+from dcae_core.data.latents.manifest import EncoderRecord
 from dcae_core.errors import DataError
 
 from .datasets import write_dataset
@@ -77,9 +78,18 @@ def test_a_cut_manifest_is_refused(tmp_path):
 def test_latents_of_another_encoder_are_refused_by_name(tmp_path):
     manifest = write_dataset(tmp_path, COUNTS)
     name = manifest.encoder.name
-    check_encoder(manifest, "here", name="a renamed directory", fingerprint="a" * 64)
-    check_encoder(manifest, "here", name=name, fingerprint=None)
+
+    def check(name: str, fingerprint: str | None, encoder_fingerprint: str | None = None) -> None:
+        used = EncoderRecord(
+            name=name, fingerprint=fingerprint, encoder_fingerprint=encoder_fingerprint, scaling_factor=None
+        )
+        check_encoder(manifest, "here", used)
+
+    check("a renamed directory", "a" * 64)
+    check(name, None)
     with pytest.raises(DataError, match=f"{name}.*not by {name} .bbbbbbbbbbbb"):
-        check_encoder(manifest, "here", name=name, fingerprint="b" * 64)
+        check(name, "b" * 64)
+    with pytest.raises(DataError, match=f"not by {name}"):
+        check(name, "b" * 64, "c" * 64)  # nothing is known of the encoder alone
     with pytest.raises(DataError, match=r"not by dc-ae-f64c128-in-1\.0"):
-        check_encoder(manifest, "here", name="dc-ae-f64c128-in-1.0", fingerprint=None)
+        check("dc-ae-f64c128-in-1.0", None)

@@ -7,9 +7,17 @@ file written, so a directory that has one is complete.
 import hashlib
 import json
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from dcae_core.data.latents.statistics import LatentStatistics
 from dcae_core.errors import DataError
@@ -19,6 +27,7 @@ MANIFEST_NAME = "manifest.json"
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 LatentDtype = Literal["float16", "bfloat16", "float32"]
+Side = Annotated[int, Field(gt=0, lt=1 << 20)]
 
 
 class Record(BaseModel):
@@ -32,7 +41,25 @@ class EncoderRecord(Record):
 
     name: str
     fingerprint: str | None = None  # None: latents made by other software, known by the encoder's name alone
-    scaling_factor: float | None = Field(gt=0)  # None: none was published; 1 / rms of the dataset takes its place
+    encoder_fingerprint: str | None = None  # of the encoder alone; None: written before it was recorded
+    scaling_factor: float | None = Field(gt=0, allow_inf_nan=False)  # None: 1 / rms of the dataset takes its place
+
+    def is_encoder_of(self, other: "EncoderRecord") -> bool:
+        """Whether both make the same latents, as far as the records know."""
+        if self.fingerprint is None or other.fingerprint is None:
+            return self.name == other.name
+        same_encoder = self.encoder_fingerprint is not None and self.encoder_fingerprint == other.encoder_fingerprint
+        return self.fingerprint == other.fingerprint or same_encoder
+
+    def describe(self) -> str:
+        """Its name, and enough of its fingerprint to tell it from others."""
+        return self.name + (f" ({self.fingerprint[:12]})" if self.fingerprint else "")
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_unknown(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A manifest that was written before keeps its bytes, and so its identity."""
+        values: dict[str, Any] = serialise(self)
+        return values if self.encoder_fingerprint else {k: v for k, v in values.items() if k != "encoder_fingerprint"}
 
 
 class TransformRecord(Record):
@@ -75,7 +102,7 @@ class Manifest(Record):
     transform: TransformRecord
     encoding: dict[str, Any]  # settings that the bytes depend on: batch size, compute dtype, ...
     dtype: LatentDtype
-    latent_shape: tuple[int, int, int]  # (C, h, w)
+    latent_shape: tuple[Side, Side, Side]  # (C, h, w)
     count: int = Field(ge=0)
     classes: list[str]  # label k is classes[k]; one class for images without
     statistics: LatentStatistics | None
@@ -86,6 +113,11 @@ class Manifest(Record):
     def _consistent(self) -> "Manifest":
         if sum(shard.count for shard in self.shards) != self.count:
             raise ValueError("the shards' counts do not add up to the dataset's count")
+        for shard in self.shards:
+            if shard.bytes < shard.count * self.item_bytes:
+                raise ValueError(f"{shard.file} is too small for {shard.count} latents of {self.latent_shape}")
+        for statistics in (self.statistics, *(shard.statistics for shard in self.shards)):
+            self._check_statistics(statistics)
         for field in ("file", "sha256"):
             seen: dict[str, int] = {}
             for number, shard in enumerate(self.shards):
@@ -93,6 +125,11 @@ class Manifest(Record):
                 if first != number:
                     raise ValueError(f"duplicate shard: entries {first} and {number} are both {shard.file}")
         return self
+
+    def _check_statistics(self, statistics: LatentStatistics | None) -> None:
+        for values in (statistics.channel_mean, statistics.channel_mean_square) if statistics else ():
+            if len(values) != self.latent_shape[0] or not all(map(math.isfinite, values)):
+                raise ValueError(f"statistics are not {self.latent_shape[0]} finite numbers")
 
     @property
     def item_bytes(self) -> int:
@@ -133,19 +170,16 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise DataError(f"{where} is not a usable latent manifest: {field}: {fault['msg']}") from error
 
 
-def check_encoder(manifest: Manifest, where: str, *, name: str, fingerprint: str | None) -> None:
-    """Refuse, with DataError, latents that were made by another autoencoder than the one in use.
+def check_encoder(manifest: Manifest, where: str, used: EncoderRecord) -> None:
+    """Refuse, with DataError, latents that were made by another encoder than the one in use.
 
-    Fingerprints decide where both sides have one; otherwise names do.
+    Fingerprints decide where both sides have one, of the encoder alone where the decoders differ; otherwise names do.
     """
-    encoder = manifest.encoder
-    both_known = fingerprint is not None and encoder.fingerprint is not None
-    same = fingerprint == encoder.fingerprint if both_known else name == encoder.name
-    if not same:
-        made = encoder.name + (f" ({encoder.fingerprint[:12]})" if encoder.fingerprint else "")
-        used = name + (f" ({fingerprint[:12]})" if fingerprint else "")
+    made = manifest.encoder
+    if not made.is_encoder_of(used):
         raise DataError(
-            f"the latents in {where} were made by {made}, not by {used}; use that autoencoder or encode again"
+            f"the latents in {where} were made by {made.describe()}, not by {used.describe()}; name the autoencoder "
+            "that made them (autoencoder: DIR in the recipe), or encode again"
         )
 
 

@@ -141,6 +141,10 @@ class _OpenShard:
             header, str(path), dtype=manifest.dtype, latent_shape=manifest.latent_shape
         )
         self.labels = np.frombuffer(self.read(self.layout.labels, 8 * self.layout.count), dtype="<i8")
+        num_labels = max(1, len(manifest.classes))
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < num_labels:
+            wrong = self.labels[(self.labels < 0) | (self.labels >= num_labels)][0]
+            raise DataError(f"{path} has label {wrong}, the manifest knows 0 to {num_labels - 1}; encode again")
 
     def read(self, offset: int, length: int) -> bytes:
         content = os.pread(self.descriptor, length, offset)
@@ -156,12 +160,29 @@ class _OpenShard:
         if length != row.nbytes:
             raise self._cut_short()
 
+    def names(self, copies: int) -> list[str]:
+        """Names of the images, one for each `copies` latents."""
+        if not self.layout.count:
+            return []
+        text = self.read(self.layout.names, self.layout.end - self.layout.names).decode("utf-8", "surrogateescape")
+        names = text.split("\n")
+        if len(names) * copies != self.layout.count:
+            raise DataError(f"{self.path} has {len(names)} names for {self.layout.count} latents; encode again")
+        return names
+
     def _cut_short(self) -> DataError:
         return DataError(f"{self.path} is cut short; restore it or encode the dataset again")
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+
+
+def _open_shard(store: ShardStore, record: ShardRecord, manifest: Manifest) -> _OpenShard:
+    shard = _OpenShard(store.fetch(record), manifest)
+    if shard.layout.count != record.count or shard.layout.end != record.bytes:
+        raise DataError(f"{store.where}/{record.file} does not hold what the manifest says; restore it")
+    return shard
 
 
 class LatentDataset:
@@ -219,16 +240,22 @@ class LatentDataset:
         numbers = np.searchsorted(self._ends, indices, side="right")
         return numbers, indices - self._starts[numbers]
 
+    def check_shards(self) -> None:
+        """Read the header and the labels of every shard now, rather than when one is first touched.
+
+        Raises:
+            DataError: shapes, number types, counts or labels are not what the manifest says.
+        """
+        for number in range(len(self.manifest.shards)):
+            self._shard(number)
+
     def prefetch(self, shard_numbers: Sequence[int] | np.ndarray) -> None:
         """Start to fetch these shards, where fetching is needed, and return at once."""
         self.store.prefetch(self.manifest.shards[int(number)] for number in shard_numbers)
 
     def names(self, shard_number: int) -> list[str]:
         """Names of the images of one shard, in order (one per image, also where there are two items of each)."""
-        shard = self._shard(shard_number)
-        layout = shard.layout
-        text = shard.read(layout.names, layout.end - layout.names).decode("utf-8", "surrogateescape")
-        return text.split("\n") if layout.count else []
+        return self._shard(shard_number).names(self.manifest.copies)
 
     def _shard(self, number: int) -> _OpenShard:
         with self._lock:
@@ -237,9 +264,7 @@ class LatentDataset:
                 self._open.move_to_end(number)
                 return shard
         record = self.manifest.shards[number]
-        shard = _OpenShard(self.store.fetch(record), self.manifest)
-        if shard.layout.count != record.count or shard.layout.end != record.bytes:
-            raise DataError(f"{self.store.where}/{record.file} does not hold what the manifest says; restore it")
+        shard = _open_shard(self.store, record, self.manifest)
         with self._lock:
             self._open[number] = shard
             if len(self._open) > _MAX_OPEN_SHARDS:
@@ -248,7 +273,7 @@ class LatentDataset:
 
 
 def verify_dataset(url: str | Path, advance: Advance | None = None) -> tuple[Manifest, list[str]]:
-    """Read every byte of the dataset once and compare checksums.
+    """Read every byte of the dataset once and compare checksums, then shapes, number types, counts and labels.
 
     Args:
         url: directory of the dataset, local or any fsspec URL.
@@ -256,7 +281,8 @@ def verify_dataset(url: str | Path, advance: Advance | None = None) -> tuple[Man
 
     Returns:
         The manifest, and one line for each fault: a missing shard, one whose bytes changed, one that is a copy of
-        another, a file that looks like a shard but is not in the manifest. No line: the dataset is whole.
+        another, one that does not hold what the manifest says, a file that looks like a shard but is not in the
+        manifest. No line: the dataset is whole.
 
     Raises:
         DataError: the manifest itself is missing, damaged or contradicts itself (it lists a shard twice, say).
@@ -268,6 +294,8 @@ def verify_dataset(url: str | Path, advance: Advance | None = None) -> tuple[Man
     faults = []
     for shard in manifest.shards:
         fault = _fault_of(store, shard, by_checksum)
+        if fault is None and isinstance(store, LocalStore):  # a remote shard proves it when it is opened
+            fault = _contradiction(store, shard, manifest)
         if fault:
             faults.append(fault)
         if advance:
@@ -288,6 +316,15 @@ def _fault_of(store: ShardStore, shard: ShardRecord, by_checksum: dict[str, str]
     if found in by_checksum:
         return f"{where} is a duplicate of shard {by_checksum[found]}; restore it or encode the dataset again"
     return f"{where} is damaged: its checksum is not the manifest's; restore it or encode the dataset again"
+
+
+def _contradiction(store: ShardStore, shard: ShardRecord, manifest: Manifest) -> str | None:
+    """What a whole shard has otherwise than its manifest says."""
+    try:
+        _open_shard(store, shard, manifest).names(manifest.copies)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _unlisted_shards(directory: Path, manifest: Manifest) -> list[str]:

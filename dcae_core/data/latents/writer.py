@@ -29,6 +29,7 @@ from dcae_core.errors import DataError, UsageError
 from dcae_core.files import lock, make_directory, remove_leftovers, write_bytes, write_text
 
 PLAN_NAME = "unfinished.json"
+IMAGES_KEY = "images_content_sha256"  # of `DatasetPlan.encoding`: what tells changed images from the encoded ones
 
 
 class DatasetPlan(Record):
@@ -41,6 +42,15 @@ class DatasetPlan(Record):
     latent_shape: tuple[int, int, int]
     classes: list[str]
     num_shards: int
+
+    def in_terms_of(self, earlier: "DatasetPlan") -> "DatasetPlan":
+        """The plan without what an earlier version did not record, under the name that the encoder had then."""
+        known = {key: value for key, value in self.encoding.items() if key != IMAGES_KEY or key in earlier.encoding}
+        encoder, before = self.encoder, earlier.encoder
+        if encoder.fingerprint is not None and encoder.fingerprint == before.fingerprint:
+            named = {"name": before.name, "encoder_fingerprint": before.encoder_fingerprint}
+            encoder = encoder.model_copy(update=named)
+        return self.model_copy(update={"encoding": known, "encoder": encoder})
 
 
 class FinishedShard(Record):
@@ -77,11 +87,17 @@ class LatentDatasetWriter:
             if any(not entry.name.startswith(".") for entry in self.directory.iterdir()):
                 raise UsageError(f"{self.directory} holds other files; choose an empty or new directory for --out")
             write_text(self.directory / PLAN_NAME, self.plan.model_dump_json(indent=1) + "\n")
-        elif earlier != self.plan:
-            raise UsageError(
-                f"{self.directory} holds latents made with other settings ({_first_difference(earlier, self.plan)}); "
-                "choose another --out, or remove it to encode again"
-            )
+            return
+        self.plan = self.plan.in_terms_of(earlier)
+        if earlier == self.plan:
+            return
+        of_same_images = self.plan.model_copy(update={"encoding": self.plan.encoding | _images_of(earlier)})
+        made = f"made with other settings ({_first_difference(earlier, self.plan)})"
+        raise UsageError(
+            f"{self.directory} holds latents "
+            f"{'of images that have changed since' if earlier == of_same_images else made}; "
+            "choose another --out, or remove it to encode again"
+        )
 
     def finished(self, number: int) -> FinishedShard | None:
         """The record of shard `number` if it is complete, else None."""
@@ -148,6 +164,10 @@ class LatentDatasetWriter:
 
     def _record_path(self, number: int) -> Path:
         return self.directory / f"shard-{number:06d}.json"
+
+
+def _images_of(plan: DatasetPlan) -> dict[str, Any]:
+    return {key: value for key, value in plan.encoding.items() if key == IMAGES_KEY}
 
 
 def _first_difference(earlier: DatasetPlan, now: DatasetPlan) -> str:

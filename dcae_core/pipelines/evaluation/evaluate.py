@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dcae_core.checkpoints import load_autoencoder
 from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
+from dcae_core.checkpoints.training_runs import model_name
 from dcae_core.devices import parse_dtype
 from dcae_core.distributed import broadcast_object
 from dcae_core.files import cache_directory
@@ -17,32 +18,34 @@ from dcae_core.metrics.inception import InceptionExtractor, load_inception
 from dcae_core.metrics.lpips import load_lpips
 from dcae_core.metrics.reference import Reference, read_reference
 from dcae_core.models.inference import prepare_for_inference
+from dcae_core.pipelines.encode import encoder_name
 from dcae_core.pipelines.evaluation import inputs
+from dcae_core.pipelines.evaluation.comparability import require_comparable, warnings_about
 from dcae_core.pipelines.evaluation.parts import (
+    ORIGINAL,
+    EmbeddedFeatureMeasurement,
     FeatureMeasurement,
     Measure,
     PartStore,
     ReconstructionMeasurement,
     evaluation_key,
     measure_parts,
+    measure_together,
 )
 from dcae_core.pipelines.evaluation.scores import (
     PER_IMAGE,
     Evaluation,
     Gathered,
     ShownImage,
-    compare_with_originals,
+    compare_with_images,
     compare_with_reference,
     compute_scores,
     gather,
-    require_comparable,
-    warnings_about,
 )
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
 from dcae_core.progress import OpenProgress, no_progress
 from dcae_core.recipes.evaluate import EvaluateRecipe
 from dcae_core.weights import fingerprint
-from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
 _ON_FEATURES = ("fid", "is", "precision_recall", "kid")
 
@@ -91,16 +94,17 @@ def evaluate(
         ResourceError: no room for the finished parts.
         UsageError: the same evaluation is running already.
     """
-    reference = None if recipe.reference is None else read_reference(Path(recipe.reference))
+    reference = None
+    if recipe.reference is not None and not inputs.names_images(recipe.reference):
+        reference = read_reference(Path(recipe.reference))
     extractor = _load_extractor(recipe, device)
     if reference is not None and extractor is not None:
         require_comparable(reference)
-    needs_their_features = reference is not None and {"precision_recall", "kid"} & set(recipe.metrics)
-    their_images = inputs.ReferenceImages(reference) if reference is not None and needs_their_features else None
-    plan = _plan(recipe, device, extractor, reference)
+    plan = _plan(recipe, device, extractor)
+    their_images, identity_of_theirs = _their_images(recipe, reference, plan.source.size)
     key = evaluation_key(
         recipe=recipe.model_dump(exclude={"expected"}),
-        reference=reference and reference.sha256,
+        reference=reference.sha256 if reference is not None else identity_of_theirs,
         inception=extractor and extractor.sha256,
         device=torch.device(device).type,
         identity=plan.identity,
@@ -110,8 +114,9 @@ def evaluate(
     store, their_store = PartStore(place), PartStore(place.with_name(f"{place.name}-reference"))
     with store.held(), their_store.held():
         gathered, theirs = _run(plan.source, plan.measure, store, recipe, progress, "measure"), None
-        if their_images is not None and extractor is not None:
-            measure = FeatureMeasurement(extractor)
+        if their_images is not None:
+            measure = _feature_measure(recipe, device, extractor)
+            assert measure is not None
             theirs = _run(their_images, measure, their_store, recipe, progress, "measure the reference")
         if gathered is None:
             return None
@@ -140,16 +145,41 @@ def _load_extractor(recipe: EvaluateRecipe, device: torch.device | str) -> Incep
     return load_inception(weights, device=device)
 
 
-def _plan(
-    recipe: EvaluateRecipe,
-    device: torch.device | str,
-    extractor: InceptionExtractor | None,
-    reference: Reference | None,
-) -> _Plan:
-    with_logits = "is" in recipe.metrics
-    features = None if extractor is None else FeatureMeasurement(extractor, with_logits=with_logits)
+def _their_images(
+    recipe: EvaluateRecipe, reference: Reference | None, size: tuple[int, int]
+) -> tuple[inputs.ImageSource | None, Any]:
+    """What the measured images are compared with where statistics do not do, and what changes when it changes.
+
+    Raises:
+        DataError: there are none, or statistics alone where images are needed.
+    """
+    if reference is not None:
+        if set(recipe.metrics) & {"precision_recall", "kid", "frechet"}:
+            return inputs.ReferenceImages(reference), None
+        return None, None
+    if recipe.reference is None:
+        return None, None
+    images, _ = inputs.find_once([recipe.reference])
+    side = recipe.resolution or (size[0] if size[0] == size[1] else None)
+    return inputs.ImageFiles(images, side, recipe.damaged == "skip"), inputs.identity_of(images)
+
+
+def _feature_measure(
+    recipe: EvaluateRecipe, device: torch.device | str, extractor: InceptionExtractor | None
+) -> Measure | None:
+    """The features that the metrics are on; None where none is."""
+    measures: list[Measure] = []
+    if extractor is not None:
+        measures.append(FeatureMeasurement(extractor, with_logits="is" in recipe.metrics))
+    if "frechet" in recipe.metrics:
+        measures.append(EmbeddedFeatureMeasurement(device))
+    return measure_together(measures) if measures else None
+
+
+def _plan(recipe: EvaluateRecipe, device: torch.device | str, extractor: InceptionExtractor | None) -> _Plan:
+    features = _feature_measure(recipe, device, extractor)
     if recipe.autoencoder is not None:
-        return _plan_autoencoder(recipe, device, features, reference)
+        return _plan_autoencoder(recipe, device, features)
     assert features is not None  # the recipe's own check: only autoencoders have other metrics
     if recipe.diffusion is not None:
         return _plan_diffusion(recipe, device, features)
@@ -159,12 +189,7 @@ def _plan(
     return _Plan(f"images in {recipe.generated}", source, features, {"images": inputs.identity_of(images)}, notes=notes)
 
 
-def _plan_autoencoder(
-    recipe: EvaluateRecipe,
-    device: torch.device | str,
-    features: FeatureMeasurement | None,
-    reference: Reference | None,
-) -> _Plan:
+def _plan_autoencoder(recipe: EvaluateRecipe, device: torch.device | str, features: Measure | None) -> _Plan:
     assert recipe.autoencoder is not None
     images, notes = inputs.find_once([recipe.images or str(inputs.sample_pack_directory())])
     if recipe.num_images is not None:
@@ -175,23 +200,25 @@ def _plan_autoencoder(
     identity = {"images": inputs.identity_of(images), "network": fingerprint(plain)}
     network = prepare_for_inference(plain.to(device, parse_dtype(recipe.autoencoder.dtype)))
     measure = ReconstructionMeasurement(
-        network, recipe.metrics, lpips=lpips, features=features, with_original_features=reference is None
+        network, recipe.metrics, lpips=lpips, features=features, with_original_features=recipe.reference is None
     )
-    subject = f"autoencoder {recipe.autoencoder.model or EMBEDDED_AUTOENCODER}"
+    subject = f"autoencoder {encoder_name(recipe.autoencoder.model)}"
     return _Plan(subject, source, measure, identity, lambda u8: measure.reconstruct(u8)[0].cpu(), notes)
 
 
-def _plan_diffusion(recipe: EvaluateRecipe, device: torch.device | str, features: FeatureMeasurement) -> _Plan:
+def _plan_diffusion(recipe: EvaluateRecipe, device: torch.device | str, features: Measure) -> _Plan:
     subject = recipe.diffusion
     assert subject is not None
     settings = SampleSettings(subject.guidance_scale, subject.seed, subject.sampler, subject.num_steps)
     files = locate_diffusion(subject.model)
     settings.check(files.prediction, files.config)
     dtype = parse_dtype(subject.dtype)
-    pipeline = DiffusionPipeline(read_diffusion(files, autoencoder=subject.autoencoder, device=device, dtype=dtype))
+    parts = read_diffusion(files, autoencoder=subject.autoencoder, device=device, dtype=dtype)
+    pipeline = DiffusionPipeline(parts)
+    name = model_name(files.where) if files.where.is_dir() else files.name
     source = inputs.GeneratedSamples(pipeline, subject.num, settings, recipe.batch_size)
     networks = {"network": fingerprint(pipeline.denoiser), "autoencoder": fingerprint(pipeline.autoencoder)}
-    return _Plan(f"diffusion model {files.name}", source, features, networks)
+    return _Plan(f"diffusion model {name}", source, features, networks, notes=list(parts.warnings))
 
 
 def _conclude(
@@ -206,8 +233,10 @@ def _conclude(
     comparison = None
     if reference is not None:
         comparison = compare_with_reference(reference, theirs)
-    elif extractor is not None and plan.show is not None:
-        comparison = compare_with_originals(gathered)
+    elif theirs is not None:
+        comparison = compare_with_images(f"{theirs.count} images in {recipe.reference}", theirs)
+    elif plan.show is not None:
+        comparison = compare_with_images(f"the {gathered.count} originals", gathered, ORIGINAL)
     sha256 = extractor.sha256 if extractor else None
     scores = compute_scores(gathered, recipe.metrics, sha256, comparison)
     values = {name: gathered.columns[name].tolist() for name in PER_IMAGE if name in gathered.columns}
@@ -218,7 +247,7 @@ def _conclude(
         scores=scores,
         num_images=gathered.count,
         damaged=gathered.damaged,
-        warnings=plan.notes + warnings_about(scores, reference, sha256),
+        warnings=plan.notes + warnings_about(scores, reference, sha256, plan.source.size),
         latent=gathered.latent,
         names=[plan.source.name(index) for index in gathered.indices] if values else [],
         values=values,

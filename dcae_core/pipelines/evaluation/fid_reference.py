@@ -10,6 +10,7 @@ from dcae_core.distributed import broadcast_object
 from dcae_core.files import cache_directory
 from dcae_core.metrics.frechet import Gaussian
 from dcae_core.metrics.inception import FID_RESIZE, NUM_FEATURES, load_inception
+from dcae_core.pipelines.evaluation.comparability import IMAGE_SIZE, size_text
 from dcae_core.pipelines.evaluation.inputs import ImageFiles, find_once, identity_of
 from dcae_core.pipelines.evaluation.parts import (
     FeatureMeasurement,
@@ -87,16 +88,19 @@ def measure_reference(
         if parts is None:
             return None
         gathered = gather(parts, ("fid",))
-        description = _describe(gathered, resolution, extractor.sha256)
+        description = _describe(gathered, resolution, source.size, extractor.sha256)
         reference = FidReference(gaussian_of(gathered), description, _warnings(gathered, notes))
         publish(reference)
     return reference
 
 
-def _describe(gathered: Gathered, resolution: int | None, inception_sha256: str) -> dict[str, str | int]:
+def _describe(
+    gathered: Gathered, resolution: int | None, size: tuple[int, int], inception_sha256: str
+) -> dict[str, str | int]:
     return {
         "num_images": gathered.count,
         "num_damaged": len(gathered.damaged),
+        IMAGE_SIZE: size_text(size),
         "resolution": resolution or "as the files are",
         "transform": "ADM centre crop" if resolution else "none",
         "resize": FID_RESIZE,

@@ -1,5 +1,6 @@
 """Where the images of an evaluation come from."""
 
+import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -20,6 +21,7 @@ from dcae_core.data.sources import ImageReference, find_images
 from dcae_core.errors import DataError, printable
 from dcae_core.metrics.reference import Reference
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings, draw_classes
+from dcae_core.pipelines.sample_directory import find_samples
 
 
 def sample_pack_directory() -> Path:
@@ -48,6 +50,10 @@ class ImageBatch:
 class ImageSource(Protocol):
     """A fixed number of images of one size, read or made by number."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
@@ -68,7 +74,7 @@ class ImageFiles:
         self._images = images
         self._resolution = resolution
         self._skip_damaged = skip_damaged
-        self._size, self._pattern = self._first_size()
+        self.size, self._pattern = self._first_size()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -88,7 +94,7 @@ class ImageFiles:
                 yield self._stack(indices, islice(images, len(indices)))
 
     def _stack(self, indices: range, images: Iterable[Image.Image | DataError]) -> ImageBatch:
-        width, height = self._size
+        width, height = self.size
         batch = ImageBatch(torch.zeros(len(indices), 3, height, width, dtype=torch.uint8))
         for place, image in enumerate(images):
             if isinstance(image, DataError):
@@ -96,7 +102,7 @@ class ImageFiles:
                     raise image
                 batch.damaged[place] = str(image)
                 continue
-            if image.size != self._size:
+            if image.size != self.size:
                 raise DataError(
                     f"images of different sizes: {self._pattern} is {width}x{height}, "
                     f"{self._images[indices[place]].name} {image.width}x{image.height}; "
@@ -132,10 +138,12 @@ class ReferenceImages:
     def __init__(self, reference: Reference) -> None:
         if reference.num_images == 0:
             raise DataError(
-                f"{reference.path} holds statistics alone; precision, recall and KID compare with images: "
-                "give ADM's reference batch"
+                f"{reference.path} holds statistics alone; precision, recall, KID and --frechet compare with images: "
+                "give ADM's reference batch or a folder"
             )
         self._reference = reference
+        height, width = next(reference.images([range(1)])).shape[-2:]
+        self.size = (width, height)
 
     def __len__(self) -> int:
         return self._reference.num_images
@@ -160,6 +168,9 @@ class GeneratedSamples:
         self._classes = draw_classes(num, pipeline.config.num_classes, settings.seed)
         self._settings = settings
         self._batch_size = min(batch_size, num)
+        ratio = pipeline.autoencoder.spatial_compression_ratio
+        height, width = (side * ratio for side in pipeline.config.latent_size)
+        self.size = (width, height)
 
     def __len__(self) -> int:
         return len(self._classes)
@@ -180,6 +191,12 @@ class GeneratedSamples:
             yield ImageBatch(batch.pixels[indices.start - first : indices.stop - first])
 
 
+def names_images(place: str) -> bool:
+    """Whether a reference is one of images rather than a file of statistics."""
+    path = Path(place)
+    return path.is_dir() or path.suffix.lower() in (".tar", ".txt", ".lst") or glob.has_magic(place)
+
+
 def identity_of(images: Sequence[ImageReference]) -> list[tuple[str, int, int, int]]:
     """What changes when an image is replaced: path, place in its shard, size, time of change. One stat an image."""
     identity = []
@@ -191,8 +208,11 @@ def identity_of(images: Sequence[ImageReference]) -> list[tuple[str, int, int, i
 
 
 def find_once(inputs: list[str]) -> tuple[Sequence[ImageReference], list[str]]:
-    """The images that are named, each file once however often it is, and a line about it if that happened."""
-    images = find_images(inputs)
+    """The images that are named, each file once however often it is, and a line about it if that happened.
+
+    Of a directory of `dcae sample` these are its samples: not the grid, nor what else may lie there.
+    """
+    images = find_images([str(place) for given in inputs for place in find_samples(given) or (given,)])
     seen: set[tuple[str, int]] = set()
     repeated = set()
     for index, image in enumerate(images):

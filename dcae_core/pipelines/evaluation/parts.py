@@ -7,7 +7,7 @@ the parts. So the number at the end is the same for any number of processes and 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -18,7 +18,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional as F
 
+from dcae_core.checkpoints import load_autoencoder
 from dcae_core.data.images import tensor_to_uint8, uint8_to_tensor
 from dcae_core.distributed import barrier, broadcast_object, is_main, rank, world_size
 from dcae_core.errors import CheckpointError, DataError, UsageError
@@ -30,7 +32,9 @@ from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.pipelines.evaluation.inputs import ImageSource
 from dcae_core.progress import Advance
 
-FEATURES, LOGITS, ORIGINAL_FEATURES = "features", "logits", "original_features"
+FEATURES, LOGITS, EMBEDDED_FEATURES = "features", "logits", "embedded_features"
+ORIGINAL = "original_"  # before the name of features: of the image that went into an autoencoder
+ORIGINAL_FEATURES = ORIGINAL + FEATURES
 LATENT_SUM, LATENT_SQUARE_SUM, LATENT_POSITIONS = "latent_sum", "latent_square_sum", "latent_positions"
 _NUM_PARTS = 64  # wanted at least, so that processes share evenly ...
 _LARGEST_PART = 1024  # ... and at most this many images are measured again after a stop
@@ -194,11 +198,41 @@ class FeatureMeasurement:
         return {FEATURES: output.features} | ({LOGITS: output.logits} if output.logits is not None else {})
 
 
+class EmbeddedFeatureMeasurement:
+    """Features without a download: mean and deviation, over positions, of the embedded autoencoder's latent channels.
+
+    Ours. They tell colours, contrast and texture, and know nothing of objects.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._network = load_autoencoder(device=device)
+        self._device = next(self._network.parameters()).device
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Rows `embedded_features` (B, 64). Sides are continued by their last pixels to a multiple of 32."""
+        stride = self._network.spatial_compression_ratio
+        height, width = images.shape[-2:]
+        x = F.pad(uint8_to_tensor(images.to(self._device)), (0, -width % stride, 0, -height % stride), "replicate")
+        latent = self._network.encode(x).flatten(2)
+        features = torch.cat([latent.mean(dim=2), latent.std(dim=2, correction=0)], dim=1)
+        return {EMBEDDED_FEATURES: features.cpu()}
+
+
+def measure_together(measures: Sequence[Measure]) -> Measure:
+    """All rows of several measures."""
+
+    def measure(images: Tensor) -> dict[str, Tensor]:
+        return {name: rows for each in measures for name, rows in each(images).items()}
+
+    return measure
+
+
 class ReconstructionMeasurement:
     """Images through an autoencoder, compared with what comes out, and its latents.
 
-    The network computes where its weights are, in their number type. `with_original_features`: also take the Inception
-    features of the images themselves, as the reference.
+    The network computes where its weights are, in their number type. `with_original_features`: also take the features
+    of the images themselves, as the reference.
 
     Source: the published evaluation (efficientvit aecore/evaluator.py): images are 8-bit before every metric.
     """
@@ -209,7 +243,7 @@ class ReconstructionMeasurement:
         metrics: Collection[str],
         *,
         lpips: LPIPS | None = None,
-        features: FeatureMeasurement | None = None,
+        features: Measure | None = None,
         with_original_features: bool = False,
     ) -> None:
         self._network = network
@@ -258,7 +292,8 @@ class ReconstructionMeasurement:
         if self._features is not None:
             rows |= self._features(decoded)
             if self._with_original_features:
-                rows[ORIGINAL_FEATURES] = self._features(original)[FEATURES]
+                seen = self._features(original)
+                rows |= {f"{ORIGINAL}{name}": values for name, values in seen.items() if name != LOGITS}
         return {name: tensor.cpu() for name, tensor in rows.items()}
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,18 +15,22 @@ from dcae_core.metrics.frechet import Gaussian, GaussianStatistics, frechet_dist
 from dcae_core.metrics.inception import FID_RESIZE, INCEPTION_SCORE_RESIZE, NUM_FEATURES
 from dcae_core.metrics.reference import Reference
 from dcae_core.pipelines.evaluation.parts import (
+    EMBEDDED_FEATURES,
     FEATURES,
     LATENT_POSITIONS,
     LATENT_SQUARE_SUM,
     LATENT_SUM,
     LOGITS,
+    ORIGINAL,
     ORIGINAL_FEATURES,
     Part,
 )
 from dcae_core.recipes.evaluate import Expectation
 
 PER_IMAGE = ("psnr", "ssim", "lpips")
-_USUAL_NUMBER = 50_000
+_MEASURED = (FEATURES, EMBEDDED_FEATURES)
+_FEATURE_SETS = (*_MEASURED, *(ORIGINAL + name for name in _MEASURED))
+_INCEPTION_FEATURES = (FEATURES, ORIGINAL_FEATURES)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ METRICS = {
     "precision": MetricDescription("Precision", "guided-diffusion (ADM): k = 3, pool features 2048", True),
     "recall": MetricDescription("Recall", "guided-diffusion (ADM): k = 3, pool features 2048", True),
     "kid": MetricDescription("KID", "torch-fidelity: cubic kernel, 100 subsets of 1000", False),
+    "frechet": MetricDescription(
+        "Fréchet distance", "ours: mean and deviation of the embedded autoencoder's latent channels, N - 1", False
+    ),
 }
 
 
@@ -96,7 +103,7 @@ class Gathered:
         indices: the images that were measured.
         damaged: a line for each that could not be decoded.
         columns: name -> (N,) per-image values, and (N, D) features or logits where a metric needs all at once.
-        gaussians: statistics of `features` and `original_features`.
+        gaussians: statistics of each set of features, and of those of the originals.
     """
 
     count: int = 0
@@ -125,9 +132,9 @@ def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
             sums = [part.tensors[name].sum(dim=0) for name in (LATENT_SUM, LATENT_SQUARE_SUM, LATENT_POSITIONS)]
             latent.add(sums[0], sums[1], int(sums[2]))
         for name, rows in part.tensors.items():
-            if name in (FEATURES, ORIGINAL_FEATURES):
-                gathered.gaussians.setdefault(name, GaussianStatistics(NUM_FEATURES)).update(rows)
-            if name in (*PER_IMAGE, LOGITS) or (name in (FEATURES, ORIGINAL_FEATURES) and keep_features):
+            if name in _FEATURE_SETS:
+                gathered.gaussians.setdefault(name, GaussianStatistics(rows.shape[1])).update(rows)
+            if name in (*PER_IMAGE, LOGITS) or (name in _INCEPTION_FEATURES and keep_features):
                 columns.setdefault(name, []).append(rows)
     if gathered.count == 0:
         damaged = gathered.damaged
@@ -141,25 +148,33 @@ def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
 class Comparison:
     """What scores on features compare with: `gaussian` for FID, `features` (M, 2048) for precision, recall and KID.
 
-    `name` is what reports call it, `sha256` the reference file's.
+    `embedded` is for the distance on the embedded autoencoder's features, `name` what reports call it all, `sha256` the
+    reference file's.
     """
 
     name: str
-    gaussian: Gaussian
+    gaussian: Gaussian | None = None
+    embedded: Gaussian | None = None
     features: Tensor | None = None
     sha256: str | None = None
 
 
-def compare_with_originals(gathered: Gathered) -> Comparison:
-    """The images that went into the autoencoder, as the reference for what came out."""
-    gaussian = gaussian_of(gathered, ORIGINAL_FEATURES)
-    return Comparison(f"the {gathered.count} originals", gaussian, gathered.columns.get(ORIGINAL_FEATURES))
+def compare_with_images(name: str, images: Gathered, prefix: str = "") -> Comparison:
+    """Images that were measured: those that went into the autoencoder, say, under names with `prefix`.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    gaussians = {kind: gaussian_of(images, prefix + kind) for kind in _MEASURED if prefix + kind in images.gaussians}
+    return Comparison(
+        name, gaussians.get(FEATURES), gaussians.get(EMBEDDED_FEATURES), images.columns.get(prefix + FEATURES)
+    )
 
 
 def compare_with_reference(reference: Reference, theirs: Gathered | None) -> Comparison:
     """A reference file, and what was measured on the images in it."""
-    features = None if theirs is None else theirs.columns[FEATURES]
-    return Comparison(reference.path.name, reference.gaussian, features, reference.sha256)
+    measured = Comparison("") if theirs is None else compare_with_images("", theirs)
+    return replace(measured, name=reference.path.name, gaussian=reference.gaussian, sha256=reference.sha256)
 
 
 def gaussian_of(gathered: Gathered, name: str = FEATURES) -> Gaussian:
@@ -182,6 +197,12 @@ def compute_scores(
             spread = values.std().item() if len(values) > 1 and values.isfinite().all() else None
             scores.append(_score(metric, values.mean().item(), gathered, spread=spread))
             continue
+        if metric == "frechet":
+            assert comparison is not None
+            assert comparison.embedded is not None
+            distance = frechet_distance(gaussian_of(gathered, EMBEDDED_FEATURES), comparison.embedded)
+            scores.append(_score(metric, distance, gathered, reference=comparison.name))
+            continue
         assert inception_sha256 is not None
         if metric == "is":
             result = inception_score(gathered.columns[LOGITS])
@@ -201,6 +222,7 @@ def _compared(metric: str, gathered: Gathered, inception_sha256: str, comparison
         "reference_sha256": comparison.sha256,
     }
     if metric == "fid":
+        assert comparison.gaussian is not None
         return [_score(metric, frechet_distance(gaussian_of(gathered), comparison.gaussian), gathered, **origin)]
     assert comparison.features is not None
     if metric == "kid":
@@ -215,39 +237,6 @@ def _compared(metric: str, gathered: Gathered, inception_sha256: str, comparison
 
 def _score(name: str, value: float, gathered: Gathered, **origin: Any) -> Score:
     return Score(name, value, METRICS[name].protocol, gathered.count, **origin)
-
-
-def warnings_about(scores: Iterable[Score], reference: Reference | None, inception_sha256: str | None) -> list[str]:
-    """What keeps the scores from being compared with published ones, one line each."""
-    lines = []
-    counts = [score.num_images for score in scores if score.inception_sha256 is not None]
-    if counts and counts[0] < NUM_FEATURES:
-        lines.append(
-            f"FID and its kin are over {counts[0]} images only: fewer than {NUM_FEATURES} features leave the "
-            "covariance singular and the value far too large; compare it with nothing but the same number of images"
-        )
-    elif counts and counts[0] < _USUAL_NUMBER:
-        lines.append(
-            f"FID and its kin are over {counts[0]} images; published figures are over {_USUAL_NUMBER}, "
-            "and with fewer the value is larger"
-        )
-    if reference is not None and inception_sha256 is not None:
-        recorded = reference.description.get("inception_sha256")
-        if recorded not in (None, inception_sha256):
-            lines.append(
-                f"{reference.path.name} was made with other Inception weights ({str(recorded)[:8]}...) than these "
-                f"({inception_sha256[:8]}...): the FID means nothing"
-            )
-    return lines
-
-
-def require_comparable(reference: Reference) -> None:
-    """Refuse a reference of other features than 2048 a row (DataError), before anything is computed."""
-    if reference.gaussian.mean.size != NUM_FEATURES:
-        raise DataError(
-            f"{reference.path} holds statistics of {reference.gaussian.mean.size} features, expected {NUM_FEATURES}: "
-            "make it with dcae fid-ref"
-        )
 
 
 _LATENT_LABELS = {"latent_mean": "latent mean", "latent_rms": "latent rms", "latent_std": "latent std"}
