@@ -47,9 +47,6 @@ def decode(
     def load(name: str) -> RunModel:
         return load_models([name or None], device=chosen, dtype=number_type, revision=revision)[0]
 
-    def note_tile(done: int, total: int) -> None:
-        advance(0, note=f"tile {done}/{total}")
-
     make_directory(output)
     decoded: list[DecodedLatent] = []
     problems: list[DataError] = []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dcae_core.errors import ResourceError, unknown_name
+from dcae_core.errors import ResourceError, UsageError, unknown_name
 
 DTYPES = {
     "fp32": torch.float32,
@@ -43,7 +43,7 @@ def select_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
-        raise unknown_name("--device", name, ("auto", "cpu", "cuda", "cuda:N", "mps"))
+        raise UsageError(f"unknown --device {name!r}; choose from auto, cpu, cuda, cuda:N, mps")
     if kind == "cuda":
         return _cuda_device(int(number or os.environ.get("LOCAL_RANK", "0")))
     if kind == "mps" and not torch.backends.mps.is_available():

@@ -14,7 +14,6 @@ from dcae_core.errors import UsageError, unknown_name
 from dcae_core.models.config_values import MAX_BLOCKS, MAX_CHANNELS, require_choice, require_count, require_size
 
 _MAX_CLASSES, _MAX_SIDE = 1 << 20, 1 << 20
-_MAX_POSITIONS = 1 << 28  # values of a table of positions, which some networks compute as they are built
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,9 @@ class DenoiserConfig:
         self._check_size()
 
     def _check_size(self) -> None:
-        """From above: attention and MLP of every block, the tables of positions and classes, patches in and out."""
-        width, positions = self.hidden_size, math.prod(self.grid) * self.hidden_size
-        if positions > _MAX_POSITIONS:
-            raise UsageError(f"{self.architecture} input_size {self.input_size} makes too many tokens")
-        patch = self.patch_size**2 * self.in_channels
-        weights = self.depth * 24 * width**2 + (self.num_classes + 1) * width + positions + 3 * patch * width
+        """From above: attention and MLP of every block, the table of classes, patches in and out."""
+        width, patch = self.hidden_size, self.patch_size**2 * self.in_channels
+        weights = self.depth * 24 * width**2 + (self.num_classes + 1) * width + 3 * patch * width
         require_size(f"the {self.architecture}", self.depth, weights)
 
     def _check_input_size(self) -> None:

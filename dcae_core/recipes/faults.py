@@ -101,7 +101,7 @@ def _mend(schema: type[BaseModel], document: Any, error: Any) -> None:
 
 def _describe(schema: type[BaseModel], error: Any) -> str:
     location, kind = error["loc"], error["type"]
-    path = ".".join(_shorten(str(part)) for part in location)
+    path = ".".join(shorten(str(part)) for part in location)
     if kind == "extra_forbidden":
         return f"{path}: unknown key{_hint(schema, location)}"
     if kind == "missing":
@@ -117,10 +117,11 @@ def first_faults(faults: list[str]) -> list[str]:
 
 
 def _show(value: Any) -> str:
-    return _shorten(repr(value))
+    return shorten(repr(value))
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """A value, a key or an override as messages show it: its first 60 letters."""
     return text if len(text) <= _MAX_SHOWN_LETTERS else f"{text[: _MAX_SHOWN_LETTERS - 3]}..."
 
 

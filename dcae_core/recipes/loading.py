@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dcae_core.errors import RecipeError, did_you_mean, near_names, printable, unknown_name
-from dcae_core.recipes.faults import AnyRecipe, first_faults, validate
+from dcae_core.recipes.faults import AnyRecipe, first_faults, shorten, validate
 from dcae_core.recipes.settings import Recipe
 from dcae_core.recipes.yaml_reader import read_yaml
 
@@ -181,17 +181,18 @@ def _apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list
     faults = []
     for override in overrides:
         path, equals, text = override.partition("=")
+        shown = f"--set {shorten(override)}"
         if not equals or not all(path.split(".")):
-            faults.append(f"--set {override}: expected key=value, such as seed=1")
+            faults.append(f"{shown}: expected key=value, such as seed=1")
             continue
         try:
-            value, doubled = read_yaml(text, f"--set {override}")
+            value, doubled = read_yaml(text, shown)
         except RecipeError as error:
             faults.append(str(error))
             continue
         faults += doubled
         if not _assign(document, path.split("."), value):
-            faults.append(f"--set {override}: '{path}' leads to nothing that could be set")
+            faults.append(f"{shown}: '{shorten(path)}' leads to nothing that could be set")
     return faults
 
 

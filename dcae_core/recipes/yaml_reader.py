@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep=deep)
+            return super().construct_object(node, deep=True)  # what is put off would fail elsewhere
         except (ValueError, TypeError, KeyError, AttributeError, LookupError, OverflowError) as error:
             kind = node.tag.rpartition(":")[2]
             raise yaml.MarkedYAMLError(

@@ -148,7 +148,7 @@ def test_places_without_a_model_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no released autoencoder"):
         load_autoencoder(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not JSON"):
+    with pytest.raises(CheckpointError, match="not valid JSON"):
         load_autoencoder(tmp_path)
     with pytest.raises(UsageError, match=r"did you mean .*dc-ae-f32c32-in-1\.0"):
         load_autoencoder("dc-ae-f32c32-in")

@@ -16,7 +16,8 @@ from dcae_core.checkpoints.autoencoders import load_autoencoder
 from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
 from dcae_core.checkpoints.layouts import to_diffusers, to_diffusers_config
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, open_image
-from dcae_core.data.latent_file import check_latents, load_latents
+from dcae_core.data.latent_file import check_latents
+from dcae_core.data.latent_file import read_latents as read_latent_file
 from dcae_core.data.latents import LatentDataset, verify_dataset
 from dcae_core.data.sources import find_images, find_readable_images
 from dcae_core.errors import DataError, RecipeError, printable
@@ -68,7 +69,8 @@ def read_all_of_a_list(path: Path) -> None:
 
 
 def recipe_texts() -> list[str]:
-    return [path.read_text() for path in shipped_recipes().values()]
+    shipped = [path.read_text() for path in shipped_recipes().values()]
+    return [*shipped, *(content.decode() for content in found_before("recipes"))]
 
 
 def read_recipe_by_every_command(path: Path) -> None:
@@ -139,7 +141,7 @@ def one_dataset() -> dict[str, bytes]:
 DATASET = one_dataset()
 
 
-def read_latents(path: Path) -> None:
+def read_dataset(path: Path) -> None:
     verify_dataset(path.parent)
     dataset = LatentDataset(path.parent)
     dataset.read(range(min(len(dataset), 5)))
@@ -181,7 +183,7 @@ def latent_files() -> list[bytes]:
 
 
 def use_latents(path: Path) -> None:
-    check_latents(path, load_latents(path), channels=8, ratio=4, fingerprint="x")
+    check_latents(path, read_latent_file(path), channels=8, ratio=4, fingerprint="x")
 
 
 SHARDS = [tar({"a.png": image_bytes(), "a.cls": b"3", "b.png": image_bytes()})]
@@ -218,13 +220,13 @@ READERS = [
         write_denoiser,
     ),
     Reader(
-        "manifests", "manifest.json", awkward_json([json.loads(DATASET["manifest.json"])]), read_latents, write_latents
+        "manifests", "manifest.json", awkward_json([json.loads(DATASET["manifest.json"])]), read_dataset, write_latents
     ),
     Reader(
         "shards",
         "shard-000000.safetensors",
         mutated([DATASET["shard-000000.safetensors"]]),
-        read_latents,
+        read_dataset,
         write_latents,
     ),
     Reader(
@@ -234,7 +236,15 @@ READERS = [
     Reader("references", "ref.npz", mutated([*references(), *found_before("references")]), use_reference),
     Reader("latents", "a.safetensors", mutated(latent_files()), use_latents),
 ]  # fmt: skip
-_QUICK_CASES = 60
+_QUICK_CASES = 50
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_what_hurt_once_is_read_or_refused(reader: Reader, tmp_path: Path) -> None:
+    reader.prepare(tmp_path)
+    for content in found_before({"torch files": "torch"}.get(reader.name, reader.name)):
+        (tmp_path / reader.file_name).write_bytes(content)
+        hold_to_promises(lambda: reader.read(tmp_path / reader.file_name))
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)

@@ -113,14 +113,14 @@ def test_the_good_one_is_read(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["mu", "sigma", "extra", "arr_0"])
 def test_a_small_file_that_unpacks_to_gigabytes_takes_no_memory(tmp_path, name) -> None:
-    """800 MB of zeros under each of the names that are looked at."""
+    """268 MB of zeros under each of the names that are looked at."""
     path = tmp_path / "ref.npz"
-    shape = {"mu": "(100000000,)", "sigma": "(10000, 10000)", "extra": "()", "arr_0": "(1, 16384, 16384, 3)"}[name]
-    kind = "'|u1'" if name == "arr_0" else "'|S800000000'" if name == "extra" else "'<f8'"
+    shape = {"mu": "(33554432,)", "sigma": "(4096, 8192)", "extra": "()", "arr_0": "(1, 16384, 16384, 1)"}[name]
+    kind = "'|u1'" if name == "arr_0" else "'|S268435456'" if name == "extra" else "'<f8'"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         with file.open(f"{name}.npy", "w") as member:
             member.write(npy_header(f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}}}"))
-            for _ in range(805_306_368 // (1 << 24) if name == "arr_0" else 48):
+            for _ in range(16):
                 member.write(bytes(1 << 24))
         for other, array in {"mu": MU, "sigma": SIGMA}.items():
             if other != name:
@@ -131,6 +131,6 @@ def test_a_small_file_that_unpacks_to_gigabytes_takes_no_memory(tmp_path, name) 
             read_reference(path)
         except DataError:
             return True
-        return name in ("extra", "arr_0")  # what is not needed is not read
+        return name == "extra"  # what is not needed is not read
 
-    assert run_in_child(read, memory=300 * MIB)
+    assert run_in_child(read, memory=150 * MIB)
