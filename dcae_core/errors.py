@@ -65,10 +65,8 @@ class DataError(DcaeError):
     exit_code = 3
 
 
-class SourceLostError(DcaeError):
+class SourceLostError(DataError):
     """All images of a place have gone: no damage, which a command may pass over, but a reason to stop."""
-
-    exit_code = DataError.exit_code
 
 
 class CheckpointError(DataError):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dcae_core.errors import DataError
+from dcae_core.errors import DataError, SourceLostError
 
 
 @lru_cache(maxsize=8)
@@ -180,6 +180,8 @@ class CropStream(Dataset[Sample]):
             candidate = (index + attempt) % len(collection)
             try:
                 return collection.pixels(candidate), collection.name(candidate), damaged
+            except SourceLostError:
+                raise
             except DataError as error:
                 if not self._skip_damaged:
                     raise
@@ -234,7 +236,9 @@ def load_batches(stream: CropStream, plan: BatchPlan, steps: range, num_workers:
     try:
         yield from batches
     except DataError as error:
-        raise DataError(str(error).strip().splitlines()[-1].partition("DataError: ")[2] or str(error)) from error
+        kind = type(error)
+        text = str(error).strip().splitlines()[-1].partition(f"{kind.__name__}: ")[2]
+        raise kind(text or str(error)) from error
     finally:
         _end_workers(batches)
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dcae_core.data.sources import DecodedOnDemand
-from dcae_core.errors import DataError
+from dcae_core.errors import DataError, SourceLostError
 from dcae_core.files import make_directory, replace_directory
 from dcae_core.progress import ProgressCallback
 
@@ -91,6 +91,8 @@ def _fill(
         for index, name in enumerate(names):
             try:
                 pixels = _shrink(images.pixels(index), shorter_side)
+            except SourceLostError:
+                raise
             except DataError as error:
                 if not skip_damaged:
                     raise

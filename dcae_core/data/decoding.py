@@ -14,7 +14,7 @@ from torch import Tensor
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, center_crop_adm
 from dcae_core.data.read_ahead import read_ahead
 from dcae_core.data.sources import ImageReference
-from dcae_core.errors import DataError
+from dcae_core.errors import DataError, SourceLostError
 
 _AHEAD_PER_WORKER = 8
 
@@ -49,6 +49,8 @@ def decode_crops(
         try:
             crop = center_crop_adm(reference.open(apply_exif=apply_exif, max_pixels=max_pixels), resolution)
             pixels = torch.from_numpy(np.array(crop, dtype=np.uint8)).permute(2, 0, 1)
+        except SourceLostError:
+            raise
         except DataError as found:
             error = found
         return DecodedCrop(reference, pixels, error, time.perf_counter() - start)

@@ -59,7 +59,7 @@ class ImageReference(NamedTuple):
                 raise ResourceError("too many open files; raise `ulimit -n` or take fewer workers") from error
             if not is_url(self.path) and _is_empty(self._place()):
                 raise SourceLostError(
-                    f"{self.name} is not there, nor is anything else in {self._place()}: is its disk still mounted? "
+                    f"{error}, and nothing else is in {self._place() or os.curdir}: is its disk still mounted? "
                     "bring it back; the same command continues"
                 ) from error
             raise

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePath
 
 from dcae_core.data.remote import is_url
@@ -80,12 +81,12 @@ def name_outputs(references: Sequence[ImageReference]) -> list[str]:
     longer = [_as_name(reference.key.replace("/", "_").replace("\\", "_")) for reference in references]
     shared = Counter(stems)
     names = [whole if shared[stem] > 1 else stem for stem, whole in zip(stems, longer, strict=True)]
-    used: Counter[str] = Counter()
-    for index, name in enumerate(names):
-        used[name] += 1
-        if used[name] > 1:
-            names[index] = f"{name}-{used[name]}"
-    return names
+    known = set(names)
+    result: dict[str, None] = {}
+    for name in names:
+        numbered = (f"{name}-{number}" for number in count(2))
+        result[name if name not in result else next(new for new in numbered if new not in known | result.keys())] = None
+    return list(result)
 
 
 def _as_name(stem: str) -> str:

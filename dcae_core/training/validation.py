@@ -12,7 +12,7 @@ from dcae_core.checkpoints.denoisers import DiffusionParts
 from dcae_core.data.images import center_crop_adm, image_to_tensor, tensor_to_uint8, uint8_to_image
 from dcae_core.data.sources import ImageList, ImageReference
 from dcae_core.distributed import any_process, gather_objects, is_main, rank, world_size
-from dcae_core.errors import DataError
+from dcae_core.errors import DataError, SourceLostError
 from dcae_core.files import make_directory, replace_file
 from dcae_core.metrics.frechet import GaussianStatistics, frechet_distance
 from dcae_core.metrics.inception import NUM_FEATURES, load_inception
@@ -92,6 +92,8 @@ class ReconstructionValidation:
     def _crop(self, image: ImageReference) -> Image.Image | None:
         try:
             return center_crop_adm(image.open(), self._settings.resolution)
+        except SourceLostError:
+            raise
         except DataError:
             return None
 

@@ -338,3 +338,9 @@ def test_tiles_of_one_latent_are_shown(dcae, models, tmp_path, monkeypatch) -> N
     monkeypatch.setattr("dcae_cli.progress.SECONDS_BETWEEN_LINES", 0.0)
     run = dcae("decode", tmp_path / "out" / "p.latent.safetensors", "-o", tmp_path / "decoded")
     assert "p.latent.safetensors: tile 1/15" in run.stderr
+
+
+def test_no_two_outputs_have_one_name() -> None:
+    keys = ["a/b.png", "a_b.png.png", "c/b.png", "a_b.png-2.png", "a_b.png-2.jpg", "a/b.png", "a/b.png"]
+    names = name_outputs([ImageReference(f"/images/{key}", key) for key in keys])
+    assert len(set(names)) == len(keys)

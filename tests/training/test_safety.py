@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -225,6 +226,20 @@ def test_second_signal_acts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Loop, "_accumulate", impatient)
     with pytest.raises(KeyboardInterrupt):
         train(recipe_for(tmp_path))
+
+
+def test_a_disk_that_is_gone_is_told_by_workers_too(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, data={"sources": [{"path": str(tmp_path / "images")}], "num_workers": 1})
+    read = DecodedOnDemand.pixels
+
+    def gone(self, index):
+        shutil.rmtree(tmp_path / "images", ignore_errors=True)
+        return read(self, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DecodedOnDemand, "pixels", gone)
+        with pytest.raises(SourceLostError, match=r"^[^\n]*still mounted"):
+            train(recipe)
 
 
 @pytest.mark.parametrize("after", [0, 9])

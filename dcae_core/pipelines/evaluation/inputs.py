@@ -18,7 +18,7 @@ from torch import Tensor
 from dcae_core.data.images import center_crop_adm
 from dcae_core.data.read_ahead import read_ahead
 from dcae_core.data.sources import ImageReference, find_images
-from dcae_core.errors import DataError, printable
+from dcae_core.errors import DataError, SourceLostError, printable
 from dcae_core.metrics.reference import Reference
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings, draw_classes
 from dcae_core.pipelines.sample_directory import find_samples
@@ -116,6 +116,8 @@ class ImageFiles:
             # As stored: the published code does not turn images as their EXIF block says.
             image = self._images[index].open(apply_exif=False)
             return image if self._resolution is None else center_crop_adm(image, self._resolution)
+        except SourceLostError:
+            raise
         except DataError as error:
             return error
 
