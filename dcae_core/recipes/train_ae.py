@@ -108,13 +108,13 @@ class LossSettings(Section):
     """What a reconstruction is judged by: a weighted sum."""
 
     l1: NonNegativeNumber = 0.0
-    """Mean absolute difference."""
+    """Mean absolute difference; needs no network."""
     mse: NonNegativeNumber = 0.0
-    """Mean squared difference."""
+    """Mean squared difference; needs no network."""
     lpips: NonNegativeNumber = 0.0
-    """Learned perceptual distance; its weights are downloaded once, or found at `lpips_weights`."""
+    """Learned perceptual distance; downloads its network's weights once, unless they lie at `lpips_weights`."""
     lpips_network: Literal["vgg", "alex"] = "vgg"
-    """Which network LPIPS looks through."""
+    """Which network LPIPS looks through: VGG16 (a download of 553 MB) or AlexNet (244 MB)."""
     lpips_weights: str | None = None
     """A directory with LPIPS's weight files under the names that torch keeps them by, instead of the download."""
     efficientnet: NonNegativeNumber = 0.0
@@ -124,7 +124,7 @@ class LossSettings(Section):
     ssim: NonNegativeNumber = 0.0
     """1 - structural similarity; needs no network."""
     adversarial: AdversarialSettings | None = None
-    """The GAN term; leave it out for training without a discriminator."""
+    """The GAN term; its discriminator is trained from nothing. Leave it out for training without one."""
 
 
 class PhaseSettings(Section):
@@ -173,11 +173,11 @@ class ValidationSettings(Section):
     every: Positive = 1000
     """Steps between validations; there is also one at the end of each phase."""
     lpips: bool = False
-    """Also measure LPIPS (AlexNet)."""
+    """Also measure LPIPS (AlexNet; downloads its weights once, 244 MB)."""
     fid: bool = False
     """Also measure rFID, between the images and their reconstructions; figures mean little below 5,000 images."""
     inception_weights: str | None = None
-    """With `fid`: a file of weights, instead of the download."""
+    """With `fid`: a file of weights, instead of the download (96 MB)."""
     num_grid_images: NonNegative = 8
     """How many are drawn, input above reconstruction, into `samples/`."""
 
