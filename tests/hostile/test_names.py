@@ -77,9 +77,3 @@ def test_train_ae_takes_them(images: Path, tmp_path: Path) -> None:
     run = run_dcae("train-ae", path, "--device", "cpu")
     assert run.exit_code == 0, run.stderr
     run.assert_clean()
-
-
-def test_train_ae_goes_on_where_every_latent_is_zero_and_every_image_perfect() -> None:
-    from dcae_core.data.latents.statistics import LatentStatistics
-
-    assert LatentStatistics(channel_mean=[0.0], channel_mean_square=[0.0]).scaling_factor == 1.0
