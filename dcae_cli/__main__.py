@@ -7,11 +7,14 @@ import traceback
 import warnings
 from typing import Any, NoReturn
 
-import typer
+try:
+    import typer
 
-from dcae_cli.failures import describe_failure
-from dcae_cli.processes import EXIT_LOST, LAUNCHED, handle_stops
-from dcae_core.errors import LostProcessError, UsageError
+    from dcae_cli.failures import describe_failure
+    from dcae_cli.processes import EXIT_LOST, LAUNCHED, handle_stops
+    from dcae_core.errors import LostProcessError, UsageError
+except KeyboardInterrupt:  # while this is imported there is nothing to stop yet, and nobody to tell it
+    sys.exit(130)
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
