@@ -33,7 +33,14 @@ def convert(
       dcae convert model.pt --to dcae --dtype fp16 -o f32-half
     """
     from dcae_cli.output import print_json
-    from dcae_core.checkpoints.autoencoders import LAYOUTS, locate_autoencoder, read_autoencoder, save_autoencoder
+    from dcae_core.checkpoints.autoencoders import (
+        DIFFUSERS,
+        LAYOUTS,
+        locate_autoencoder,
+        read_autoencoder,
+        save_autoencoder,
+    )
+    from dcae_core.checkpoints.layouts import note_on_diffusers
     from dcae_core.devices import parse_dtype
     from dcae_core.errors import UsageError, unknown_name
     from dcae_core.zoo import AUTOENCODERS, unknown_model
@@ -48,7 +55,11 @@ def convert(
     files = locate_autoencoder(model, revision)
     network = read_autoencoder(files)
     save_autoencoder(network, output, layout=to, name=name or files.name, dtype=stored_dtype)
+    note = note_on_diffusers(network.config) if to == DIFFUSERS else None
     if json:
-        print_json({"source": str(files.where), "source_layout": files.layout, "layout": to, "output": str(output)})
+        facts = {"source": str(files.where), "source_layout": files.layout, "layout": to, "output": str(output)}
+        print_json(facts | ({"note": note} if note else {}))
     else:
+        if note:
+            typer.echo(f"dcae: note: {note}", err=True)
         typer.echo(f"{files.where} ({files.layout}) -> {output} ({to}, {dtype})")

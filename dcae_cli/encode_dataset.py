@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dcae_cli.options import Debug, Device, Json, NumProcesses
+from dcae_cli.options import Alpha, Debug, Device, Json, NumProcesses
 from dcae_cli.processes import start_processes
 
 _EXAMPLE = "dcae encode-dataset --images IMAGES --out LATENTS --resolution 256"
@@ -40,6 +40,7 @@ def encode_dataset(
     exif: Annotated[
         bool | None, typer.Option("--exif/--no-exif", help="Turn images upright as EXIF says [yes].")
     ] = None,
+    alpha: Alpha = None,
     max_pixels: Annotated[int | None, typer.Option(help="Larger images count as damaged.", metavar="N")] = None,
     workers: Annotated[int | None, typer.Option(help="Decoding threads per process [4].", metavar="N")] = None,
     threads: Annotated[int | None, typer.Option(help="Computing threads per process, CPU [1].", metavar="N")] = None,
@@ -67,7 +68,7 @@ def encode_dataset(
     options = {
         "images": images, "out": out, "model": model, "resolution": resolution, "flipped_copies": flip,
         "latent_dtype": latent_dtype, "dtype": dtype, "batch_size": batch_size, "shard_size": shard_size,
-        "damaged": damaged, "apply_exif": exif, "max_pixels": max_pixels, "num_workers": workers,
+        "damaged": damaged, "apply_exif": exif, "alpha": alpha, "max_pixels": max_pixels, "num_workers": workers,
         "num_threads": threads,
     }  # fmt: skip
     _encode(recipe, {key: value for key, value in options.items() if value is not None}, nproc, device, as_json)

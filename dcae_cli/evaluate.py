@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcae_cli.options import Debug, Device, Json, Model, NumProcesses, Overrides, Work
+from dcae_cli.options import Alpha, Debug, Device, Json, Model, NumProcesses, Overrides, Resize, Tf32, Work
 from dcae_cli.processes import start_processes
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ def evaluate(
     damaged: Annotated[
         str | None, typer.Option(help="Damaged images: skip (and list them) or fail.", metavar="POLICY")
     ] = None,
+    alpha: Alpha = None,
+    resize: Resize = None,
+    tf32: Tf32 = None,
     report: Annotated[Path | None, typer.Option(help="Write a page to look at here.", metavar="DIR")] = None,
     work: Work = None,
     nproc: NumProcesses = 1,
@@ -112,6 +115,9 @@ def evaluate(
         "inception_weights": inception_weights,
         "batch_size": batch_size,
         "damaged": damaged,
+        "alpha": alpha,
+        "resize": resize,
+        "execution": None if tf32 is None else {"tf32": tf32},
     }
     sampling = {"num": num, "guidance_scale": cfg, "sampler": sampler, "num_steps": steps, "seed": seed}
     settings = _settings(recipe, overrides or [], changes, {"model": model, "dtype": dtype}, sampling)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcae_cli.options import Debug, Device, Dtype, Json, NumProcesses, Work
+from dcae_cli.options import Alpha, Debug, Device, Dtype, Json, NumProcesses, Resize, Tf32, Work
 from dcae_cli.processes import start_processes
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ def fid_ref(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.", metavar="N")] = 16,
     damaged: Annotated[str, typer.Option(help="Damaged images: skip (and list them) or fail.")] = "skip",
+    alpha: Alpha = None,
+    resize: Resize = None,
+    tf32: Tf32 = None,
     work: Work = None,
     nproc: NumProcesses = 1,
     device: Device = "auto",
@@ -48,15 +51,20 @@ def fid_ref(
 
     from dcae_cli.output import print_json, print_table
     from dcae_cli.progress import progress
-    from dcae_core.devices import parse_dtype, select_device
+    from dcae_core.devices import allow_tf32, parse_dtype, select_device
     from dcae_core.distributed import process_group
     from dcae_core.errors import UsageError
     from dcae_core.files import prove_writable, sha256_of_file
+    from dcae_core.metrics.inception import RESIZE_RULES
     from dcae_core.metrics.reference import write_reference
     from dcae_core.pipelines.evaluation.fid_reference import measure_reference
 
     if damaged not in ("skip", "fail"):
         raise UsageError(f"--damaged is skip or fail, not {damaged!r}")
+    if alpha not in (None, "white", "drop"):
+        raise UsageError(f"--alpha is white or drop, not {alpha!r}")
+    if resize not in (None, *RESIZE_RULES):
+        raise UsageError(f"--resize is {' or '.join(RESIZE_RULES)}, not {resize!r}")
     if parse_dtype(dtype) is not parse_dtype("fp32"):
         raise UsageError(f"--dtype {dtype}: the protocol measures features in float32; leave --dtype out")
     if out.suffix != ".npz":
@@ -75,13 +83,15 @@ def fid_ref(
             print_table("", ["reference", ""], [[name, str(value)] for name, value in facts.items()])
         sys.stdout.flush()
 
-    with process_group(compute):
+    with process_group(compute), allow_tf32(tf32):
         measure_reference(
             images,
             resolution,
             inception_weights=inception_weights,
             batch_size=batch_size,
             skip_damaged=damaged == "skip",
+            alpha="drop" if alpha == "drop" else "white",
+            resize="tensorflow" if resize == "tensorflow" else "half_pixel",
             device=compute,
             work=work,
             progress=lambda description, total: progress(description, total=total, unit="images"),

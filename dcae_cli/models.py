@@ -40,11 +40,13 @@ def list_zoo(pattern: _Pattern = "*", json: Json = False, debug: Debug = False) 
     """
     from dcae_cli.output import print_json, print_table
     from dcae_core.errors import UsageError
-    from dcae_core.zoo import DENOISERS, list_models
+    from dcae_core.zoo import CHANNEL_VARIANTS, DENOISERS, list_models
 
     names = list_models(pattern)
     if not names:
         raise UsageError(f"no model matches {pattern!r}; `dcae models` lists all of them")
+    # Leading channels stand in the row of the whole model, if that is listed.
+    names = [name for name in names if name not in CHANNEL_VARIANTS or CHANNEL_VARIANTS[name].whole not in names]
     autoencoders = [_describe_autoencoder(name) for name in names if name not in DENOISERS]
     denoisers = [_describe_denoiser(name) for name in names if name in DENOISERS]
     if json:
@@ -93,9 +95,9 @@ def download(
 def _describe_autoencoder(name: str) -> dict[str, Any]:
     from dcae_core.checkpoints.autoencoders import embedded_directory, is_cached, open_directory
     from dcae_core.models.complexity import autoencoder_complexity
-    from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER
+    from dcae_core.zoo import AUTOENCODERS, CHANNEL_VARIANTS, EMBEDDED_AUTOENCODER
 
-    entry = AUTOENCODERS[name]
+    entry = AUTOENCODERS.get(name) or CHANNEL_VARIANTS[name]
     scaling_factor, on_disk = entry.scaling_factor, "cached" if is_cached(entry) else "no"
     if name == EMBEDDED_AUTOENCODER:
         scaling_factor, on_disk = open_directory(embedded_directory()).scaling_factor, "in the package"
@@ -105,6 +107,7 @@ def _describe_autoencoder(name: str) -> dict[str, Any]:
         "kind": "autoencoder",
         "spatial_compression_ratio": entry.config.spatial_compression_ratio,
         "latent_channels": entry.config.latent_channels,
+        "leading_channels": [v.config.latent_channels for v in CHANNEL_VARIANTS.values() if v.whole == name],
         "encoder_parameters": encoder.num_parameters,
         "decoder_parameters": decoder.num_parameters,
         "encoder_macs": encoder.macs,
@@ -115,11 +118,15 @@ def _describe_autoencoder(name: str) -> dict[str, Any]:
     }
 
 
+def _show_channels(channels: int, leading: list[int]) -> str:
+    return f"{channels} (-c{leading[0]} ... -c{leading[-1]})" if leading else str(channels)
+
+
 def _autoencoder_row(facts: dict[str, Any]) -> tuple[object, ...]:
     return (
         facts["name"],
         facts["spatial_compression_ratio"],
-        facts["latent_channels"],
+        _show_channels(facts["latent_channels"], facts["leading_channels"]),
         f"{facts['encoder_parameters'] / 1e6:.2f} + {facts['decoder_parameters'] / 1e6:.2f}",
         f"{facts['encoder_macs'] / 1e9:.1f} + {facts['decoder_macs'] / 1e9:.1f}",
         None if facts["scaling_factor"] is None else float(f"{facts['scaling_factor']:.5g}"),

@@ -42,6 +42,21 @@ Work = Annotated[
 NumProcesses = Annotated[
     int, typer.Option("--nproc", min=1, help="Processes to start on this machine, as torchrun would.", metavar="N")
 ]
+Alpha = Annotated[
+    str | None,
+    typer.Option(help="Transparent images: white (composed on white) or drop (as published) [white].", metavar="RULE"),
+]
+Resize = Annotated[
+    str | None,
+    typer.Option(
+        help="How images become Inception's input: half_pixel (as published) or tensorflow (ADM) [the reference's].",
+        metavar="RULE",
+    ),
+]
+Tf32 = Annotated[
+    bool | None,
+    typer.Option("--tf32/--no-tf32", help="TF32 in float32 products and convolutions on NVIDIA GPUs [PyTorch's]."),
+]
 # Read by `dcae_cli.__main__` before anything else, so that it works in front of the command too; a command takes it
 # only for its --help to name it.
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcae_cli.options import ComputingDtype, Debug, Device, DryRun, Json, NumProcesses, Overrides, Recipe, Resume
+from dcae_cli.options import ComputingDtype, Debug, Device, DryRun, Json, NumProcesses, Overrides, Recipe, Resume, Tf32
 from dcae_cli.processes import start_processes
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def train_ae(
     nproc: NumProcesses = 1,
     device: Device = "auto",
     dtype: ComputingDtype = None,
+    tf32: Tf32 = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -51,7 +52,8 @@ def train_ae(
     from dcae_core.training.train_ae import train_autoencoder
 
     options = RunOptions(select_device(device), resume, phase, allow_changed_data)
-    settings = load_recipe(recipe, TrainAutoencoderRecipe, _with_dtype(overrides, dtype), check_autoencoder_recipe)
+    changes = _with_options(overrides, dtype, tf32)
+    settings = load_recipe(recipe, TrainAutoencoderRecipe, changes, check_autoencoder_recipe)
     with process_group(options.device):
         if dry_run:
             _print_forecast(forecast_autoencoder(settings, options), options.device, settings.run_dir, json)
@@ -69,6 +71,7 @@ def train_diffusion(
     nproc: NumProcesses = 1,
     device: Device = "auto",
     dtype: ComputingDtype = None,
+    tf32: Tf32 = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -94,7 +97,8 @@ def train_diffusion(
     from dcae_core.training.run import RunOptions
 
     options = RunOptions(select_device(device), resume)
-    settings = load_recipe(recipe, TrainDiffusionRecipe, _with_dtype(overrides, dtype), check_diffusion_recipe)
+    changes = _with_options(overrides, dtype, tf32)
+    settings = load_recipe(recipe, TrainDiffusionRecipe, changes, check_diffusion_recipe)
     with process_group(options.device):
         if dry_run:
             _print_forecast(forecast_diffusion(settings, options), options.device, settings.run_dir, json)
@@ -104,14 +108,15 @@ def train_diffusion(
         _print_result(directory, json, f"trained diffusion model: {directory} (dcae sample --model {directory})")
 
 
-def _with_dtype(overrides: list[str] | None, dtype: str | None) -> list[str] | None:
-    """The recipe's overrides, and `--dtype` as one more where it is given."""
-    if dtype is None:
-        return overrides
-    from dcae_core.devices import parse_dtype
+def _with_options(overrides: list[str] | None, dtype: str | None, tf32: bool | None) -> list[str]:
+    """The recipe's overrides, and `--dtype` and `--tf32` as more where they are given."""
+    more = [] if tf32 is None else [f"execution.tf32={str(tf32).lower()}"]
+    if dtype is not None:
+        from dcae_core.devices import parse_dtype
 
-    parse_dtype(dtype)
-    return [*(overrides or []), f"execution.precision={dtype}"]
+        parse_dtype(dtype)
+        more.append(f"execution.precision={dtype}")
+    return [*(overrides or []), *more]
 
 
 def _print_result(directory: Path, as_json: bool, text: str) -> None:

@@ -1,6 +1,8 @@
 """Names of devices and number types, as people type them, turned into what torch wants."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,6 +61,23 @@ def _cuda_device(index: int) -> torch.device:
     if index >= count:
         raise ResourceError(f"--device cuda:{index}: this machine has {count} CUDA device(s), numbered from 0")
     return torch.device("cuda", index)
+
+
+@contextmanager
+def allow_tf32(allowed: bool | None) -> Iterator[None]:
+    """Within it, NVIDIA GPUs round the inputs of float32 products and convolutions to 10 bits (TF32), or they do not.
+
+    None leaves PyTorch's settings as they are; its own default is that convolutions round and matrix products do not.
+    """
+    if allowed is None:
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def memory_of(device: torch.device) -> int:

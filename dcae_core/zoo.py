@@ -4,7 +4,7 @@ Source: tables 1 and 8 of arXiv 2410.10733, arXiv 2508.00413, and the released c
 """
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ EMBEDDED_AUTOENCODER = "dc-ae-f32c32-tiny-1.0"
 # The name of a directory in dcae_core/embedded once a diffusion model comes with the package.
 EMBEDDED_DENOISER: str | None = None
 _LICENCE = "Apache-2.0"
+_ORGANISATIONS = ("dc-ae-", "mit-han-lab/dc-ae-", "dc-ai/dc-ae-")
 _WIDTHS = (128, 256, 512, 512, 1024, 1024)
 
 
@@ -33,6 +34,7 @@ class AutoencoderEntry:
         hub_id: repository in the original layout; None where the weights are not on the hub.
         diffusers_hub_id: repository in the diffusers layout, if there is one.
         licence: of the weights.
+        whole: where this is the leading channels of another model's latent: that model's name.
     """
 
     name: str
@@ -41,6 +43,7 @@ class AutoencoderEntry:
     hub_id: str | None
     diffusers_hub_id: str | None = None
     licence: str = _LICENCE
+    whole: str | None = None
 
 
 def _config(
@@ -170,6 +173,26 @@ AUTOENCODERS: dict[str, AutoencoderEntry] = {
     )
 }
 
+LEADING_CHANNELS = tuple(range(16, 128, 16))
+
+
+def _leading(entry: AutoencoderEntry, channels: int) -> AutoencoderEntry:
+    """The autoencoder whose latent is the first channels of another's, on the same weights."""
+    return replace(
+        entry,
+        name=f"{entry.name}-c{channels}",
+        config=entry.config.replace(latent_channels=channels),
+        whole=entry.name,
+    )
+
+
+# DC-AE 1.1 and 1.5 by their leading latent channels, as DC-Gen names them (figure 3 of arXiv 2508.00413).
+CHANNEL_VARIANTS: dict[str, AutoencoderEntry] = {
+    variant.name: variant
+    for name in ("dc-ae-f32c128-1.1", "dc-ae-f32c128-1.5", "dc-ae-f64c128-1.5")
+    for variant in (_leading(AUTOENCODERS[name], channels) for channels in LEADING_CHANNELS)
+}
+
 
 @dataclass(frozen=True)
 class DenoiserEntry:
@@ -190,48 +213,74 @@ class DenoiserEntry:
     licence: str = _LICENCE
 
 
-def _denoiser(size: str, stride: int, suffix: str = "") -> DenoiserEntry:
-    """One of the class-conditional models for ImageNet at 512 pixels, on latents of stride 32 or 64."""
-    architecture, prediction, depth, hidden_size, num_heads = _DENOISER_SIZES[size]
-    channels = {32: 32, 64: 128}[stride]
-    autoencoder = f"dc-ae-f{stride}c{channels}-in-1.0"
-    name = f"{autoencoder}-{size}-in-512px{suffix}"
-    config = architecture(
-        input_size=512 // stride, in_channels=channels, hidden_size=hidden_size, depth=depth, num_heads=num_heads
-    )
-    return DenoiserEntry(name, config, prediction, autoencoder, f"mit-han-lab/{name}")
+@dataclass(frozen=True)
+class _Size:
+    """What a diffusion network's name says about it."""
+
+    config: DenoiserConfig
+    prediction: str
 
 
-_DENOISER_SIZES: dict[str, tuple[type[DenoiserConfig], str, int, int, int]] = {
-    "uvit-s": (UViTConfig, "epsilon", 12, 512, 8),
-    "uvit-h": (UViTConfig, "epsilon", 28, 1152, 16),
-    "uvit-2b": (UViTConfig, "epsilon", 28, 2048, 32),
-    "usit-h": (UViTConfig, "velocity", 28, 1152, 16),
-    "usit-2b": (UViTConfig, "velocity", 28, 2048, 32),
-    "dit-xl": (DiTConfig, "epsilon_variance", 28, 1152, 16),
+def _uvit(prediction: str, depth: int, hidden_size: int, num_heads: int, **settings: Any) -> _Size:
+    return _Size(UViTConfig(hidden_size=hidden_size, depth=depth, num_heads=num_heads, **settings), prediction)
+
+
+_DENOISER_SIZES = {
+    "uvit-s": _uvit("epsilon", 12, 512, 8),
+    "uvit-h": _uvit("epsilon", 28, 1152, 16),
+    "uvit-2b": _uvit("epsilon", 28, 2048, 32),
+    "usit-h": _uvit("velocity", 28, 1152, 16),
+    "usit-2b": _uvit("velocity", 28, 2048, 32),
+    "dit-xl": _Size(DiTConfig(hidden_size=1152, depth=28, num_heads=16), "epsilon_variance"),
+    "sit-xl": _Size(DiTConfig(hidden_size=1152, depth=28, num_heads=16, learned_variance=False), "velocity"),
 }
+_ADAPTIVE_SIZES = {
+    "usit-2b": _uvit("velocity", 28, 2048, 32, adaptive_channels=True),
+    "usit-3b": _uvit("velocity", 56, 2048, 32, adaptive_channels=True),
+}
+
+
+def _denoiser(size: str, autoencoder: str, suffix: str = "") -> DenoiserEntry:
+    """One of the class-conditional models for ImageNet at 512 pixels."""
+    found = (_ADAPTIVE_SIZES if autoencoder.endswith("-1.5") else _DENOISER_SIZES)[size]
+    latent = AUTOENCODERS[autoencoder].config
+    name = f"{autoencoder}-{size}-in-512px{suffix}"
+    config = found.config.replace(
+        input_size=512 // latent.spatial_compression_ratio, in_channels=latent.latent_channels
+    )
+    return DenoiserEntry(name, config, found.prediction, autoencoder, f"mit-han-lab/{name}")
+
+
+_F32, _F64, _F64_1_5 = "dc-ae-f32c32-in-1.0", "dc-ae-f64c128-in-1.0", "dc-ae-f64c128-1.5"
 
 DENOISERS: dict[str, DenoiserEntry] = {
     entry.name: entry
     for entry in (
-        _denoiser("uvit-s", 32),
-        _denoiser("dit-xl", 32),
-        _denoiser("dit-xl", 32, "-trainbs1024"),
-        _denoiser("uvit-h", 32),
-        _denoiser("uvit-h", 64),
-        _denoiser("uvit-h", 64, "-train2000k"),
-        _denoiser("uvit-2b", 32),
-        _denoiser("uvit-2b", 64),
-        _denoiser("uvit-2b", 64, "-train2000k"),
-        _denoiser("usit-h", 32),
-        _denoiser("usit-2b", 32),
+        _denoiser("uvit-s", _F32),
+        _denoiser("dit-xl", _F32),
+        _denoiser("dit-xl", _F32, "-trainbs1024"),
+        _denoiser("uvit-h", _F32),
+        _denoiser("uvit-h", _F64),
+        _denoiser("uvit-h", _F64, "-train2000k"),
+        _denoiser("uvit-2b", _F32),
+        _denoiser("uvit-2b", _F64),
+        _denoiser("uvit-2b", _F64, "-train2000k"),
+        _denoiser("usit-h", _F32),
+        _denoiser("usit-2b", _F32),
+        # Released with DC-Gen; their FIDs are not published beside them.
+        _denoiser("sit-xl", _F32),
+        _denoiser("usit-2b", _F64_1_5),
+        _denoiser("usit-3b", _F64_1_5),
     )
 }
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the zoo that match a shell pattern: autoencoders, the embedded one first, then diffusion models."""
-    return [name for name in (*AUTOENCODERS, *DENOISERS) if fnmatch.fnmatchcase(name, pattern)]
+    """Names of the zoo that match a shell pattern: autoencoders, the embedded one first, then diffusion models.
+
+    Names of leading channels (`dc-ae-f32c128-1.5-c32`) stand behind those of whole autoencoders.
+    """
+    return [name for name in (*AUTOENCODERS, *CHANNEL_VARIANTS, *DENOISERS) if fnmatch.fnmatchcase(name, pattern)]
 
 
 def create_autoencoder(name: str, **overrides: Any) -> Autoencoder:
@@ -257,7 +306,7 @@ def find_autoencoder(name: str) -> AutoencoderEntry | None:
     for entry in AUTOENCODERS.values():
         if name in (entry.name, f"mit-han-lab/{entry.name}", entry.hub_id, entry.diffusers_hub_id):
             return entry
-    return None
+    return CHANNEL_VARIANTS.get(name.rsplit("/", 1)[-1]) if name.startswith(_ORGANISATIONS) else None
 
 
 def create_denoiser(name: str, **overrides: Any) -> nn.Module:

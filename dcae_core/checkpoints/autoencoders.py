@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -46,6 +46,7 @@ class AutoencoderFiles:
         scaling_factor: of its latents, where known.
         weights: the files; together they hold every tensor.
         sha256: what a file's bytes must hash to, for those files where it is known.
+        leading_channels: of the latent, to be used instead of all.
     """
 
     where: Path
@@ -55,6 +56,7 @@ class AutoencoderFiles:
     scaling_factor: float | None
     weights: list[Path]
     sha256: dict[Path, str] = field(default_factory=dict)
+    leading_channels: int | None = None
 
 
 def locate_autoencoder(model: str | Path | None = None, revision: str | None = None) -> AutoencoderFiles:
@@ -64,6 +66,7 @@ def locate_autoencoder(model: str | Path | None = None, revision: str | None = N
         model: a zoo name (with or without its organisation), a hub id, a directory in the original, the diffusers
             (also a pipeline with a `vae/` folder) or our own layout, a run of `dcae train-ae` or one of its
             checkpoints, or a weights file; None is the embedded model.
+            Behind a local one or a zoo name `-c32` asks for the 32 leading channels of its latent.
         revision: of a hub repository.
 
     Raises:
@@ -80,6 +83,8 @@ def locate_autoencoder(model: str | Path | None = None, revision: str | None = N
         return _lone_file(path)
     if entry := find_autoencoder(name):
         return _from_zoo(entry, name, revision)
+    if (leading := layouts.local_leading(path)) is not None:
+        return replace(locate_autoencoder(leading[0]), leading_channels=leading[1])
     if hub.is_hub_id(name):
         return _from_hub(name, revision)
     raise not_found(name, AUTOENCODERS)
@@ -209,6 +214,10 @@ def _lone_file(path: Path) -> AutoencoderFiles:
     if path.suffix not in WEIGHT_SUFFIXES:
         raise CheckpointError(f"{path} is no model: weights are read from {', '.join(WEIGHT_SUFFIXES)} files")
     entry = find_autoencoder(path.stem)
+    if entry is not None and entry.whole is not None:
+        whole = AUTOENCODERS[entry.whole].config
+        files = AutoencoderFiles(path, ORIGINAL, whole, entry.name, entry.scaling_factor, [path])
+        return replace(files, leading_channels=entry.config.latent_channels)
     if entry is None and (path.parent / CONFIG_NAME).is_file():
         entry = find_autoencoder(str(read_json(path.parent / CONFIG_NAME).get("model_name")))
     config, name, scaling_factor = (entry.config, entry.name, entry.scaling_factor) if entry else (None, None, None)
@@ -238,6 +247,9 @@ def _repositories(entry: AutoencoderEntry) -> list[tuple[str, list[str]]]:
 
 def _from_zoo(entry: AutoencoderEntry, asked: str, revision: str | None) -> AutoencoderFiles:
     """The layout that was asked for by its hub id, else whichever is cached, else a download of the original one."""
+    if entry.whole is not None:
+        whole = _from_zoo(AUTOENCODERS[entry.whole], asked, revision)
+        return replace(whole, name=entry.name, leading_channels=entry.config.latent_channels)
     repositories = _repositories(entry)
     if not repositories:
         raise DownloadError(
@@ -311,6 +323,8 @@ def read_autoencoder(files: AutoencoderFiles, dtype: torch.dtype | None = None) 
         CheckpointError: the weights are damaged or do not fit.
     """
     if files.layout == KL:
+        if files.leading_channels is not None:
+            raise UsageError(f"{files.where} is a KL autoencoder; its leading channels cannot stand alone")
         return cast(Autoencoder, read_kl_autoencoder(files.weights[0], dtype))  # it has the same methods
     state: dict[str, Tensor] = {}
     for path in files.weights:
@@ -320,6 +334,8 @@ def read_autoencoder(files: AutoencoderFiles, dtype: torch.dtype | None = None) 
         state = layouts.from_original(config, state)
     elif files.layout == DIFFUSERS:
         state = layouts.from_diffusers(config, state)
+    if files.leading_channels is not None:
+        config, state = layouts.keep_leading(config, state, files.leading_channels, files.where)
     network = build_on_meta(config)
     load_strictly(network, state, files.where, dtype)
     network.scaling_factor = files.scaling_factor

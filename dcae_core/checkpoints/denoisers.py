@@ -35,6 +35,7 @@ from dcae_core.models import build_denoiser, denoiser_config
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.models.denoiser import DenoiserConfig
 from dcae_core.models.inference import prepare_for_inference
+from dcae_core.models.normalisation import ChannelNormalisation
 from dcae_core.weights import (
     encoder_fingerprint,
     fingerprint,
@@ -67,6 +68,7 @@ class DiffusionFiles:
         weights: the files; later ones take the place of tensors of the same names in earlier ones.
         sha256: what the bytes of a single file must hash to, where that is known.
         class_names: one for each class, where the files say.
+        normalisation: per channel, in the place of the scaling factor; None where that is all.
     """
 
     name: str
@@ -79,6 +81,7 @@ class DiffusionFiles:
     sha256: str | None = None
     class_names: tuple[str, ...] | None = None
     made_by: tuple[str | None, str | None] = (None, None)
+    normalisation: ChannelNormalisation | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 that tells these weights from others; costs a pass over the files where no hash of them is known."""
@@ -97,6 +100,7 @@ class DiffusionParts:
         scaling_factor: latents are multiplied by it before the network and divided by it before the decoder.
         autoencoder_fingerprint: of the autoencoder's weights; None where they lie in one file with the network's.
         warnings: what is unusual about these parts, a line each.
+        normalisation: per channel, in the place of the scaling factor; None where that is all.
     """
 
     denoiser: nn.Module
@@ -106,6 +110,11 @@ class DiffusionParts:
     config: DenoiserConfig
     autoencoder_fingerprint: str | None = None
     warnings: tuple[str, ...] = ()
+    normalisation: ChannelNormalisation | None = None
+
+    def unscale(self, latents: Tensor) -> Tensor:
+        """What the network makes -> latents for the decoder."""
+        return latents / self.scaling_factor if self.normalisation is None else self.normalisation.undo(latents)
 
 
 def locate_diffusion(
@@ -204,6 +213,7 @@ def _own(directory: Path, description_file: Path, values: dict[str, Any], weight
             weights=(raw, average) if weights == EMA and average.is_file() else (raw,),
             class_names=_class_names(description.get("class_names"), config.num_classes),
             made_by=(description.get("autoencoder_fingerprint"), description.get("encoder_fingerprint")),
+            normalisation=_read_normalisation(description.get("normalisation"), config),
         )
     except (AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
         raise CheckpointError(f"{description_file} describes no diffusion model: {error}") from error
@@ -226,6 +236,15 @@ def _class_names(names: object, num_classes: int) -> tuple[str, ...] | None:
     if len(names) != num_classes:
         raise UsageError(f"{len(names)} class_names, and the network has {num_classes} classes")
     return tuple(names)
+
+
+def _read_normalisation(values: Any, config: DenoiserConfig) -> ChannelNormalisation | None:
+    if values is None:
+        return None
+    normalisation = ChannelNormalisation.of(values["mean"], values["std"])
+    if len(normalisation.mean) != config.in_channels:
+        raise UsageError(f"it normalises {len(normalisation.mean)} channels of latents with {config.in_channels}")
+    return normalisation
 
 
 def _lone_file(path: Path) -> DiffusionFiles:
@@ -305,9 +324,11 @@ def read_diffusion(
         decoder,
         files.prediction,
         scaling_factor,
-        files.config,
+        # A network of adaptive channels makes as many as the autoencoder has.
+        files.config.replace(in_channels=decoder.latent_channels),
         autoencoder_fingerprint=identity,
         warnings=tuple(warnings),
+        normalisation=files.normalisation,
     )
 
 
@@ -353,7 +374,7 @@ def _released_autoencoder(files: DiffusionFiles, state: dict[str, Tensor], dtype
 
 def _require_fit(files: DiffusionFiles, autoencoder: Autoencoder, scaling_factor: float | None) -> None:
     channels = files.config.in_channels
-    if autoencoder.latent_channels != channels:
+    if not files.config.takes_channels(autoencoder.latent_channels):
         raise CheckpointError(
             f"this autoencoder has {autoencoder.latent_channels} latent channels, the diffusion network in "
             f"{files.where} makes {channels}; give the one it was trained on with --autoencoder"
@@ -369,13 +390,15 @@ def describe_denoiser(
     scaling_factor: float,
     class_names: Sequence[str] | None = None,
     *,
+    normalisation: ChannelNormalisation | None = None,
     where: Path | None = None,
     made_by: tuple[str | None, str | None] = (None, None),
 ) -> dict[str, Any]:
     """What `dcae.json` keeps under "diffusion", so that the weights beside it or in `checkpoints/` can be read back.
 
     `autoencoder` is what `load_autoencoder` takes to get that of its latents, None the embedded one; latents were
-    multiplied by `scaling_factor`. One on this disk is found again from `where`, the directory of `dcae.json`.
+    multiplied by `scaling_factor`, or where there is one normalised by channel.
+    One on this disk is found again from `where`, the directory of `dcae.json`.
     `made_by` are fingerprints of the autoencoder that made the latents: of all of it, and of its encoder alone.
     """
     path = None
@@ -389,5 +412,6 @@ def describe_denoiser(
         "autoencoder_fingerprint": made_by[0],
         "encoder_fingerprint": made_by[1],
         "scaling_factor": scaling_factor,
+        "normalisation": normalisation.to_dict() if normalisation is not None else None,
         "class_names": list(class_names) if class_names else None,
     }

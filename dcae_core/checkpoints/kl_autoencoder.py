@@ -10,19 +10,33 @@ import torch
 from torch import Tensor, nn
 
 from dcae_core.errors import CheckpointError, UsageError
+from dcae_core.models.normalisation import ChannelNormalisation
+from dcae_core.weights import WEIGHT_SUFFIXES, read_weights
 
 KL_CLASS_NAME = "AutoencoderKL"
+_STATISTICS_STEM = "latents_stats"
 
 
 class KLAutoencoder(nn.Module):
     """A KL autoencoder with the methods of ours. Where it was trained with a shift, latents are already shifted.
 
+    Some have a mean and a deviation for each channel (diffusers' `latents_mean` and `latents_std`; LightningDiT's
+    VA-VAE, whose `latents_stats` file lies beside the weights): their latents are (z - mean) / deviation.
+
     `scaling_factor` is what latents are multiplied by before a diffusion model.
     """
 
-    def __init__(self, network: Any) -> None:
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, network: Any, statistics: ChannelNormalisation | None = None) -> None:
         super().__init__()
         self.network = network
+        self.is_normalised = statistics is not None
+        if statistics is not None:
+            # Buffers, so that they move with the network and belong to what its latents are known by.
+            self.register_buffer("latent_mean", torch.tensor(statistics.mean)[:, None, None])
+            self.register_buffer("latent_std", torch.tensor(statistics.std)[:, None, None])
         self.scaling_factor: float | None = network.config.scaling_factor
         self.shift_factor = float(getattr(network.config, "shift_factor", None) or 0.0)
 
@@ -48,10 +62,13 @@ class KLAutoencoder(nn.Module):
         """
         posterior = self.network.encode(x).latent_dist
         latent = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        return latent - self.shift_factor
+        latent = latent - self.shift_factor
+        return (latent - self.latent_mean) / self.latent_std if self.is_normalised else latent
 
     def decode(self, z: Tensor) -> Tensor:
         """(B, C, h, w), shifted but unscaled -> (B, 3, h * f, w * f), unclamped."""
+        if self.is_normalised:
+            z = z * self.latent_std + self.latent_mean
         return self.network.decode(z + self.shift_factor).sample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,4 +104,26 @@ def read_kl_autoencoder(weights: Path, dtype: torch.dtype | None = None) -> KLAu
     for kind in ("missing_keys", "unexpected_keys"):
         if report[kind]:
             raise CheckpointError(f"{weights}: {kind.replace('_', ' ')}: {sorted(report[kind])[0]}")
-    return KLAutoencoder(network).eval()
+    return KLAutoencoder(network, _read_statistics(weights.parent, network.config)).eval()
+
+
+def _read_statistics(directory: Path, config: Any) -> ChannelNormalisation | None:
+    """The mean and deviation of each latent channel, where the configuration or a file beside it has them."""
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    where = directory / "config.json"
+    for suffix in WEIGHT_SUFFIXES:
+        if mean is None and (where := directory / f"{_STATISTICS_STEM}{suffix}").is_file():
+            tensors = read_weights(where)
+            if not {"mean", "std"} <= tensors.keys():
+                raise CheckpointError(f"{where} has no mean and std of latent channels")
+            mean, std = tensors["mean"].flatten().tolist(), tensors["std"].flatten().tolist()
+            break
+    if mean is None and std is None:
+        return None
+    try:
+        statistics = ChannelNormalisation.of(mean or (), std or ())
+    except (TypeError, ValueError, UsageError) as error:
+        raise CheckpointError(f"{where} has no usable latent statistics: {error}") from error
+    if len(statistics.mean) != config.latent_channels:
+        raise CheckpointError(f"{where}: {len(statistics.mean)} channel means for {config.latent_channels} channels")
+    return statistics

@@ -1,6 +1,8 @@
 """What the two published layouts of autoencoders call each parameter and each setting, and what we call it."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.models.autoencoder import AutoencoderConfig
 from dcae_core.models.layers import HEAD_CHANNELS
+from dcae_core.weights import WEIGHT_SUFFIXES
 
 OWN_CONFIG_NAME = "dcae.json"
 WEIGHTS_STEM = "model"
@@ -256,6 +259,16 @@ def _as_lists(value: Any) -> Any:
     return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
+def note_on_diffusers(config: AutoencoderConfig) -> str | None:
+    """A line about the versions of diffusers that open this network, where not all that know AutoencoderDC do."""
+    if config.latent_shortcuts and config.head_act == "relu":
+        return None
+    return (
+        "diffusers below 0.35 does not know all settings of this network: it opens the directory without a word and "
+        "computes something else (reconstructions 0.15 to 0.96 off); use diffusers 0.35 or newer"
+    )
+
+
 def from_diffusers_config(values: dict[str, Any]) -> AutoencoderConfig:
     """The configuration that an AutoencoderDC `config.json` describes.
 
@@ -282,3 +295,34 @@ def from_diffusers_config(values: dict[str, Any]) -> AutoencoderConfig:
         return AutoencoderConfig.from_dict({ours: theirs[key] for key, (ours, _) in _DIFFUSERS_SETTINGS.items()})
     except (KeyError, TypeError, UsageError) as error:
         raise CheckpointError(f"config.json describes no known autoencoder: {error}") from error
+
+
+_LATENT_HEAD = ("encoder.head.conv.weight", "encoder.head.conv.bias")
+_LATENT_STEM = ("decoder.stem.conv.weight",)
+
+
+def keep_leading(
+    config: AutoencoderConfig, state: dict[str, Tensor], channels: int, where: object
+) -> tuple[AutoencoderConfig, dict[str, Tensor]]:
+    """A network and its weights, by our own names, without the latent channels after the first `channels`.
+
+    Raises:
+        UsageError: it has no more than so many, or shortcuts that go over all of them; `where` is for the message.
+    """
+    if config.latent_shortcuts:
+        raise UsageError(f"{where}: shortcuts over all channels of its latent keep leading ones from standing alone")
+    if channels >= config.latent_channels:
+        raise UsageError(f"{where}: its latent has {config.latent_channels} channels; -c{channels} asks for too many")
+    kept = {name: state[name][:channels].clone() for name in _LATENT_HEAD if name in state}
+    kept |= {name: state[name][:, :channels].clone() for name in _LATENT_STEM if name in state}
+    return config.replace(latent_channels=channels), state | kept
+
+
+def local_leading(path: Path) -> tuple[Path, int] | None:
+    """The local directory or weights file, and the number of channels, that `PLACE-cN` or `PLACE-cN.pt` stands for."""
+    suffix = path.suffix if path.suffix in WEIGHT_SUFFIXES else ""
+    match = re.fullmatch(r"(.+)-c([1-9]\d{0,5})", path.name.removesuffix(suffix))
+    if match is None:
+        return None
+    whole = path.with_name(match[1] + suffix)
+    return (whole, int(match[2])) if whole.exists() else None

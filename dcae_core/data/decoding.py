@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcae_core.data.images import DEFAULT_MAX_PIXELS, center_crop_adm
+from dcae_core.data.images import DEFAULT_MAX_PIXELS, AlphaRule, center_crop_adm
 from dcae_core.data.read_ahead import read_ahead
 from dcae_core.data.sources import ImageReference
 from dcae_core.errors import DataError, SourceLostError
@@ -36,18 +36,21 @@ def decode_crops(
     num_workers: int,
     apply_exif: bool = True,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    alpha: AlphaRule = "white",
 ) -> Iterator[DecodedCrop]:
     """Decode images and cut ADM's centre crop, in order; damaged ones come with their error instead of pixels.
 
     References are read lazily. Holds at most 8 crops per worker (a thread) beyond the one it returns, and the whole
-    images that are being decoded. Images of more than `max_pixels` count as damaged.
+    images that are being decoded. Images of more than `max_pixels` count as damaged. `alpha` says what becomes of
+    transparency.
     """
 
     def decode(reference: ImageReference) -> DecodedCrop:
         start = time.perf_counter()
         pixels, error = None, None
         try:
-            crop = center_crop_adm(reference.open(apply_exif=apply_exif, max_pixels=max_pixels), resolution)
+            image = reference.open(apply_exif=apply_exif, max_pixels=max_pixels, alpha=alpha)
+            crop = center_crop_adm(image, resolution)
             pixels = torch.from_numpy(np.array(crop, dtype=np.uint8)).permute(2, 0, 1)
         except SourceLostError:
             raise

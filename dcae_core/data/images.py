@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "I;16": 2, "I;16L": 2, 
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 16, "JPEG2000": 24, "JPEG": 6, "MPO": 6, "TIFF": 8, "GIF": 4}
 _WEBP_CANVAS_BYTES = 8
 _STRIP_PIXELS = 1 << 20
+
+AlphaRule = Literal["white", "drop"]
+"""Transparent images are composed on white, and 16-bit ones rescaled; or as the published code does, Pillow's
+`convert("RGB")`: it drops what says how transparent a pixel is, and cuts off what 8 bits do not hold."""
 
 _pixel_limit_lock = threading.Lock()
 
@@ -145,7 +149,9 @@ def _on_white(strip: Image.Image) -> Image.Image:
     return white
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, alpha: AlphaRule) -> Image.Image:
+    if alpha == "drop":
+        return image.convert("RGB")
     if image.mode.startswith("I") or image.mode == "F":
         convert = _to_8_bits(image)
     elif image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
@@ -172,6 +178,7 @@ def open_image(
     name: str | None = None,
     apply_exif: bool = True,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    alpha: AlphaRule = "white",
 ) -> Image.Image:
     """Decode an image file into RGB.
 
@@ -184,13 +191,14 @@ def open_image(
         name: what messages call the image; by default the path.
         apply_exif: turn the image upright as its EXIF orientation says. The published code does not.
         max_pixels: refuse an image of more pixels than this before decoding it.
+        alpha: "drop" converts as the published code does, without regard to transparency and depth.
 
     Raises:
         DataError: the file is missing, empty, damaged, too large, or not an image.
         ResourceError: there is not enough memory to decode it; told before it is taken.
     """
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), name or "the image", apply_exif, max_pixels)
+        return _decode(io.BytesIO(source), name or "the image", apply_exif, max_pixels, alpha)
     path = Path(source)
     name = name or str(path)
     if path.is_dir():
@@ -201,12 +209,12 @@ def open_image(
         with open(path, "rb") as file:
             if (size := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
                 raise DataError(f"{name} has {size:,} bytes; images are read up to {MAX_FILE_BYTES:,}")
-            return _decode(file, name, apply_exif, max_pixels)
+            return _decode(file, name, apply_exif, max_pixels, alpha)
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror or error}") from error
 
 
-def _decode(file: IO[bytes], name: str, apply_exif: bool, max_pixels: int) -> Image.Image:
+def _decode(file: IO[bytes], name: str, apply_exif: bool, max_pixels: int, alpha: AlphaRule) -> Image.Image:
     image = _read_header(file, name, max_pixels)
     width, height = image.size
     _check_size(width, height, name, max_pixels)
@@ -216,7 +224,7 @@ def _decode(file: IO[bytes], name: str, apply_exif: bool, max_pixels: int) -> Im
             image.load()
             if apply_exif:
                 _turn_upright(image)
-            return _to_rgb(image)
+            return _to_rgb(image, alpha)
     except ResourceError:
         raise
     except MemoryError as error:

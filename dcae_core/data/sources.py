@@ -10,7 +10,7 @@ from typing import NamedTuple, overload
 import numpy as np
 from PIL import Image
 
-from dcae_core.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, open_image
+from dcae_core.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, AlphaRule, open_image
 from dcae_core.data.remote import is_url, list_files, read_remote
 from dcae_core.data.tar import read_shard
 from dcae_core.errors import DataError, ResourceError, SourceLostError, printable
@@ -43,7 +43,9 @@ class ImageReference(NamedTuple):
         """What messages call it: safe to print."""
         return printable(self.path if self.offset == _WHOLE_FILE else f"{self.path}/{self.key}")
 
-    def open(self, *, apply_exif: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+    def open(
+        self, *, apply_exif: bool = True, max_pixels: int = DEFAULT_MAX_PIXELS, alpha: AlphaRule = "white"
+    ) -> Image.Image:
         """Read and decode it, as `open_image` does.
 
         Raises:
@@ -53,7 +55,7 @@ class ImageReference(NamedTuple):
         """
         try:
             source = self._read_bytes() if self.offset != _WHOLE_FILE or is_url(self.path) else self.path
-            return open_image(source, name=self.name, apply_exif=apply_exif, max_pixels=max_pixels)
+            return open_image(source, name=self.name, apply_exif=apply_exif, max_pixels=max_pixels, alpha=alpha)
         except DataError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EMFILE, errno.ENFILE):
                 raise ResourceError("too many open files; raise `ulimit -n` or take fewer workers") from error

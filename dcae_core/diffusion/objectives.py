@@ -6,7 +6,7 @@ A loss is a dictionary of tensors (B,): `loss`, which is to be minimised, and th
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -43,6 +43,29 @@ def epsilon_loss(model: _Model, data: Tensor, noise: Tensor, t: Tensor, schedule
     Source: arXiv 2006.11239, equation 14.
     """
     return {"loss": _mean(model(_noisy(data, noise, t, schedule), t) - noise, power=2)}
+
+
+def min_snr_epsilon_loss(
+    model: _Model, data: Tensor, noise: Tensor, t: Tensor, schedule: DiscreteSchedule, gamma: float
+) -> Losses:
+    """Mean squared error of the predicted noise, weighted by min(SNR, gamma) / SNR: hardly noisy samples count less.
+
+    Args:
+        model: model(x, t) -> epsilon (B, C, H, W).
+        data: scaled latents (B, C, H, W).
+        noise: standard normal, of the same shape.
+        t: the schedule's own integer times, (B,).
+        schedule: the noise schedule; its SNR is alpha^2 / sigma^2.
+        gamma: above this signal-to-noise ratio samples count less than 1.
+
+    Returns:
+        `loss` and the unweighted `mse`, each (B,).
+
+    Source: arXiv 2303.09556, section 3.4, for the prediction of noise; gamma is 5 there.
+    """
+    mse = epsilon_loss(model, data, noise, t, schedule)["loss"]
+    snr = _tables(schedule, data.device)["snr"][t - schedule.first_timestep]
+    return {"loss": mse * (snr.clamp(max=gamma) / snr), "mse": mse}
 
 
 def velocity_loss(model: _Model, data: Tensor, noise: Tensor, t: Tensor) -> Losses:
@@ -113,6 +136,7 @@ def _tables(schedule: DiscreteSchedule, device: torch.device) -> dict[str, Tenso
     tables = {
         "alpha": np.sqrt(alphas_cumprod),
         "sigma": np.sqrt(1 - alphas_cumprod),
+        "snr": alphas_cumprod / (1 - alphas_cumprod),
         "state to data": np.sqrt(1 / alphas_cumprod),
         "noise to data": np.sqrt(1 / alphas_cumprod - 1),
         "data to mean": posterior.data_coefficient,
@@ -153,7 +177,7 @@ class Objective:
     """How a network of one kind of prediction is trained.
 
     Attributes:
-        draw_times: draw_times(batch_size, generator) -> network times (B,) on the CPU, uniform.
+        draw_times: draw_times(batch_size, generator) -> network times (B,) on the CPU.
         losses: losses(model, data, noise, t) -> the losses per sample.
     """
 
@@ -171,11 +195,67 @@ def _discrete(
     )
 
 
-# The published trainings of U-ViT, USiT and DiT.
-OBJECTIVES: dict[str, Objective] = {
-    "epsilon": _discrete(epsilon_loss, scaled_linear_schedule()),
-    "velocity": Objective(
-        draw_times=lambda batch_size, generator: torch.rand(batch_size, generator=generator), losses=velocity_loss
-    ),
-    "epsilon_variance": _discrete(epsilon_variance_loss, linear_schedule()),
-}
+@dataclass(frozen=True)
+class TimeDistribution:
+    """How often a velocity model is trained at which time of the straight path, 0 being noise and 1 data.
+
+    Described by the share of noise u = 1 - t, as the source does: uniform, or logit(u) normal; then shifted to
+    shift * u / (1 + (shift - 1) * u).
+
+    Attributes:
+        name: "uniform" or "logit_normal".
+        mean: of logit(u); above 0 means noisier.
+        scale: standard deviation of logit(u).
+        shift: above 1 means noisier; latents of more values need more noise to lose the same information.
+
+    Source: arXiv 2403.03206 (Stable Diffusion 3), section 3.1 and equation 23.
+    """
+
+    name: str = "uniform"
+    mean: float = 0.0
+    scale: float = 1.0
+    shift: float = 1.0
+
+    def draw(self, num: int, generator: torch.Generator) -> Tensor:
+        """Times (num,) in [0, 1], float32, on the CPU."""
+        if self.name == "uniform":
+            t = torch.rand(num, generator=generator)
+        else:
+            t = torch.sigmoid(-(self.mean + self.scale * torch.randn(num, generator=generator)))
+        return t if self.shift == 1.0 else t / (t + self.shift * (1 - t))
+
+
+def resolution_shift(num_values: int, base: int) -> float:
+    """The shift for latents of `num_values` = C * h * w values where `base` values need none: sqrt(num_values / base).
+
+    Source: arXiv 2403.03206, equation 23; for latents of many channels arXiv 2510.11690 (RAE), base 4096.
+    """
+    return math.sqrt(num_values / base)
+
+
+_UNIFORM = TimeDistribution()
+
+
+def build_objective(
+    prediction: str, *, times: TimeDistribution = _UNIFORM, min_snr_gamma: float | None = None
+) -> Objective:
+    """What trains a network of one kind of prediction.
+
+    Args:
+        prediction: "epsilon", "velocity" or "epsilon_variance"; without the rest, the published trainings of U-ViT,
+            USiT and DiT.
+        times: of velocity; the others draw their steps uniformly.
+        min_snr_gamma: of epsilon: see `min_snr_epsilon_loss`; None weighs all samples alike.
+    """
+    assert min_snr_gamma is None or prediction == "epsilon"
+    assert times == _UNIFORM or prediction == "velocity"
+    if prediction == "velocity":
+        return Objective(times.draw, velocity_loss)
+    if prediction == "epsilon_variance":
+        return _discrete(epsilon_variance_loss, linear_schedule())
+    if min_snr_gamma is None:
+        return _discrete(epsilon_loss, scaled_linear_schedule())
+    return _discrete(partial(min_snr_epsilon_loss, gamma=min_snr_gamma), scaled_linear_schedule())
+
+
+OBJECTIVES: dict[str, Objective] = {name: build_objective(name) for name in ("epsilon", "velocity", "epsilon_variance")}

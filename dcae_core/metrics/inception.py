@@ -1,7 +1,7 @@
 """The Inception network of FID, and features of images."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ NUM_FEATURES = 2048
 NUM_LOGITS = 1008
 FID_RESIZE = "bilinear to 299x299, pixel centres aligned, no antialias, [-1, 1]"
 INCEPTION_SCORE_RESIZE = "bilinear to 299x299 as TensorFlow 1, corners aligned, (x - 128) / 128"
+ResizeRule = Literal["half_pixel", "tensorflow"]
+# How the images of an FID become Inception's input: as efficientvit does, or as ADM's TensorFlow graph does.
+RESIZE_RULES: dict[ResizeRule, str] = {"half_pixel": FID_RESIZE, "tensorflow": INCEPTION_SCORE_RESIZE}
 _INPUT_SIZE = 299
 
 
@@ -256,8 +259,10 @@ class InceptionExtractor:
         self.sha256 = sha256
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, *, with_logits: bool = False) -> InceptionOutput:
-        """Features of uint8 images (B, 3, H, W) of any size, and, asked for, the unbiased logits.
+    def __call__(
+        self, images: Tensor, *, with_logits: bool = False, resize: ResizeRule = "half_pixel"
+    ) -> InceptionOutput:
+        """Features of uint8 images (B, 3, H, W) of any size, resized by a rule, and, asked for, the unbiased logits.
 
         The Inception Score needs the logits. They cost a second pass, because the published FID and the published
         Inception Score resize differently. DataError where the images are not uint8 (B, 3, H, W).
@@ -265,11 +270,13 @@ class InceptionExtractor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise DataError(f"expected uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
         images = images.to(next(self.network.parameters()).device)
-        features = self.network(resize_for_fid(images)).cpu()
-        if not with_logits:
-            return InceptionOutput(features, None)
-        logits = self.network.unbiased_logits(self.network(resize_for_inception_score(images)))
-        return InceptionOutput(features, logits.cpu())
+        by_rule = {}
+        if resize == "tensorflow" or with_logits:
+            by_rule["tensorflow"] = self.network(resize_for_inception_score(images))
+        if resize == "half_pixel":
+            by_rule["half_pixel"] = self.network(resize_for_fid(images))
+        logits = self.network.unbiased_logits(by_rule["tensorflow"]).cpu() if with_logits else None
+        return InceptionOutput(by_rule[resize].cpu(), logits)
 
 
 def load_inception(weights: Path | None = None, *, device: torch.device | str = "cpu") -> InceptionExtractor:

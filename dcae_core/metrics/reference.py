@@ -14,9 +14,11 @@ from torch import Tensor
 from dcae_core.errors import DataError
 from dcae_core.files import sha256_of_file, write_bytes
 from dcae_core.metrics.frechet import Gaussian
+from dcae_core.metrics.inception import RESIZE_RULES, ResizeRule
 from dcae_core.metrics.npz import REAL_NUMBERS, ArrayHeader, Npz, open_npz
 
 _IMAGES = "arr_0"
+_ADM_NAME = "VIRTUAL_"
 _MAX_FEATURES = 1 << 13  # Inception's are 2048
 _MAX_SIDE = 1 << 14  # of an image in a batch, pixels
 _MAX_DESCRIPTION_BYTES = 1 << 16
@@ -32,6 +34,8 @@ class Reference:
         gaussian: mean and covariance of Inception features.
         description: what else the file says: number of images, resolution, transform, weights (ours only).
         num_images: images that lie in the file (ADM's batches); 0 where it holds statistics alone.
+        resize: the rule by which its images became Inception's input: what a file of ours says; for ADM's files, known
+            by their `mu_s` and `sigma_s` or by their name, that of TensorFlow 1; for others the published code's.
     """
 
     path: Path
@@ -39,6 +43,7 @@ class Reference:
     gaussian: Gaussian
     description: dict[str, str | int] = field(default_factory=dict)
     num_images: int = 0
+    resize: ResizeRule = "half_pixel"
 
     def images(self, ranges: Sequence[range]) -> Iterator[Tensor]:
         """The file's images of each range, uint8 (B, 3, H, W), read one range at a time; DataError if it ends early."""
@@ -86,9 +91,23 @@ def read_reference(path: Path) -> Reference:
             for name in arrays.names
             if name not in ("mu", "sigma", _IMAGES) and _describes(arrays.header(name))
         }
+        resize = _resize_of(path, description, arrays.names)
     mean = np.atleast_1d(mean.squeeze())
     _check(path, mean, covariance)
-    return Reference(path, sha256_of_file(path), Gaussian(mean, covariance), description, num_images)
+    return Reference(path, sha256_of_file(path), Gaussian(mean, covariance), description, num_images, resize)
+
+
+def _resize_of(path: Path, description: dict[str, str | int], arrays: Sequence[str]) -> ResizeRule:
+    """By which rule the images of a file were resized."""
+    said = description.get("resize")
+    for rule, text in RESIZE_RULES.items():
+        if said == text:
+            return rule
+    if said is not None:
+        raise DataError(f"{path} says that its images were resized by an unknown rule: {str(said)[:80]!r}")
+    # Source: guided-diffusion `evaluations/README.md`: its files have spatial statistics, or names like VIRTUAL_*.npz.
+    of_adm = {"mu_s", "sigma_s"} <= set(arrays) or path.name.upper().startswith(_ADM_NAME)
+    return "tensorflow" if of_adm else "half_pixel"
 
 
 def _describes(header: ArrayHeader) -> bool:

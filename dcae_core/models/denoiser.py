@@ -28,6 +28,8 @@ class DenoiserConfig:
         depth: number of transformer blocks.
         num_heads: attention heads.
         num_classes: classes 0..num_classes-1; class `num_classes` is the null class. 0: unconditional.
+        qk_norm: RMS norm of queries and keys in each head, which keeps attention's logits from growing in long or
+            half-precision trainings (arXiv 2302.05442); none of the released networks has it.
     """
 
     architecture: ClassVar[str]
@@ -39,6 +41,7 @@ class DenoiserConfig:
     depth: int = 12
     num_heads: int = 8
     num_classes: int = 1000
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         limits = {"patch_size": MAX_CHANNELS, "in_channels": MAX_CHANNELS, "hidden_size": MAX_CHANNELS}
@@ -91,9 +94,15 @@ class DenoiserConfig:
         """Channels of the prediction."""
         return self.in_channels
 
+    def takes_channels(self, channels: int) -> bool:
+        """Whether latents may have so many channels."""
+        return channels == self.in_channels
+
     def require_latent(self, shape: Sequence[int]) -> None:
         """Refuse, with UsageError, latents whose shape is not (B, in_channels, *latent_size)."""
         channels, height, width = self.in_channels, *self.latent_size
+        if len(shape) == 4 and self.takes_channels(shape[1]):
+            channels = shape[1]
         if len(shape) != 4 or tuple(shape[1:]) != (channels, height, width):
             raise UsageError(
                 f"this {self.architecture} takes latents (B, {channels}, {height}, {width}), not {tuple(shape)}"
@@ -155,8 +164,12 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, hidden_size), row by row."""
-        return self.proj(x).flatten(2).transpose(1, 2)
+        """(B, C, H, W) -> (B, N, hidden_size), row by row; fewer channels than it has are the leading ones."""
+        if (channels := x.shape[1]) == self.proj.in_channels:
+            patches = self.proj(x)
+        else:
+            patches = F.conv2d(x, self.proj.weight[:, :channels], self.proj.bias, self.proj.stride)
+        return patches.flatten(2).transpose(1, 2)
 
 
 class LabelEmbedder(nn.Module):
@@ -176,21 +189,29 @@ class Attention(nn.Module):
 
     With `float32`, the product runs in float32 whatever the working dtype is, as in the published UViT. Only useful to
     reproduce the published half-precision results; otherwise slower for no gain.
+    With `qk_norm`, queries and keys have an RMS norm in each head, with a weight per channel.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, *, qkv_bias: bool, float32: bool = False) -> None:
+    def __init__(
+        self, hidden_size: int, num_heads: int, *, qkv_bias: bool, float32: bool = False, qk_norm: bool = False
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.float32 = float32
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
         self.proj = nn.Linear(hidden_size, hidden_size)
+        self.q_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-6) if qk_norm else None
+        self.k_norm = nn.RMSNorm(hidden_size // num_heads, eps=1e-6) if qk_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, hidden_size) -> (B, N, hidden_size)."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, N, head width)
         if self.float32:
             qkv = qkv.float()
-        heads = F.scaled_dot_product_attention(*qkv.unbind(0))
+        q, k, v = qkv.unbind(0)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        heads = F.scaled_dot_product_attention(q, k, v)
         return self.proj(heads.transpose(1, 2).flatten(2).to(x.dtype))
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcae_core.errors import UsageError
@@ -23,16 +24,23 @@ class UViTConfig(DenoiserConfig):
     """A U-ViT. `depth` is even: half of the blocks before the middle one, half after it, the middle one not counted.
 
     `attention_float32`: attention in float32 whatever the working dtype, as published (parity only).
+    `adaptive_channels`: latents may have fewer channels than `in_channels`, the leading ones: the patch convolution and
+    the output layer then use their first channels. The parameters are the same with and without.
     """
 
     architecture = "uvit"
 
     attention_float32: bool = False
+    adaptive_channels: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.depth % 2:
             raise UsageError(f"uvit depth must be even, not {self.depth}")
+
+    def takes_channels(self, channels: int) -> bool:
+        """Whether latents may have so many channels."""
+        return channels == self.in_channels or (self.adaptive_channels and 1 <= channels < self.in_channels)
 
 
 class Block(nn.Module):
@@ -42,7 +50,9 @@ class Block(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, config.num_heads, qkv_bias=False, float32=config.attention_float32)
+        self.attn = Attention(
+            width, config.num_heads, qkv_bias=False, float32=config.attention_float32, qk_norm=config.qk_norm
+        )
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, nn.GELU())
         self.skip_linear = nn.Linear(2 * width, width) if skip else None
@@ -61,7 +71,8 @@ class UViT(nn.Module):
 
     Tokens are [class, time, patches], with a learned table of positions. The time embedding has no network of its own.
 
-    Source: arXiv 2209.12152; mit-han-lab/efficientvit `efficientvit/diffusioncore/models/uvit.py`.
+    Source: arXiv 2209.12152; mit-han-lab/efficientvit `efficientvit/diffusioncore/models/uvit.py`; adaptive channels:
+    DC-AE 1.5 (arXiv 2508.00413) and DC-Gen.
     """
 
     def __init__(self, config: UViTConfig) -> None:
@@ -93,7 +104,7 @@ class UViT(nn.Module):
         """One evaluation.
 
         Args:
-            x: scaled noisy latent (B, C, H, W) of the configured size.
+            x: scaled noisy latent (B, C, H, W) of the configured size, with adaptive channels of its leading ones.
             t: network time, 0-d or (B,): 1..1000 for noise prediction, 0..1 for velocity.
             y: classes (B,), integers in 0..num_classes; None only where the network is unconditional.
 
@@ -120,5 +131,13 @@ class UViT(nn.Module):
         for block in self.out_blocks:
             tokens = block(tokens, skips.pop())
 
-        patches = self.decoder_pred(self.norm(tokens))[:, self.num_extra_tokens :]
+        patches = self._predict(self.norm(tokens), x.shape[1])[:, self.num_extra_tokens :]
         return unpatchify(patches, self.config.grid, self.config.patch_size)
+
+    def _predict(self, tokens: Tensor, channels: int) -> Tensor:
+        """(B, N, hidden_size) -> (B, N, patch_size^2 * channels): the output layer, or its leading channels."""
+        if channels == self.config.in_channels:
+            return self.decoder_pred(tokens)
+        by_channel = (self.config.patch_size**2, self.config.in_channels)
+        weight = self.decoder_pred.weight.unflatten(0, by_channel)[:, :channels].flatten(0, 1)
+        return F.linear(tokens, weight, self.decoder_pred.bias.unflatten(0, by_channel)[:, :channels].flatten())

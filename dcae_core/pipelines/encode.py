@@ -207,7 +207,10 @@ def plan_dataset(
     return DatasetPlan(
         encoder=encoder,
         transform=TransformRecord(
-            resolution=recipe.resolution, apply_exif=recipe.apply_exif, flipped_copies=recipe.flipped_copies
+            resolution=recipe.resolution,
+            apply_exif=recipe.apply_exif,
+            flipped_copies=recipe.flipped_copies,
+            alpha=recipe.alpha,
         ),
         encoding={
             "pictures": len(images),
@@ -306,6 +309,7 @@ class _ShardEncoder:
             num_workers=self._recipe.num_workers,
             apply_exif=self._recipe.apply_exif,
             max_pixels=self._recipe.max_pixels,
+            alpha=self._recipe.alpha,
         )
         for number in numbers:
             self._encode_shard(number, islice(crops, len(self._range(number))), advance)

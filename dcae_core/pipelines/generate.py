@@ -150,7 +150,8 @@ class DiffusionPipeline:
     Attributes:
         denoiser: called as `denoiser(x, t, y)`.
         prediction: "epsilon", "epsilon_variance" or "velocity".
-        scaling_factor: latents are divided by it before they are decoded.
+        scaling_factor: latents are divided by it before they are decoded, where they have no mean and deviation for
+            each channel.
         tile: side in pixels of the tiles that images are decoded in; None decodes them whole. Set on its own once
             memory has run out.
     """
@@ -159,7 +160,7 @@ class DiffusionPipeline:
         self.denoiser = parts.denoiser
         self.autoencoder = parts.autoencoder
         self.prediction = parts.prediction
-        self.scaling_factor = parts.scaling_factor
+        self.scaling_factor, self._unscale = parts.scaling_factor, parts.unscale
         self.config = parts.config
         self.tile: int | None = None
         weight = next(parts.denoiser.parameters())
@@ -247,7 +248,7 @@ class DiffusionPipeline:
                     progress=progress,
                 )
             _require_finite(latents)
-            latents = latents[:count] / self.scaling_factor
+            latents = self._unscale(latents[:count])
             yield SampleBatch(number, padded[:count], latents.cpu(), self._decode(latents))
 
     def find_batch_size(self, num: int, settings: SampleSettings) -> int:

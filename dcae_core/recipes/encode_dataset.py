@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from dcae_core.recipes.settings import ComputingType, NonNegative, Positive, Recipe, StoredType
+from dcae_core.recipes.settings import AlphaRule, ComputingType, NonNegative, Positive, Recipe, StoredType
 
 
 class EncodeDatasetRecipe(Recipe):
@@ -32,6 +32,8 @@ class EncodeDatasetRecipe(Recipe):
     """An image that cannot be decoded is listed in the manifest and left out, or ends the run."""
     apply_exif: bool = True
     """Turn images upright first; the published code does not."""
+    alpha: AlphaRule = "white"
+    """Transparent images: composed on white, and 16 bits rescaled; or drop: `convert("RGB")`, as published."""
     max_pixels: Positive = 178_956_970
     """Larger images count as damaged."""
     num_workers: Positive = 4

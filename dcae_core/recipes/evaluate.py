@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dcae_core.recipes.settings import (
+    AlphaRule,
     ComputingType,
     NonNegative,
     NonNegativeNumber,
@@ -51,6 +52,14 @@ class DiffusionSubject(Section):
     """Number type of the networks."""
 
 
+class EvaluationExecution(Section):
+    """How the same mathematics is computed."""
+
+    tf32: bool | None = None
+    """Round the inputs of float32 products and convolutions to 10 bits on NVIDIA GPUs, as published: yes, no, or null:
+    PyTorch's default, convolutions alone."""
+
+
 class Expectation(Section):
     """A published figure, and how far a repetition may be from it."""
 
@@ -79,16 +88,22 @@ class EvaluateRecipe(Recipe):
     """How many of them, from the first; null is all."""
     resolution: Positive | None = 512
     """Images are cut to squares of this side (ADM centre crop); null leaves them as they are, all of one size."""
+    alpha: AlphaRule = "white"
+    """Transparent images: composed on white, and 16 bits rescaled; or drop: `convert("RGB")`, as published."""
     metrics: Annotated[list[MetricName], Field(min_length=1)] = ["psnr", "ssim"]
     """What is measured."""
     reference: str | None = None
     """What to compare with: statistics of `dcae fid-ref`, the published code or ADM, or images; null: the originals."""
+    resize: Literal["half_pixel", "tensorflow"] | None = None
+    """How images become Inception's input for FID: half_pixel (published), tensorflow (ADM); null: as the reference."""
     inception_weights: str | None = None
     """A file of weights with the published names and shapes; null downloads the published one."""
     batch_size: Positive = 8
     """Images at a time in each process; part of the protocol, since it moves float32 results by 1e-6."""
     damaged: Literal["skip", "fail"] = "skip"
     """An image that cannot be decoded is listed and left out, or ends the evaluation."""
+    execution: EvaluationExecution = EvaluationExecution()
+    """How it is computed."""
     expected: dict[str, Expectation] = {}
     """Published figures by score name: psnr, fid, latent_mean, ..."""
 

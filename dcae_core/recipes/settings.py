@@ -39,6 +39,7 @@ def _expand(name: Any) -> Any:
 ComputingType = Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(_shorten)]
 StoredType = Annotated[Literal["float16", "bfloat16", "float32"], BeforeValidator(_expand)]
 
+AlphaRule = Literal["white", "drop"]
 
 _LARGEST = (1 << 63) - 1  # what PyTorch can take for a size or a seed
 Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
@@ -57,7 +58,9 @@ class OptimiserSettings(Section):
     learning_rate: PositiveNumber
     """The rate after warm-up."""
     weight_decay: NonNegativeNumber = 0.0
-    """AdamW's decoupled weight decay. Biases and norms are exempt."""
+    """AdamW's decoupled weight decay."""
+    decay: Literal["all", "matrices"] = "matrices"
+    """What it acts on: every tensor, as in efficientvit's diffusion trainings, or all but biases, norms and vectors."""
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     """AdamW's decay rates of the gradient's mean and of its square."""
     epsilon: PositiveNumber = 1e-8
@@ -70,6 +73,9 @@ class OptimiserSettings(Section):
     """Where a cosine ends, as a fraction of `learning_rate`."""
     clip_gradient_norm: PositiveNumber | None = None
     """Scale gradients down to this norm where theirs is larger."""
+
+
+OnNonFinite = Literal["stop", "skip"]
 
 
 class EmaSettings(Section):
@@ -86,6 +92,9 @@ class ExecutionSettings(Section):
 
     precision: ComputingType = "fp32"
     """Number type of matrix products and convolutions (autocast); weights and averages stay float32."""
+    tf32: bool | None = None
+    """Round the inputs of float32 products and convolutions to 10 bits on NVIDIA GPUs, as published: yes, no, or null:
+    PyTorch's default, convolutions alone."""
     compile: bool = False
     """Use torch.compile: minutes at the start, faster steps."""
     channels_last: bool = False

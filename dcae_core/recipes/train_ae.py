@@ -13,6 +13,7 @@ from dcae_core.recipes.settings import (
     NonNegative,
     NonNegativeNumber,
     NumWorkers,
+    OnNonFinite,
     OptimiserSettings,
     Positive,
     PositiveNumber,
@@ -199,6 +200,10 @@ class TrainAutoencoderRecipe(Recipe):
     """In the order full, latent_adaptation, local_refinement; any of them may be left out."""
     validation: ValidationSettings | None = None
     """Held-out images; null for none."""
+    on_nonfinite: OnNonFinite = "stop"
+    """A step whose loss or gradient is not finite ends the run, or is skipped: it changes nothing and is counted."""
+    max_skips: Positive = 10
+    """With `skip`: more than so many steps in a row end the run."""
     execution: ExecutionSettings = ExecutionSettings()
     """How it is computed."""
     checkpoints: CheckpointSettings = CheckpointSettings()

@@ -12,6 +12,7 @@ from dcae_core.recipes.settings import (
     LoggingSettings,
     NonNegative,
     NumSteps,
+    OnNonFinite,
     OptimiserSettings,
     Positive,
     PositiveNumber,
@@ -37,6 +38,23 @@ class DenoiserSettings(Section):
     """Attention heads."""
     num_classes: NonNegative | None = None
     """Refuse latents with another number of classes; null takes whatever number they have (0: unconditional)."""
+    qk_norm: bool = False
+    """RMS norm of queries and keys in each head, against attention that saturates (arXiv 2302.05442)."""
+
+
+class TimeSettings(Section):
+    """How often a velocity model is trained at which time, told by the share of noise u = 1 - t."""
+
+    distribution: Literal["uniform", "logit_normal"] = "uniform"
+    """uniform (SiT), or logit(u) normal, which trains most between noise and data (arXiv 2403.03206)."""
+    mean: float = 0.0
+    """With `logit_normal`: of logit(u); above 0 trains more at noisy times."""
+    scale: PositiveNumber = 1.0
+    """With `logit_normal`: standard deviation of logit(u)."""
+    shift: PositiveNumber | None = None
+    """Replace u by shift * u / (1 + (shift - 1) * u); above 1 trains more at noisy times. null: not at all."""
+    shift_base: Positive | None = None
+    """Shift by sqrt(C * h * w / shift_base): latents of so many values need none (4096 in arXiv 2510.11690)."""
 
 
 class DatasetSettings(Section):
@@ -136,6 +154,12 @@ class TrainDiffusionRecipe(Recipe):
     """What is trained."""
     objective: ObjectiveName
     """What it predicts: epsilon (U-ViT), velocity (USiT), epsilon_variance (DiT)."""
+    normalisation: Literal["scalar", "channel"] = "scalar"
+    """What the network sees: latent * scaling factor, or (latent - mean) / deviation of each channel (2501.01423)."""
+    times: TimeSettings = TimeSettings()
+    """With the objective velocity: which times are trained how often."""
+    min_snr_gamma: PositiveNumber | None = None
+    """With the objective epsilon: weigh samples by min(SNR, gamma) / SNR (arXiv 2303.09556 takes 5); null: alike."""
     augmentation: AugmentationSettings | None = None
     """A second loss on leading channels; null for none."""
     label_dropout: Fraction = 0.1
@@ -150,6 +174,10 @@ class TrainDiffusionRecipe(Recipe):
     """AdamW and its learning rate."""
     ema: EmaSettings | None = EmaSettings()
     """The moving average of the weights; null for none."""
+    on_nonfinite: OnNonFinite = "stop"
+    """A step whose loss or gradient is not finite ends the run, or is skipped: it changes nothing and is counted."""
+    max_skips: Positive = 10
+    """With `skip`: more than so many steps in a row end the run."""
     sampling: SamplingSettings | None = SamplingSettings()
     """Images on the way; null for none."""
     execution: ExecutionSettings = ExecutionSettings()
@@ -170,9 +198,22 @@ class TrainDiffusionRecipe(Recipe):
             faults.append(f"optimiser.warmup_steps: {self.optimiser.warmup_steps} leave nothing of {self.steps} steps")
         if self.augmentation is not None and self.objective == "epsilon_variance":
             faults.append("augmentation: works with the objectives epsilon and velocity, not with epsilon_variance")
+        faults += self._objective_faults()
         sampling = self.sampling
         if sampling is not None and sampling.fid is not None and sampling.fid.every % sampling.every:
             faults.append(
                 f"sampling.fid.every: {sampling.fid.every} is no multiple of sampling.every, {sampling.every}"
             )
+        return faults
+
+    def _objective_faults(self) -> list[str]:
+        times, faults = self.times, []
+        if times != TimeSettings() and self.objective != "velocity":
+            faults.append(f"times: belong to the objective velocity; {self.objective} draws its steps uniformly")
+        if times.distribution == "uniform" and (times.mean, times.scale) != (0.0, 1.0):
+            faults.append("times: mean and scale belong to `distribution: logit_normal`")
+        if times.shift is not None and times.shift_base is not None:
+            faults.append("times: give shift or shift_base, not both")
+        if self.min_snr_gamma is not None and self.objective != "epsilon":
+            faults.append(f"min_snr_gamma: weighs the objective epsilon, not {self.objective}")
         return faults

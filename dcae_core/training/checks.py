@@ -1,16 +1,19 @@
 """Recipes beside the networks, files, latents and processes that they are to run with."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 from dcae_core.checkpoints.autoencoders import locate_autoencoder
 from dcae_core.data.latents import LatentDataset
+from dcae_core.diffusion.objectives import Objective, TimeDistribution, build_objective, resolution_shift
 from dcae_core.distributed import world_size
-from dcae_core.errors import DcaeError, UsageError
+from dcae_core.errors import DataError, DcaeError, UsageError
 from dcae_core.metrics.reference import read_reference
 from dcae_core.models import denoiser_config
 from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig, build_on_meta
 from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.models.normalisation import ChannelNormalisation
 from dcae_core.pipelines.generate import SampleSettings
 from dcae_core.recipes.settings import Recipe
 from dcae_core.recipes.train_ae import NetworkSettings, PhaseSettings, TrainAutoencoderRecipe
@@ -165,6 +168,33 @@ def denoiser_config_of(recipe: TrainDiffusionRecipe, kind: LatentKind) -> Denois
         "num_classes": kind.num_classes,
     }
     return denoiser_config(settings)
+
+
+def objective_of(recipe: TrainDiffusionRecipe, config: DenoiserConfig) -> Objective:
+    """What a recipe trains, on latents of the network's shape."""
+    settings = recipe.times
+    shift = settings.shift or 1.0
+    if settings.shift_base is not None:
+        shift = resolution_shift(config.in_channels * math.prod(config.latent_size), settings.shift_base)
+    times = TimeDistribution(settings.distribution, settings.mean, settings.scale, shift)
+    return build_objective(recipe.objective, times=times, min_snr_gamma=recipe.min_snr_gamma)
+
+
+def normalisation_of(recipe: TrainDiffusionRecipe, dataset: LatentDataset) -> ChannelNormalisation | None:
+    """The mean and standard deviation of each channel, where the recipe asks for that.
+
+    Raises:
+        DataError: a channel of the latents never varies, or they are none.
+    """
+    if recipe.normalisation == "scalar":
+        return None
+    statistics = dataset.manifest.statistics
+    if statistics is None:
+        raise DataError(f"{dataset.store.where} has no statistics to normalise by: it holds no latents")
+    try:
+        return ChannelNormalisation.of(statistics.channel_mean, statistics.channel_std)
+    except UsageError as error:
+        raise DataError(f"{dataset.store.where} cannot be normalised by channel: {error}") from error
 
 
 def sample_settings(sampling: SamplingSettings, guidance_scale: float, *, has_classes: bool) -> SampleSettings:

@@ -80,6 +80,8 @@ class LoopSettings:
 
     `batch_size` is per optimiser step, over all processes and the `accumulation` parts of a step; `total_steps` are
     those of the whole run. `validate_every` is None for no validation. Checkpoints also say what `data` says.
+    With `on_nonfinite` "skip" a step whose loss or gradient is not finite changes nothing but a count; more than
+    `max_skips` in a row end the run, as the first does with "stop".
     """
 
     phase: str
@@ -91,12 +93,15 @@ class LoopSettings:
     validate_every: int | None
     log_every: int
     data: dict[str, Any] | None = None
+    on_nonfinite: str = "stop"
+    max_skips: int = 10
 
 
 @dataclass
 class _Meter:
-    """What a step measured, summed over its parts."""
+    """What a step measured, summed over its parts; `fault` says why it is to be skipped."""
 
+    fault: str | None = None
     terms: dict[str, Tensor] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     waited: float = 0.0
@@ -164,7 +169,8 @@ class Loop:
         """One optimiser step; what it measured, and whether to stop after it."""
         meter = _Meter()
         stop = False
-        before = self._buffers() if self.settings.accumulation > 1 else []
+        keeps_buffers = self.settings.accumulation > 1 or self.settings.on_nonfinite == "skip"
+        before = self._buffers() if keeps_buffers else []
         for trained in self.task.networks.values():
             trained.optimiser.zero_grad(set_to_none=True)
         for part in range(self.settings.accumulation):
@@ -179,9 +185,14 @@ class Loop:
                 # Gradients are not saved: the step is done again from its beginning.
                 _restore(before)
                 self._save_and_stop()
-        self._move(meter)
+        if meter.fault is None:
+            self._move(meter)
         self.progress.step += 1
         self.progress.phase_step += 1
+        self.progress.skipped_in_a_row = 0 if meter.fault is None else self.progress.skipped_in_a_row + 1
+        if meter.fault is not None:
+            _restore(before)
+            self._skip(meter)
         return meter, stop
 
     def _next(self, batches: Iterator[Batch], before: list[tuple[Tensor, Tensor]]) -> Batch:
@@ -212,17 +223,17 @@ class Loop:
         return finite
 
     def _agree(self, finite: bool, meter: _Meter) -> bool:
-        """Whether any process was asked to stop; DivergedError if in any process a loss is not finite."""
+        """Whether any process was asked to stop; DivergedError if a loss in any is not finite and that ends the run."""
         diverged, stop = all_reduce_sum(
             torch.tensor([float(not finite), float(self.signals.received is not None)])
         ).tolist()
         if diverged:
             bad = [name for name, value in meter.terms.items() if not bool(torch.isfinite(value))]
-            self._diverge(f"the loss ({', '.join(bad) or 'of another process'}) is not finite", meter)
+            self._note_fault(f"the loss ({', '.join(bad) or 'of another process'}) is not finite", meter)
         return stop > 0
 
     def _move(self, meter: _Meter) -> None:
-        """Let every optimiser take its step."""
+        """Let every optimiser take its step, unless a gradient is not finite."""
         for name, trained in self.task.networks.items():
             rate = trained.learning_rate(self.progress.phase_step)
             for group in trained.optimiser.param_groups:
@@ -233,19 +244,37 @@ class Loop:
             norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
             # In float16 the scaler leaves out a step whose gradients overflowed, and scales less from then on.
             if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
-                self._diverge(f"the gradient of the {name} is not finite", meter)
+                self._note_fault(f"the gradient of the {name} is not finite", meter)
             meter.terms[f"{name}.gradient_norm"] = norm
             meter.terms[f"{name}.learning_rate"] = torch.tensor(rate, dtype=torch.float64)
+        if meter.fault is not None:
+            return
+        for trained in self.task.networks.values():
             self.scaler.step(trained.optimiser)
         self.scaler.update()
         if self.task.ema is not None:
             self.task.ema.update()
 
-    def _diverge(self, what: str, meter: _Meter) -> None:
-        latest = self.run.latest()
+    def _note_fault(self, what: str, meter: _Meter) -> None:
         shown = ", ".join(meter.names[:8]) + (", ..." if len(meter.names) > 8 else "")
+        fault = f"step {self.progress.step} (phase {self.settings.phase}): {what}, in the batch of {shown}"
+        if self.settings.on_nonfinite == "stop":
+            self._diverge(fault)
+        meter.fault = meter.fault or fault
+
+    def _skip(self, meter: _Meter) -> None:
+        """Count a step that changed nothing, and say so; its figures are left out, for some are not finite."""
+        progress, limit = self.progress, self.settings.max_skips
+        progress.skipped += 1
+        meter.terms = {}
+        if progress.skipped_in_a_row > limit:
+            self._diverge(f"{meter.fault}; {limit} steps in a row were skipped before it")
+        self.logger.note(f"skipped {meter.fault}; {progress.skipped} so far, {progress.skipped_in_a_row} in a row")
+
+    def _diverge(self, fault: str) -> None:
+        latest = self.run.latest()
         raise DivergedError(
-            f"step {self.progress.step} (phase {self.settings.phase}): {what}, in the batch of {shown}; "
+            f"{fault}; "
             + (f"the last good checkpoint is {latest}; " if latest else "nothing was saved yet; ")
             + "look at these images, lower the learning rate or clip gradients"
         )
@@ -264,6 +293,8 @@ class Loop:
             self._write({f"validation.{name}": value for name, value in figures.items()})
 
     def _log(self, meter: _Meter, seconds: float) -> None:
+        if self.progress.skipped:
+            meter.terms["skipped_steps"] = torch.tensor(self.progress.skipped, dtype=torch.float64)
         names = sorted(meter.terms)
         values = torch.stack([meter.terms[name].detach().double().cpu() for name in names])
         means = (all_reduce_sum(values) / world_size()).tolist()

@@ -1,5 +1,6 @@
 """A training run: its lock, where it begins or continues, what it writes down; both trainings do their work in one."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -7,12 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 
 from dcae_core.data.batches import BatchPlan
+from dcae_core.devices import allow_tf32
 from dcae_core.distributed import is_main, rank, world_size
 from dcae_core.errors import CheckpointError, RecipeError, UsageError
 from dcae_core.files import write_text
 from dcae_core.recipes.loading import write_recipe
+from dcae_core.recipes.settings import Recipe
 from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
 from dcae_core.recipes.yaml_reader import read_yaml
@@ -30,6 +34,9 @@ _DECISIVE = (
     "data.sources.",
     "dataset.",
     "objective",
+    "normalisation",
+    "times.",
+    "min_snr_gamma",
     "augmentation",
     "label_dropout",
     "batch_size",
@@ -92,7 +99,7 @@ class Run:
         start = Progress(validation_due=validate_first)
         self.progress, self._last_phase = _where_to_begin(self.checkpoint, phases, options.phase, start)
         values = recipe.model_dump(mode="json")
-        changed = _changes_since(directory, values, self.progress.phase) if self.checkpoint is not None else []
+        changed = _changes_since(directory, recipe, self.progress.phase) if self.checkpoint is not None else []
         if changed:
             self.logger.note(f"changed since this run was last started: {', '.join(changed)}")
         if is_main():
@@ -136,7 +143,7 @@ class Run:
         """The index of each phase that is to be trained; `progress` is where that phase begins."""
         for index in range(self.progress.phase, self._last_phase + 1):
             if index > self.progress.phase:
-                self.progress = Progress(phase=index, step=self.progress.step)
+                self.progress = Progress(phase=index, step=self.progress.step, skipped=self.progress.skipped)
             yield index
 
     @property
@@ -167,6 +174,8 @@ class Run:
             validate_every=validate_every,
             log_every=recipe.logging.every,
             data=self._data,
+            on_nonfinite=recipe.on_nonfinite,
+            max_skips=recipe.max_skips,
         )
         return Loop(task, settings, self.directory, self.progress, scaler, signals, self.logger, num_workers)
 
@@ -183,7 +192,7 @@ def open_run(
     """A run whose directory is held against a second one while the body runs. Errors as of `Run` and the lock."""
     directory = RunDirectory(Path(recipe.run_dir), recipe.checkpoints.keep, recipe.checkpoints.keep_every)
     told = logger if logger is not None and is_main() else SilentLogger()
-    with directory.locked() if is_main() else nullcontext():
+    with directory.locked() if is_main() else nullcontext(), allow_tf32(recipe.execution.tf32):
         yield Run(recipe, phases, options, directory, told, validate_first=validate_first)
 
 
@@ -229,23 +238,23 @@ def _where_to_begin(
     return progress, index
 
 
-def _changes_since(run: RunDirectory, recipe: dict[str, Any], phase: int) -> list[str]:
+def _changes_since(run: RunDirectory, recipe: TrainingRecipe, phase: int) -> list[str]:
     """The settings, as dotted paths, that are not what they were when the run was last started.
 
+    A setting that the run's version did not know yet was what its default is.
     Refused where what was trained so far, up to the phase of index `phase`, depends on them.
     """
     path = run.path / "recipe.yaml"
     if not path.is_file():
         return []
     try:
-        before, now = _flatten(read_yaml(path.read_text(encoding="utf-8"), str(path))[0]), _flatten(recipe)
+        before, now = _read_earlier(path, type(recipe)), recipe.model_dump(mode="json")
     except (OSError, ValueError, RecipeError) as error:
         raise CheckpointError(
             f"{path} is damaged, so that nobody can tell whether the settings are still the same; "
             "remove it to continue with those of this command"
         ) from error
-    # Settings were called num_pictures, pca_pictures, ... before they were num_images, pca_images.
-    before = {key.replace("pictures", "images"): value for key, value in before.items()}
+    before, now = _flatten(before), _flatten(now)
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     fixed = [f"phases.{phase}.{name}" for name in _DECISIVE_IN_PHASE]
     fixed += [f"phases.{index}.name" for index in range(phase)]
@@ -256,6 +265,17 @@ def _changes_since(run: RunDirectory, recipe: dict[str, Any], phase: int) -> lis
             "put them back, or choose another run_dir"
         )
     return changed
+
+
+def _read_earlier(path: Path, schema: type[Recipe]) -> Any:
+    """The settings of an earlier start, with defaults for those that are newer."""
+    # Settings were called num_pictures, pca_pictures, ... before they were num_images, pca_images.
+    text = re.sub(r"^([\s-]*\w*)pictures(\w*:)", r"\1images\2", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    values = read_yaml(text, str(path))[0]
+    try:
+        return schema.model_validate(values).model_dump(mode="json")
+    except ValidationError:
+        return values
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:

@@ -35,12 +35,15 @@ class Progress:
     """How far a run is, in optimiser steps: `phase_step` of this phase, `step` of all.
 
     `validation_due`: the validation of this step is still to be done: a stop cut it short, or the run begins.
+    `skipped` steps changed nothing because a loss or gradient was not finite; `skipped_in_a_row`: the last of them.
     """
 
     phase: int = 0
     phase_step: int = 0
     step: int = 0
     validation_due: bool = False
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 @dataclass

@@ -27,15 +27,16 @@ from dcae_core.data.latents import (
 from dcae_core.data.latents.loader import LatentBatch
 from dcae_core.data.latents.manifest import EncoderRecord
 from dcae_core.data.latents.store import LocalStore
-from dcae_core.diffusion.objectives import OBJECTIVES, Objective
+from dcae_core.diffusion.objectives import Objective, build_objective
 from dcae_core.distributed import broadcast_object, is_main
 from dcae_core.errors import DataError, UsageError
 from dcae_core.files import write_text
 from dcae_core.models import build_denoiser
 from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.models.normalisation import ChannelNormalisation
 from dcae_core.pipelines.encode import encoder_name, load_encoder
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
-from dcae_core.training.checks import LatentKind, denoiser_config_of, open_latents
+from dcae_core.training.checks import LatentKind, denoiser_config_of, normalisation_of, objective_of, open_latents
 from dcae_core.training.loop import StopSignals
 from dcae_core.training.optimisers import Ema, TrainedNetwork, averaged, build_trained_network
 from dcae_core.training.parallel import checkpoint_activations, replicate, shard, without_synchronisation
@@ -121,14 +122,24 @@ class Validation(Protocol):
 
 
 class DiffusionTask:
-    """Trains a network, on its device and called as `network(x, t, y)`, to undo noise."""
+    """Trains a network, on its device and called as `network(x, t, y)`, to undo noise.
+
+    It sees latents times `scaling_factor`, or with a `normalisation` each channel's mean taken off and its deviation
+    divided out.
+    """
 
     def __init__(
-        self, network: nn.Module, recipe: TrainDiffusionRecipe, scaling_factor: float, validation: Validation | None
+        self,
+        network: nn.Module,
+        recipe: TrainDiffusionRecipe,
+        scaling_factor: float,
+        validation: Validation | None,
+        normalisation: ChannelNormalisation | None = None,
     ) -> None:
         execution = recipe.execution
         self.network = network
-        self._objective = OBJECTIVES[recipe.objective]
+        self._losses_of = build_objective(recipe.objective, min_snr_gamma=recipe.min_snr_gamma).losses
+        self._normalisation = normalisation
         self._augmentation_weight = recipe.augmentation.weight if recipe.augmentation is not None else 0.0
         self._scaling_factor = scaling_factor
         self._validation = validation
@@ -145,7 +156,8 @@ class DiffusionTask:
 
     def losses(self, batch: DiffusionBatch, step: int) -> Iterator[Loss]:
         """The loss of a part of a batch."""
-        data = batch.latents.to(self._device, non_blocking=True).float() * self._scaling_factor
+        data = batch.latents.to(self._device, non_blocking=True).float()
+        data = data * self._scaling_factor if self._normalisation is None else self._normalisation.apply(data)
         noise = batch.noise.to(self._device, non_blocking=True)
         times, labels = batch.times.to(self._device), batch.labels.to(self._device)
         if batch.channels is None:
@@ -183,7 +195,7 @@ class DiffusionTask:
                 prediction = self._forward(x, t, labels).float()
             return prediction if mask is None else prediction * mask
 
-        return self._objective.losses(model, data, noise, times)
+        return self._losses_of(model, data, noise, times)
 
     def without_synchronisation(self) -> AbstractContextManager[None]:
         """Within it, gradients are summed up in each process alone."""
@@ -214,10 +226,12 @@ def train_diffusion(recipe: TrainDiffusionRecipe, options: RunOptions, logger: R
     with open_run(recipe, phases, options, logger) as run:
         dataset = open_latents(recipe)
         manifest, config = dataset.manifest, denoiser_config_of(recipe, LatentKind.of(dataset))
+        normalisation = normalisation_of(recipe, dataset)
         _refuse_other_latents(recipe, run, dataset)
         run.logger.note(
             f"{len(dataset):,} latents of {' x '.join(map(str, manifest.latent_shape))} by "
-            f"{manifest.encoder.name}, {len(manifest.classes)} classes, scaling factor {manifest.scaling_factor:.4g}"
+            f"{manifest.encoder.name}, {len(manifest.classes)} classes, "
+            + (f"scaling factor {manifest.scaling_factor:.4g}" if normalisation is None else "normalised by channel")
         )
         _verify(recipe, dataset)
         validation = _open_validation(recipe, run, dataset, config)
@@ -226,7 +240,7 @@ def train_diffusion(recipe: TrainDiffusionRecipe, options: RunOptions, logger: R
             write_text(run.directory.path / OWN_CONFIG_NAME, _describe(recipe, dataset, config, run.directory.path))
         network = _build_network(recipe, config, run)
         run.note_start()
-        task = DiffusionTask(network, recipe, manifest.scaling_factor, validation)
+        task = DiffusionTask(network, recipe, manifest.scaling_factor, validation, normalisation)
         every = recipe.sampling.every if recipe.sampling is not None else None
         with StopSignals() as signals:
             loop = run.open_loop(task, signals, validate_every=every, num_workers=recipe.loading.num_threads)
@@ -240,7 +254,7 @@ def load_batches(
     """One process's batches of the given steps, noise and all."""
     noise = TrainingNoise(
         seed=recipe.seed,
-        objective=OBJECTIVES[recipe.objective],
+        objective=objective_of(recipe, config),
         label_dropout=recipe.label_dropout,
         num_classes=config.num_classes,
         channels=tuple(recipe.augmentation.channels) if recipe.augmentation is not None else None,
@@ -301,7 +315,14 @@ def _open_validation(
         return None
     autoencoder, record = load_encoder(recipe.autoencoder, device=run.device, dtype=torch.float32)
     check_encoder(manifest, where, record)
-    parts = DiffusionParts(nn.Identity(), autoencoder, recipe.objective, manifest.scaling_factor, config)
+    parts = DiffusionParts(
+        nn.Identity(),
+        autoencoder,
+        recipe.objective,
+        manifest.scaling_factor,
+        config,
+        normalisation=normalisation_of(recipe, dataset),
+    )
     return SamplingValidation(parts, recipe.sampling, recipe.steps, run.directory.path / "samples")
 
 
@@ -323,6 +344,7 @@ def _describe(recipe: TrainDiffusionRecipe, dataset: LatentDataset, config: Deno
         manifest.classes,
         where=where,
         made_by=(manifest.encoder.fingerprint, manifest.encoder.encoder_fingerprint),
+        normalisation=normalisation_of(recipe, dataset),
     )
     values = {DESCRIPTION_KEY: diffusion, _LATENTS_KEY: manifest.identity()}
     return json.dumps(values, indent=1, ensure_ascii=False) + "\n"

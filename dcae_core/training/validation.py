@@ -15,7 +15,7 @@ from dcae_core.distributed import any_process, gather_objects, is_main, rank, wo
 from dcae_core.errors import DataError, SourceLostError
 from dcae_core.files import make_directory, replace_file
 from dcae_core.metrics.frechet import GaussianStatistics, frechet_distance
-from dcae_core.metrics.inception import NUM_FEATURES, load_inception
+from dcae_core.metrics.inception import NUM_FEATURES, ResizeRule, load_inception
 from dcae_core.metrics.lpips import LPIPS, load_lpips
 from dcae_core.metrics.reconstruction import psnr, ssim
 from dcae_core.metrics.reference import read_reference
@@ -109,8 +109,9 @@ class ReconstructionValidation:
         return {name: values.cpu() for name, values in rows.items()}
 
 
-def _open_features(weights: str | None, device: torch.device) -> FeatureMeasurement:
-    return FeatureMeasurement(load_inception(Path(weights) if weights is not None else None, device=device))
+def _open_features(weights: str | None, device: torch.device, resize: ResizeRule = "half_pixel") -> FeatureMeasurement:
+    inception = load_inception(Path(weights) if weights is not None else None, device=device)
+    return FeatureMeasurement(inception, resize=resize)
 
 
 def _merge(shares: list[Gathered]) -> Gathered:
@@ -198,8 +199,9 @@ class SamplingValidation:
         self, pipeline: DiffusionPipeline, fid: FidSettings, stop: Callable[[], bool]
     ) -> dict[str, float] | None:
         device = next(pipeline.denoiser.parameters()).device
+        reference = read_reference(Path(fid.reference))
         if self._features is None:
-            self._features = _open_features(fid.inception_weights, device)
+            self._features = _open_features(fid.inception_weights, device, reference.resize)
         features = self._features
         classes = draw_classes(fid.num_images, self._parts.config.num_classes, self._settings.seed)
         share = range(rank(), len(classes), world_size())
@@ -207,5 +209,4 @@ class SamplingValidation:
         measured = gather((Part(features(pixels.to(device)), torch.arange(len(pixels))) for pixels in images), ())
         if any_process(stop()):
             return None
-        reference = read_reference(Path(fid.reference)).gaussian
-        return {"fid": frechet_distance(gaussian_of(_merge(gather_objects(measured))), reference)}
+        return {"fid": frechet_distance(gaussian_of(_merge(gather_objects(measured))), reference.gaussian)}

@@ -10,11 +10,14 @@ from safetensors.torch import save_file
 from dcae_core import load_diffusion
 from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
 from dcae_core.errors import CheckpointError, DownloadError, UsageError
-from dcae_core.zoo import AUTOENCODERS, DENOISERS
+from dcae_core.zoo import AUTOENCODERS, DENOISERS, DenoiserEntry
 from tests.denoisers import CLASSES, random_denoiser
 from tests.diffusion_models import SCALING_FACTOR, write_autoencoder, write_diffusion, write_released
 from tests.golden import golden_noise, golden_state, golden_tensors, relative_error, state_dict_keys
-from tests.models.test_denoisers import KEY_LISTS
+from tests.models.test_denoisers import published_shapes
+
+# One model for each list of keys; usit-3b's is that of usit-2b with more blocks, and 12 GB.
+DISTINCT = {str(published_shapes(name)): name for name in DENOISERS if "usit-3b" not in name}.values()
 
 
 def prefixed(shapes: dict[str, list[int]], prefix: str) -> dict[str, list[int]]:
@@ -40,9 +43,9 @@ def test_a_directory_laid_out_like_the_hubs_loads_and_computes_the_golden_values
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", {keys: name for name, keys in KEY_LISTS.items()}.values())
+@pytest.mark.parametrize("name", DISTINCT)
 def test_every_released_key_list_loads_strictly(tmp_path, name) -> None:
-    zeros = prefixed(state_dict_keys()["original"][KEY_LISTS[name]], "diffusion_model.") | autoencoder_shapes(name)
+    zeros = prefixed(published_shapes(name), "diffusion_model.") | autoencoder_shapes(name)
     directory = write_released(tmp_path / "model", name, {}, zeros)
     parts = read_diffusion(locate_diffusion(directory))
     assert parts.config == DENOISERS[name].config
@@ -64,6 +67,38 @@ def test_a_checkpoint_of_the_network_alone_takes_its_autoencoder_from_elsewhere(
         lone = directory / f"{entry.name}.safetensors"
         shutil.copy(directory / "model.safetensors", lone)
         assert locate_diffusion(lone).prediction == "velocity"
+
+
+def test_adaptive_channels_take_the_autoencoder_with_fewer(tmp_path, monkeypatch) -> None:
+    """A network of 8 adaptive channels beside an autoencoder of 4: it makes 4, where another refuses."""
+    autoencoder = write_autoencoder(tmp_path / "autoencoder")
+    for adaptive in (True, False):
+        small = random_denoiser("uvit", in_channels=8, adaptive_channels=adaptive)
+        entry = DenoiserEntry("adaptive", small.config, "velocity", "none", "none/none")
+        monkeypatch.setitem(DENOISERS, entry.name, entry)
+        monkeypatch.setitem(AUTOENCODERS, "none", AUTOENCODERS["dc-ae-f64c128-1.5"])
+        directory = write_released(tmp_path / str(adaptive), entry.name, small.state_dict())
+        if not adaptive:
+            with pytest.raises(CheckpointError, match=r"has 4 latent channels, the diffusion network .* makes 8"):
+                read_diffusion(locate_diffusion(directory), autoencoder=autoencoder)
+            continue
+        generated = load_diffusion(directory, autoencoder=autoencoder).generate([1], num_steps=2, sampler="euler")
+        assert generated.latents.shape == (1, 4, 8, 8)
+
+
+def test_normalised_latents_are_undone_before_they_are_decoded(tmp_path) -> None:
+    """The network's own output, times each channel's deviation, plus its mean; nobody has to ask for it."""
+    plain, normalised = write_diffusion(tmp_path / "plain"), write_diffusion(tmp_path / "normalised")
+    statistics = {"mean": [1.0, -2.0, 0.0, 0.5], "std": [0.5, 1.0, 2.0, 4.0]}
+    for directory, change in ((plain, {"scaling_factor": 1.0}), (normalised, {"normalisation": statistics})):
+        description = json.loads((directory / "dcae.json").read_text())
+        description["diffusion"] |= change
+        (directory / "dcae.json").write_text(json.dumps(description))
+    made, undone = (
+        load_diffusion(directory).generate([1, 2], num_steps=2, seed=3).latents for directory in (plain, normalised)
+    )
+    mean, std = (torch.tensor(statistics[name])[:, None, None] for name in ("mean", "std"))
+    torch.testing.assert_close(undone, made * std + mean)
 
 
 def test_a_training_run_gives_its_average_or_its_raw_weights(tmp_path) -> None:

@@ -17,6 +17,7 @@ from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.pipelines.encode import encode_dataset, load_encoder
 from dcae_core.pipelines.reconstruct import choose_tile
 from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
+from dcae_core.weights import fingerprint
 
 from ..processes import one_thread
 
@@ -54,6 +55,44 @@ def test_it_does_what_diffusers_does(saved):
     assert choose_tile(ours, 64, 64) is None
     assert choose_tile(ours, 10**5, 10**5) is not None
     assert torch.allclose(ours(x), network.decode(posterior.mean).sample, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["config", "latents_stats.pt", "latents_stats.safetensors"])
+@torch.inference_mode()
+def test_a_mean_and_deviation_for_each_channel_are_applied_and_undone(saved, layout):
+    """In diffusers' configuration, or in the file that LightningDiT keeps beside VA-VAE's latents."""
+    directory, network, shift = saved
+    plain = load_autoencoder(directory)
+    mean, std = torch.tensor([0.5, -1.0, 0.0, 2.0]), torch.tensor([1.5, 0.5, 3.0, 1.0])
+    if layout == "config":
+        config = directory / "vae" / "config.json"
+        values = json.loads(config.read_text()) | {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
+        config.write_text(json.dumps(values))
+    else:
+        statistics = {"mean": mean[None, :, None, None], "std": std[None, :, None, None]}
+        (torch.save if layout.endswith(".pt") else save_file)(statistics, directory / "vae" / layout)
+    ours = load_autoencoder(directory)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    posterior = network.encode(x).latent_dist
+    expected = (posterior.mean - shift - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(ours.encode(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(x), plain(x), rtol=1e-4, atol=1e-5)
+    assert fingerprint(ours) != fingerprint(plain)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "words"),
+    [
+        ({"mean": torch.zeros(3), "std": torch.ones(3)}, "3 channel means for 4 channels"),
+        ({"mean": torch.zeros(4), "std": torch.zeros(4)}, "channel 0 has a standard deviation of 0"),
+        ({"mean": torch.zeros(4)}, "has no mean and std"),
+    ],
+)
+def test_statistics_that_do_not_fit_are_refused(saved, statistics, words):
+    directory, _, _ = saved
+    save_file(statistics, directory / "vae" / "latents_stats.safetensors")
+    with pytest.raises(CheckpointError, match=words):
+        load_autoencoder(directory)
 
 
 @one_thread

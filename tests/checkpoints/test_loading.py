@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pickle
@@ -14,7 +15,7 @@ from dcae_core.checkpoints.layouts import to_original
 from dcae_core.errors import CheckpointError, DownloadError, UsageError
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.weights import fingerprint, read_weights
-from dcae_core.zoo import AUTOENCODERS, AutoencoderEntry
+from dcae_core.zoo import AUTOENCODERS, CHANNEL_VARIANTS, AutoencoderEntry
 from tests.small import SMALL_CONFIGS, randomise, small_autoencoder
 
 NAME = "dc-ae-f4c8-test-1.0"
@@ -271,3 +272,46 @@ def test_our_own_layout_keeps_files_small_and_readable_by_others(network, tmp_pa
     assert all(len(load_file(file)) == 1 or file.stat().st_size < 12_000 for file in files)
     assert all(file.stat().st_mode & 0o777 == 0o644 for file in files)
     assert fingerprint(load_autoencoder(tmp_path / "m", prepare=False)) == fingerprint(network)
+
+
+@pytest.fixture
+def structured(monkeypatch, tmp_path):
+    """A small network without shortcuts at its latent, which the zoo knows with 3 leading channels."""
+    network = Autoencoder(SMALL_CONFIGS["1.0"].replace(latent_shortcuts=False))
+    randomise(network)
+    network.scaling_factor = 0.25
+    entry = AutoencoderEntry(NAME, network.config, 0.25, None)
+    monkeypatch.setitem(AUTOENCODERS, NAME, entry)
+    leading = dataclasses.replace(
+        entry, name=f"{NAME}-c3", config=entry.config.replace(latent_channels=3), whole=entry.name
+    )
+    monkeypatch.setitem(CHANNEL_VARIANTS, leading.name, leading)
+    save_autoencoder(network, tmp_path / NAME, layout="dcae")
+    save_file(to_original(network.config, network.state_dict()), tmp_path / f"{NAME}.safetensors")
+    return network.eval()
+
+
+def test_leading_channels_are_the_whole_with_zeros_in_the_others(structured, tmp_path) -> None:
+    """By the name of a local directory, of a weights file, and of a weights file called as the zoo calls it."""
+    (tmp_path / "by_name").mkdir()
+    shutil.copy(tmp_path / f"{NAME}.safetensors", tmp_path / "by_name" / f"{NAME}-c3.safetensors")
+    x = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+    with torch.inference_mode():
+        latent = structured.encode(x)
+        padded = torch.cat([latent[:, :3], torch.zeros_like(latent[:, 3:])], dim=1)
+        for place in (f"{NAME}-c3", f"{NAME}-c3.safetensors", f"by_name/{NAME}-c3.safetensors"):
+            loaded = load_autoencoder(tmp_path / place, prepare=False)
+            assert (loaded.latent_channels, loaded.scaling_factor) == (3, 0.25)
+            torch.testing.assert_close(loaded.encode(x), latent[:, :3])
+            torch.testing.assert_close(loaded.decode(latent[:, :3]), structured.decode(padded))
+
+
+def test_leading_channels_that_cannot_be_are_one_line(structured, network, tmp_path) -> None:
+    channels = structured.latent_channels
+    with pytest.raises(UsageError, match=f"{channels} channels; -c{channels} asks for too many"):
+        load_autoencoder(tmp_path / f"{NAME}-c{channels}")
+    save_autoencoder(network, tmp_path / "shortcuts", layout="dcae")
+    with pytest.raises(UsageError, match="shortcuts over all channels"):
+        load_autoencoder(tmp_path / "shortcuts-c3")
+    with pytest.raises(CheckpointError, match="no directory or file"):
+        load_autoencoder(tmp_path / "missing-c3")

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from dcae_core.checkpoints import load_autoencoder, save_autoencoder
+from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.weights import fingerprint
-from tests.small import small_autoencoder
+from tests.small import SMALL_CONFIGS, small_autoencoder
 
 
 @pytest.fixture
@@ -27,6 +28,17 @@ def test_weights_survive_the_way_to_diffusers_and_back(dcae, saved, tmp_path) ->
     back = load_autoencoder(tmp_path / "back", prepare=False)
     assert fingerprint(back) == digest
     assert back.scaling_factor == 0.25
+
+
+@pytest.mark.parametrize(("kind", "noted"), [("1.0", False), ("sana", False), ("lite", True), ("1.5", True)])
+def test_what_older_versions_of_diffusers_open_wrongly_is_noted(dcae, tmp_path, kind, noted) -> None:
+    save_autoencoder(Autoencoder(SMALL_CONFIGS[kind]), tmp_path / "own", layout="dcae")
+    run = dcae("convert", tmp_path / "own", "--to", "diffusers", "-o", tmp_path / "out")
+    run.assert_succeeds()
+    assert ("diffusers below 0.35" in run.stderr) == noted
+    run = dcae("convert", tmp_path / "own", "--to", "diffusers", "-o", tmp_path / "json", "--json")
+    assert ("note" in json.loads(run.stdout)) == noted
+    assert "0.35" not in dcae("convert", tmp_path / "own", "--to", "dcae", "-o", tmp_path / "again").stderr
 
 
 def test_half_precision_halves_the_files(dcae, saved, tmp_path) -> None:

@@ -6,8 +6,10 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from dcae_core.checkpoints import save_autoencoder
+from dcae_core.data.latents import LatentDataset
 from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
 from dcae_core.recipes.loading import load_recipe, shipped_recipes
 
@@ -144,3 +146,48 @@ def test_every_shipped_recipe_is_valid():
     assert len(names) >= 3
     for name in names:
         load_recipe(name, EncodeDatasetRecipe)
+
+
+def test_transparency_is_dropped_where_asked_and_the_manifest_says_so(dcae, encode, tmp_path):
+    """White is not written down: manifests of earlier versions mean it, and keep their text."""
+    Image.new("RGBA", (20, 20), (200, 40, 90, 0)).save(tmp_path / "clear.png")
+    Image.new("RGB", (20, 20), (200, 40, 90)).save(tmp_path / "solid.png")
+    Image.new("RGB", (20, 20), "white").save(tmp_path / "white.png")
+    shards = {}
+    for name, options in {"drop": ("--alpha", "drop"), "default": ()}.items():
+        out = tmp_path / f"{name}-latents"
+        run = encode("--images", tmp_path / "*.png", "--out", out, "--latent-dtype", "float32", *options)
+        run.assert_succeeds()
+        shards[name] = LatentDataset(out).read(range(3))[0]  # clear, solid, white
+        transform = json.loads((out / "manifest.json").read_text())["transform"]
+        assert transform.get("alpha") == ("drop" if name == "drop" else None)
+        assert LatentDataset(out).manifest.transform.alpha == ("drop" if name == "drop" else "white")
+    np.testing.assert_allclose(shards["drop"][0], shards["drop"][1], atol=1e-5)
+    np.testing.assert_allclose(shards["default"][0], shards["default"][2], atol=1e-5)
+    encode("--out", tmp_path / "drop-latents", "--alpha", "white").assert_fails(2, "other settings")
+    encode("--out", tmp_path / "none", "--alpha", "black").assert_fails(2, "alpha")
+
+
+def test_leading_channels_of_a_model_are_a_dataset_of_so_many(dcae, places, encode, tmp_path):
+    """`MODEL-c3`: the manifest says three channels and who made them, and the values are the whole's first three."""
+    network = small_autoencoder(latent_shortcuts=False)
+    save_autoencoder(network, tmp_path / "structured", layout="dcae")
+    settings = ("--latent-dtype", "float32", "--model")
+    encode("--out", tmp_path / "whole", *settings, tmp_path / "structured").assert_succeeds()
+    encode("--out", tmp_path / "three", *settings, tmp_path / "structured-c3").assert_succeeds()
+    whole, three = LatentDataset(tmp_path / "whole"), LatentDataset(tmp_path / "three")
+    assert three.manifest.latent_shape == (3, 4, 4)
+    assert three.manifest.encoder.name == "structured-c3"
+    assert three.manifest.encoder.fingerprint != whole.manifest.encoder.fingerprint
+    np.testing.assert_allclose(three.read(range(7))[0], whole.read(range(7))[0][:, :3], atol=1e-5)
+    run = dcae(
+        "eval", "--images", places / "images", "--model", tmp_path / "structured-c3", "--resolution", 16, "--json"
+    )
+    run.assert_succeeds()
+    assert len(json.loads(run.stdout)["latent"]["channel_mean"]) == 3
+    images = sorted((places / "images" / "a").glob("*.png"))[:1]
+    run = dcae("reconstruct", *images, "--model", tmp_path / "structured-c3", "-o", tmp_path / "out", "--save-latents")
+    run.assert_succeeds()
+    [latent] = (tmp_path / "out").glob("*.latent.safetensors")
+    assert load_file(latent)["latent"].shape[0] == 3
+    encode("--out", tmp_path / "many", "--model", tmp_path / "structured-c9").assert_fails(2, "8 channels; -c9")

@@ -151,6 +151,76 @@ def test_a_reference_made_here_is_at_distance_zero_from_its_images(dcae, cheap, 
     assert "fewer than 2048 features" in run.stderr
 
 
+def test_transparency_and_tf32_are_told(dcae, cheap, tmp_path: Path) -> None:
+    """Dropped transparency changes the statistics; the file and the evaluation say which rule was theirs."""
+    (tmp_path / "clear").mkdir()
+    for number in range(3):
+        Image.new("RGBA", (32, 32), (40 * number, 99, 7, 0)).save(tmp_path / "clear" / f"{number}.png")
+    references = {}
+    for rule in ("white", "drop"):
+        out = tmp_path / f"{rule}.npz"
+        run = dcae("fid-ref", "--images", tmp_path / "clear", "--out", out, "--alpha", rule, "--json")
+        run.assert_succeeds()
+        assert json.loads(run.stdout)["alpha"] == rule
+        references[rule] = np.load(out)["mu"]
+    assert np.abs(references["white"] - references["drop"]).max() > 0.1
+    options = ("--generated", tmp_path / "clear", "--ref", tmp_path / "drop.npz")
+    run = dcae("eval", *options, "--alpha", "drop", "--tf32", "--report", tmp_path / "report", "--json")
+    run.assert_succeeds()
+    document = json.loads(run.stdout)
+    assert abs(document["scores"]["fid"]["value"]) < 1e-6
+    assert (document["settings"]["alpha"], document["settings"]["execution"]) == ("drop", {"tf32": True})
+    assert "execution.tf32" in (tmp_path / "report" / "index.html").read_text()
+    assert "TF32" in dcae("eval", *options, "--alpha", "drop", "--tf32").stdout
+    assert "TF32" not in dcae("eval", *options, "--alpha", "drop").stdout
+    dcae("eval", *options, "--alpha", "grey").assert_fails(2, "alpha")
+    dcae("fid-ref", "--images", "images", "--out", "r.npz", "--alpha", "grey").assert_fails(
+        2, "--alpha is white or drop"
+    )
+
+
+@pytest.mark.parametrize("rule", ["half_pixel", "tensorflow"])
+def test_a_reference_is_compared_with_by_its_own_rule(dcae, cheap, tmp_path: Path, rule: str) -> None:
+    """Zero from its own images by either rule, without being told; by the other one not, and that is warned of."""
+    reference, other = tmp_path / "mine.npz", {"half_pixel": "tensorflow", "tensorflow": "half_pixel"}[rule]
+    images = ("--resolution", 32, "--device", "cpu")
+    dcae("fid-ref", "--images", "images", *images, "--out", reference, "--resize", rule).assert_succeeds()
+    run = dcae("eval", "--generated", "images", *images, "--ref", reference, "--json")
+    fid = json.loads(run.stdout)["scores"]["fid"]
+    assert abs(fid["value"]) < 1e-6
+    assert ("TensorFlow 1" in fid["resize"]) == (rule == "tensorflow")
+    run = dcae("eval", "--generated", "images", *images, "--ref", reference, "--resize", other, "--json")
+    assert json.loads(run.stdout)["scores"]["fid"]["value"] > 1e-3
+    assert f"resized by the rule {rule}, these by {other}" in run.stderr
+
+
+@pytest.mark.parametrize("name", ["VIRTUAL_imagenet512.npz", "adm.npz", "efficientvit.npz"])
+def test_adms_files_are_known_by_their_name_or_their_spatial_statistics(dcae, cheap, tmp_path: Path, name: str) -> None:
+    """Files that do not say the rule: ADM's were resized as TensorFlow 1 does, others as the published code does."""
+    images, of_adm = ("--resolution", 32, "--device", "cpu"), name != "efficientvit.npz"
+    rule = "tensorflow" if of_adm else "half_pixel"
+    dcae("fid-ref", "--images", "images", *images, "--out", tmp_path / "made.npz", "--resize", rule).assert_succeeds()
+    arrays = {key: np.load(tmp_path / "made.npz")[key] for key in ("mu", "sigma")}
+    spatial = {"mu_s": np.zeros(2023), "sigma_s": np.eye(2023)} if name == "adm.npz" else {}
+    np.savez(tmp_path / name, **arrays, **spatial)
+    report = tmp_path / "report"
+    run = dcae("eval", "--generated", "images", *images, "--ref", tmp_path / name, "--json", "--report", report)
+    fid = json.loads(run.stdout)["scores"]["fid"]
+    assert abs(fid["value"]) < 1e-6
+    assert ("as TensorFlow 1" in fid["resize"]) == of_adm
+    assert ("as TensorFlow 1" in (report / "index.html").read_text()) == of_adm
+
+
+def test_a_rule_that_nobody_knows_is_refused(dcae, cheap, tmp_path: Path) -> None:
+    np.savez(tmp_path / "odd.npz", mu=np.zeros(2048), sigma=np.eye(2048), resize=np.array("by hand"))
+    run = dcae("eval", "--generated", "images", "--resolution", 32, "--ref", tmp_path / "odd.npz")
+    run.assert_fails(3, "resized by an unknown rule: 'by hand'")
+    dcae("eval", *COMMON, "--fid", "--resize", "lanczos").assert_fails(2, "resize")
+    dcae("fid-ref", "--images", "images", "--out", "r.npz", "--resize", "lanczos").assert_fails(
+        2, "--resize is half_pixel"
+    )
+
+
 def test_bad_input_gets_one_line(dcae, folder: Path, tmp_path: Path) -> None:
     dcae("eval", "--model", "nothing", "--images", "images").assert_fails(2, "unknown model 'nothing'")
     dcae("eval", *COMMON, "--images", "nowhere").assert_fails(3, "nowhere: no such file or folder")

@@ -59,6 +59,10 @@ def test_diffusion_models_have_the_published_size_and_cost(dcae, empty_cache) ->
     put_into_cache(empty_cache, "mit-han-lab/dc-ae-f32c32-in-1.0-usit-h-in-512px", "config.json", "model.safetensors")
     rows = {row["name"]: row for row in json.loads(dcae("models", "list", "*-in-512px*", "--json").stdout)}
     assert rows.keys() == DENOISERS.keys()
+    with_dc_gen = {"f32c32-in-1.0-sit-xl": 674.85, "f64c128-1.5-usit-2b": 1580.40, "f64c128-1.5-usit-3b": 3107.73}
+    for name, parameters in with_dc_gen.items():
+        assert round(rows[f"dc-ae-{name}-in-512px"]["parameters"] / 1e6, 2) == parameters
+        assert rows[f"dc-ae-{name}-in-512px"]["prediction"] == "velocity"
     printed = {
         "uvit-s": (44.79, 12.27),
         "usit-h": (500.87, 133.25),
@@ -73,6 +77,16 @@ def test_diffusion_models_have_the_published_size_and_cost(dcae, empty_cache) ->
     table = dcae("models", "list", "*usit*").stdout
     assert "velocity" in table
     assert "1580.40" in table
+
+
+def test_leading_channels_have_names(dcae, empty_cache) -> None:
+    """In the row of the whole model, or on rows of their own where they are asked for."""
+    [row] = json.loads(dcae("models", "list", "dc-ae-f32c128-1.5*", "--json").stdout)
+    assert row["leading_channels"] == [16, 32, 48, 64, 80, 96, 112]
+    assert "128 (-c16 ... -c112)" in dcae("models", "list", "dc-ae-f32c128-1.1").stdout
+    [row] = json.loads(dcae("models", "list", "dc-ae-f32c128-1.5-c48", "--json").stdout)
+    assert row["latent_channels"] == 48
+    dcae("models", "download", "dc-ae-f32c128-1.5-c50").assert_fails(2, "dc-ae-f32c128-1.5-c50")
 
 
 def test_a_model_counts_as_cached_only_with_all_its_files(dcae, empty_cache) -> None:

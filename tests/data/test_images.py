@@ -77,6 +77,23 @@ def test_transparent_images_are_composed_on_white() -> None:
     assert pixel(encoded(palette, "GIF", transparency=1)) == (255, 255, 255)
 
 
+def test_transparency_and_depth_are_dropped_as_the_published_code_does_where_asked() -> None:
+    """The pixels of Pillow's own `convert("RGB")`, whatever the file."""
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([0, 0, 0, 10, 200, 30])
+    palette.info["transparency"] = 1
+    for image in (
+        Image.new("RGBA", (2, 2), (255, 0, 0, 51)),
+        Image.new("LA", (2, 2), (40, 0)),
+        palette,
+        Image.fromarray(np.full((2, 2), 300, dtype=np.uint16)),
+        Image.new("RGB", (2, 2), (1, 2, 3)),
+    ):
+        file = encoded(image)
+        assert pixel(file, alpha="drop") == Image.open(io.BytesIO(file)).convert("RGB").getpixel((0, 0))
+    assert pixel(encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 51))), alpha="drop") == (255, 0, 0)
+
+
 def test_deep_greyscale_is_rescaled_not_clipped() -> None:
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     assert list(open_image(encoded(Image.fromarray(values))).getchannel("R").tobytes()) == [0, 1, 128, 255]

@@ -13,7 +13,12 @@ from safetensors.torch import load_file, save_file
 from dcae_core.errors import CheckpointError, DataError, DownloadError
 from dcae_core.files import sha256_of_file
 from dcae_core.metrics import inception
-from dcae_core.metrics.inception import InceptionExtractor, load_inception, resize_for_fid
+from dcae_core.metrics.inception import (
+    InceptionExtractor,
+    load_inception,
+    resize_for_fid,
+    resize_for_inception_score,
+)
 from tests.metrics.inception_weights import random_inception_state
 
 # torch-fidelity 0.4.0, FeatureExtractorInceptionV3 ("2048" and "logits_unbiased"), two images per size.
@@ -94,6 +99,15 @@ def test_both_paths_agree_where_nothing_is_resized(extractor: InceptionExtractor
     recorded = load_file(RECORDED)["features.299x299"]
     # x / 127.5 - 1 against (x - 128) / 128: the two published ranges differ by half a grey level.
     assert 0 < relative_error(extractor(x).features, recorded) < 0.02
+
+
+def test_features_follow_the_rule_and_logits_do_not(extractor: InceptionExtractor) -> None:
+    x = images(64, 48)
+    half_pixel, tensorflow = (extractor(x, with_logits=True, resize=rule) for rule in ("half_pixel", "tensorflow"))
+    assert torch.equal(half_pixel.logits, tensorflow.logits)
+    assert torch.equal(tensorflow.features, extractor.network(resize_for_inception_score(x)))
+    assert torch.equal(half_pixel.features, extractor(x).features)
+    assert not torch.equal(half_pixel.features, tensorflow.features)
 
 
 def test_weights_carry_their_hash_and_never_leave_evaluation(extractor: InceptionExtractor, weights_file: Path) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dcae_core.checkpoints import load_autoencoder
 from dcae_core.checkpoints.layouts import from_original
 from dcae_core.models.autoencoder import build_on_meta
 from dcae_core.zoo import AUTOENCODERS
@@ -41,3 +42,16 @@ def test_leading_latent_channels_are_those_of_the_published_implementation():
         for suffix, channels in (("", None), (".c48", 48)):
             assert relative_error(network.encode(x, channels), golden[f"latent{suffix}"]) < TOLERANCE
             assert relative_error(network.decode(golden[f"latent{suffix}"]), golden[f"decoded{suffix}"]) < TOLERANCE
+
+
+def test_the_name_of_leading_channels_gives_the_published_ones(tmp_path):
+    """`dc-ae-f32c128-1.5-c48` is the released checkpoint's first 48 channels."""
+    golden = golden_tensors("dc-ae-f32c128-1.5")
+    shapes = state_dict_keys()["original"][state_dict_keys()["autoencoders"]["dc-ae-f32c128-1.5"]]
+    torch.save(golden_state(shapes), tmp_path / "dc-ae-f32c128-1.5-c48.pt")
+    network = load_autoencoder(tmp_path / "dc-ae-f32c128-1.5-c48.pt", prepare=False)
+    x = golden["image_u8"].permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.inference_mode():
+        assert network.latent_channels == 48
+        assert relative_error(network.encode(x), golden["latent.c48"]) < TOLERANCE
+        assert relative_error(network.decode(golden["latent.c48"]), golden["decoded.c48"]) < TOLERANCE

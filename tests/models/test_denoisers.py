@@ -1,19 +1,34 @@
 """Diffusion networks against the published ones (golden values from efficientvit), and their settings."""
 
+import re
+
 import pytest
 import torch
 
 from dcae_core import create_denoiser
 from dcae_core.errors import UsageError
 from dcae_core.models import denoiser_config
+from dcae_core.models.denoiser import Attention
 from dcae_core.zoo import DENOISERS
 from tests.denoisers import CLASSES, golden_denoiser, random_denoiser
 from tests.golden import golden_noise, golden_tensors, relative_error, state_dict_keys
 
-# Each released model has one of the golden key lists.
-KEY_LISTS = {name: f"f{64 if 'f64' in name else 32}-" for name in DENOISERS}
-for _name in KEY_LISTS:
-    KEY_LISTS[_name] += _name.split("-in-1.0-")[1].split("-in-512px")[0].replace("usit", "uvit")
+
+def published_shapes(name: str) -> dict[str, list[int]]:
+    """The golden keys and shapes of a released model; those of DC-Gen differ from them in what they say here."""
+    stride = 64 if "f64" in name else 32
+    size = re.split("-in-1.0-|-1.5-", name)[1].split("-in-512px")[0].replace("usit", "uvit")
+    if size == "sit-xl":  # no learned variance: half the output
+        shapes = dict(state_dict_keys()["original"]["f32-dit-xl"])
+        return shapes | {"final_layer.linear.weight": [32, 1152], "final_layer.linear.bias": [32]}
+    if size == "uvit-3b":  # twice the depth
+        shapes = dict(state_dict_keys()["original"]["f64-uvit-2b"])
+        blocks = {key: shape for key, shape in shapes.items() if re.match(r"(in|out)_blocks", key)}
+        return shapes | {
+            re.sub(r"blocks\.(\d+)", lambda match: f"blocks.{int(match[1]) + 14}", key): shape
+            for key, shape in blocks.items()
+        }
+    return state_dict_keys()["original"][f"f{stride}-{size}"]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +53,57 @@ def test_parameter_names_and_shapes_are_the_published_ones(name) -> None:
     with torch.device("meta"):
         network = create_denoiser(name)
     shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
-    assert shapes == state_dict_keys()["original"][KEY_LISTS[name]]
+    assert shapes == published_shapes(name)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_leading_channels_alone_are_what_zeros_in_the_others_are(patch_size) -> None:
+    """Adaptive channels share the weights of the first channels; the keys are those of a network without."""
+    network = random_denoiser("uvit", in_channels=8, patch_size=patch_size, adaptive_channels=True)
+    plain = random_denoiser("uvit", in_channels=8, patch_size=patch_size)
+    assert {key: value.shape for key, value in network.state_dict().items()} == {
+        key: value.shape for key, value in plain.state_dict().items()
+    }
+    x, t, y = golden_noise("x", (2, 8, 8, 8)), torch.tensor(0.4), torch.tensor([1, 2])
+    whole = network(x, t, y)
+    for channels in (1, 3, 7):
+        padded = torch.cat([x[:, :channels], torch.zeros_like(x[:, channels:])], dim=1)
+        torch.testing.assert_close(network(x[:, :channels], t, y), network(padded, t, y)[:, :channels])
+    plain.load_state_dict(network.state_dict())
+    assert torch.equal(plain(x, t, y), whole)
+    with pytest.raises(UsageError, match=r"takes latents \(B, 8, 8, 8\), not \(2, 5, 8, 8\)"):
+        plain(x[:, :5], t, y)
+    with pytest.raises(UsageError, match="takes latents"):
+        network(torch.cat([x, x], dim=1), t, y)
+
+
+@pytest.mark.parametrize("architecture", ["uvit", "dit"])
+def test_queries_and_keys_are_normed_in_each_head(architecture) -> None:
+    """Scaling queries and keys up then changes nothing; the other parameters are those of a network without."""
+    network, plain = random_denoiser(architecture, qk_norm=True), random_denoiser(architecture)
+    extra = network.state_dict().keys() - plain.state_dict().keys()
+    assert extra == {key for key in network.state_dict() if ".attn.q_norm." in key or ".attn.k_norm." in key}
+    assert len(extra) == 2 * sum(isinstance(module, Attention) for module in network.modules())
+    x, t, y = golden_noise("x", (2, 4, 8, 8)), torch.tensor(0.4), torch.tensor([1, 2])
+    before = network(x, t, y)
+    attention = next(module for module in network.modules() if isinstance(module, Attention))
+    tokens = torch.randn(2, 5, attention.qkv.in_features, generator=torch.Generator().manual_seed(0))
+    width = attention.q_norm.weight.numel()
+    q, k, v = attention.qkv(tokens).unflatten(-1, (3, attention.num_heads, width)).unbind(2)
+    q, k = (
+        each / (each.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+        for each, norm in ((q, attention.q_norm), (k, attention.k_norm))
+    )
+    weights = torch.softmax(torch.einsum("bnhd,bmhd->bhnm", q, k) / width**0.5, dim=-1)
+    expected = attention.proj(torch.einsum("bhnm,bmhd->bnhd", weights, v).flatten(2))
+    torch.testing.assert_close(attention(tokens), expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, Attention):
+                module.qkv.weight[: 2 * module.qkv.in_features] *= 100
+                if module.qkv.bias is not None:
+                    module.qkv.bias[: 2 * module.qkv.in_features] *= 100
+    torch.testing.assert_close(network(x, t, y), before, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("architecture", ["uvit", "dit"])

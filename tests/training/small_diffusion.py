@@ -25,9 +25,11 @@ def write_latents(
     num_classes: int = 4,
     num_distinct: int | None = None,
     encoder: EncoderRecord | None = None,
+    scale: torch.Tensor | float = 1.0,
+    shift: torch.Tensor | float = 0.0,
 ) -> torch.Tensor:
-    """A dataset of random latents, repeated after `num_distinct`; returns them, unscaled."""
-    distinct = torch.randn(num_distinct or count, *shape, generator=torch.Generator().manual_seed(1))
+    """Normal latents of deviation `scale` and mean `shift`, repeated after `num_distinct`; returns them, unscaled."""
+    distinct = torch.randn(num_distinct or count, *shape, generator=torch.Generator().manual_seed(1)) * scale + shift
     latents = distinct[torch.arange(count) % len(distinct)]
     shard_size = -(-count // 3)
     plan = DatasetPlan(

@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dcae_core.checkpoints.denoisers import locate_diffusion
 from dcae_core.data.latents.loader import LatentBatch
 from dcae_core.diffusion.objectives import OBJECTIVES
-from dcae_core.errors import DataError, RecipeError, UsageError
+from dcae_core.errors import CheckpointError, DataError, RecipeError, UsageError
+from dcae_core.training.checks import LatentKind, denoiser_config_of, normalisation_of, objective_of, open_latents
 from dcae_core.training.optimisers import ema_decay, learning_rate_at
 from dcae_core.training.run import RunOptions
 from dcae_core.training.run_directory import RunDirectory
@@ -149,6 +151,72 @@ def test_the_second_loss_sees_leading_channels_only(tmp_path):
     assert set(loss.terms) == {"loss", "denoising", "leading_channels"}
 
 
+def test_channels_are_normalised_by_the_manifests_statistics(tmp_path):
+    """The network sees channels of mean 0 and deviation 1; `sample` undoes that without being asked."""
+    scale, shift = torch.linspace(0.5, 4, 8)[:, None, None], torch.arange(8.0)[:, None, None]
+    write_latents(tmp_path / "wide", scale=scale, shift=shift)
+    recipe = recipe_for(tmp_path, latents=str(tmp_path / "wide"), normalisation="channel")
+    dataset = open_latents(recipe)
+    normalisation = normalisation_of(recipe, dataset)
+    stored, _ = dataset.read(range(len(dataset)))
+    seen = normalisation.apply(stored.float())
+    assert seen.mean(dim=(0, 2, 3)).abs().max() < 1e-5
+    torch.testing.assert_close(seen.var(dim=(0, 2, 3), correction=0), torch.ones(8), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(normalisation.undo(seen), stored.float(), rtol=1e-5, atol=1e-5)
+
+    task = DiffusionTask(_Linear(), recipe, 0.5, None, normalisation)
+    items = np.arange(3)
+    noise = TrainingNoise(0, OBJECTIVES["velocity"], 0.0, 4)
+    batch = noise.complete(LatentBatch(stored[:3], torch.zeros(3).long(), items, items, 0.0))
+    (loss,) = task.losses(batch, 0)
+    t = batch.times[:, None, None, None]
+    error = 0.3 * (t * seen[:3] + (1 - t) * batch.noise) - (seen[:3] - batch.noise)
+    assert loss.value.item() == pytest.approx(error.square().mean().item(), rel=1e-5)
+
+    run = train(recipe)
+    files = locate_diffusion(run)
+    assert files.normalisation == normalisation
+    with pytest.raises(UsageError, match=r"other settings .normalisation"):
+        train(recipe_for(tmp_path, latents=str(tmp_path / "wide")))
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "words"),
+    [
+        ({"mean": [0.0], "std": [1.0]}, "normalises 1 channels of latents with 8"),
+        ({"mean": [0.0] * 8, "std": [1.0] * 7}, "8 channel means, but 7"),
+        ({"mean": [0.0] * 8, "std": [0.0] * 8}, "channel 0 has a standard deviation of 0"),
+        ({"mean": "x"}, "describes no diffusion model"),
+    ],
+)
+def test_a_normalisation_that_does_not_fit_is_refused(tmp_path, normalisation, words):
+    write_latents(tmp_path / "latents")
+    run = train(recipe_for(tmp_path, normalisation="channel", steps=1))
+    description = json.loads((run / "dcae.json").read_text())
+    description["diffusion"]["normalisation"] = normalisation
+    (run / "dcae.json").write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match=words):
+        locate_diffusion(run)
+
+
+def test_latents_with_a_constant_channel_cannot_be_normalised_by_channel(tmp_path):
+    write_latents(tmp_path / "latents", scale=torch.tensor([1.0] * 7 + [0.0])[:, None, None])
+    with pytest.raises(DataError, match="cannot be normalised by channel: channel 7 has a standard deviation of 0"):
+        train(recipe_for(tmp_path, normalisation="channel"))
+
+
+def test_times_and_norms_of_a_recipe_reach_the_training(tmp_path):
+    write_latents(tmp_path / "latents")
+    times = {"distribution": "logit_normal", "mean": 1.0, "scale": 0.5, "shift_base": 32}
+    recipe = recipe_for(tmp_path, times=times, **{"network.qk_norm": True})
+    config = denoiser_config_of(recipe, LatentKind((8, 4, 4), 4))
+    drawn = objective_of(recipe, config).draw_times(20_000, torch.Generator().manual_seed(0))
+    logits = torch.log((1 - drawn) / drawn)
+    assert logits.mean().item() == pytest.approx(1.0 + 0.5 * np.log(128 / 32), abs=0.02)
+    assert logits.std().item() == pytest.approx(0.5, abs=0.02)
+    assert "in_blocks.0.attn.q_norm.weight" in load_file(RunDirectory(train(recipe)).latest() / "model.safetensors")
+
+
 def test_all_faults_of_a_recipe_come_in_one_report(tmp_path):
     write_latents(tmp_path / "latents")
     with pytest.raises(RecipeError) as caught:
@@ -185,6 +253,22 @@ def test_all_faults_of_a_recipe_come_in_one_report(tmp_path):
         ({"objective": "epsilon_variance", "augmentation": {"channels": [2]}}, "augmentation: works with"),
         ({"sampling": {"sampler": "ddpm"}}, "sampling: "),
         ({"dataset": {"shuffle": "window", "lanes": 6}}, "dataset.lanes: 6 is more than the 3 shards"),
+        (
+            {"objective": "epsilon", "times": {"distribution": "logit_normal"}},
+            "times: belong to the objective velocity",
+        ),
+        ({"times": {"mean": 1.0}}, "times: mean and scale belong to"),
+        ({"times": {"shift": 2.0, "shift_base": 4096}}, "times: give shift or shift_base, not both"),
+        ({"times": {"shift": 0.0}}, "times.shift: expected"),
+        ({"times": {"scale": -1.0}}, "times.scale: expected"),
+        ({"min_snr_gamma": 5.0}, "min_snr_gamma: weighs the objective epsilon, not velocity"),
+        ({"objective": "epsilon", "min_snr_gamma": 0.0}, "min_snr_gamma: expected"),
+        ({"on_nonfinite": "ignore"}, "on_nonfinite: expected 'stop' or 'skip'"),
+        ({"max_skips": 0}, "max_skips: expected"),
+        ({"execution.tf32": "on"}, "execution.tf32: expected true or false"),
+        ({"normalisation": "vector"}, "normalisation: expected 'scalar' or 'channel'"),
+        ({"network.qk_norm": 1}, "network.qk_norm: expected true or false"),
+        ({"optimiser.decay": "biases"}, "optimiser.decay: expected 'all' or 'matrices'"),
         ({"optimiser.schedule": "cosine", "optimiser.warmup_steps": 9}, "optimiser.warmup_steps"),
     ],
 )

@@ -23,7 +23,7 @@ CONFIG = UViTConfig(input_size=4, in_channels=8, hidden_size=16, depth=2, num_he
 NUM_IMAGES = 5
 
 
-def features_of(images: torch.Tensor, *, with_logits: bool = False) -> SimpleNamespace:
+def features_of(images: torch.Tensor, *, with_logits: bool = False, resize: str = "half_pixel") -> SimpleNamespace:
     """Stands for Inception: the means of the colours, and nothing else."""
     features = torch.zeros(len(images), 2048)
     features[:, :3] = images.float().mean(dim=(2, 3))

@@ -1,8 +1,10 @@
 """Kills, full disks, infinities and second runs."""
 
 import errno
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -16,7 +18,10 @@ from dcae_core.data.sources import DecodedOnDemand
 from dcae_core.errors import CheckpointError, DataError, ResourceError, SourceLostError, UsageError
 from dcae_core.training import checkpointing
 from dcae_core.training.loop import DivergedError
+from dcae_core.training.run import RunOptions
 from dcae_core.training.run_directory import RunDirectory
+from dcae_core.training.task import SilentLogger
+from dcae_core.training.train_ae import train_autoencoder
 from tests.training.small_runs import (
     assert_same,
     checkpoint_contents,
@@ -107,6 +112,84 @@ def test_infinite_loss_names_the_batch_and_keeps_the_last_checkpoint(
         train(recipe_for(tmp_path, **CONSTANTLY))
     contents = checkpoint_contents(RunDirectory(tmp_path / "run").latest())
     assert all(value.isfinite().all() for value in contents.values() if isinstance(value, torch.Tensor))
+
+
+def make_infinite(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int], factor: float = float("inf")) -> None:
+    """The L1 loss is multiplied by `factor` in these calls, counted from 1."""
+    from dcae_core.training import losses as reconstruction
+
+    l1_loss, calls = reconstruction.l1_loss, []
+
+    def overflow(x, y):
+        calls.append(1)
+        return l1_loss(x, y) * (factor if len(calls) in bad_calls else 1.0)
+
+    monkeypatch.setattr(reconstruction, "l1_loss", overflow)
+
+
+class Notes(SilentLogger):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulation: int
+) -> None:
+    """The third of four steps: weights, averages, optimiser and buffers stay as the second left them."""
+    steps = phase(steps=4, accumulation=accumulation)
+    settings = {"on_nonfinite": "skip", "checkpoints": {"every": 1, "keep": 9}}
+    make_infinite(monkeypatch, {2 * accumulation + 1})
+    logger = Notes()
+    recipe = recipe_for(tmp_path, steps, **settings)
+    train_autoencoder(recipe, RunOptions(torch.device("cpu")), logger)
+    [line] = [line for line in logger.lines if line.startswith("skipped")]
+    assert re.search(
+        r"step 2 \(phase full\): the loss .* is not finite, in the batch of .*png.*; 1 so far, 1 in a row", line
+    )
+    checkpoints = [checkpoint_contents(tmp_path / "run" / "checkpoints" / f"step_{step}") for step in (2, 3, 4)]
+    before, after, last = checkpoints
+    assert (after["state"]["progress"]["skipped"], last["state"]["progress"]["skipped_in_a_row"]) == (1, 0)
+    for contents in (before, after):
+        contents.pop("state")
+    assert_same(before, after)
+    assert all(value.isfinite().all() for value in last.values() if isinstance(value, torch.Tensor))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record.get("skipped_steps") for record in records] == [None, None, 1.0, 1.0]
+    assert "loss" not in records[2]
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", overflowing_norm(torch.nn.utils.clip_grad_norm_, 2))
+    logger = Notes()
+    train_autoencoder(recipe_for(tmp_path, on_nonfinite="skip"), RunOptions(torch.device("cpu")), logger)
+    assert any(re.search("step 1 .*the gradient of the autoencoder is not finite", line) for line in logger.lines)
+
+
+def overflowing_norm(original, bad_call: int):
+    """Gradient clipping that finds an infinite norm in one call."""
+    calls = []
+
+    def norm(parameters, limit):
+        calls.append(1)
+        found = original(parameters, limit)
+        return found * float("inf") if len(calls) == bad_call else found
+
+    return norm
+
+
+def test_too_many_skips_in_a_row_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three in a row where two are allowed; a good step between begins the count anew."""
+    steps = phase(steps=9)
+    make_infinite(monkeypatch, {2, 3, 5, 6, 7})
+    recipe = recipe_for(tmp_path, steps, on_nonfinite="skip", max_skips=2, **CONSTANTLY)
+    with pytest.raises(DivergedError, match=r"step 6 .*not finite.*; 2 steps in a row were skipped before it; the"):
+        train(recipe)
 
 
 def test_second_run_on_a_directory_is_refused(tmp_path: Path) -> None:

@@ -69,6 +69,13 @@ class TransformRecord(Record):
     crop: Literal["adm", "unknown"] = "adm"
     apply_exif: bool = True
     flipped_copies: bool = False  # items 2i and 2i + 1 are image i and its mirror image
+    alpha: Literal["white", "drop"] = "white"  # transparency composed on white, or dropped as the published code does
+
+    @model_serializer(mode="wrap")
+    def _without_newer_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keep the text, and so the identity, of manifests written before there was a choice."""
+        values = serialise(self)
+        return values if self.alpha != "white" else {key: value for key, value in values.items() if key != "alpha"}
 
 
 class ShardRecord(Record):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from dcae_core.errors import DataError
-from dcae_core.metrics.inception import NUM_FEATURES
+from dcae_core.metrics.inception import NUM_FEATURES, ResizeRule
 from dcae_core.metrics.reference import Reference
 from dcae_core.pipelines.evaluation.scores import Score
 
@@ -25,7 +25,11 @@ def _recorded_size(reference: Reference) -> str | None:
 
 
 def warnings_about(
-    scores: Iterable[Score], reference: Reference | None, inception_sha256: str | None, size: tuple[int, int]
+    scores: Iterable[Score],
+    reference: Reference | None,
+    inception_sha256: str | None,
+    size: tuple[int, int],
+    resize: ResizeRule,
 ) -> list[str]:
     """What keeps the scores from being compared with published ones, one line each."""
     scores, lines = list(scores), []
@@ -43,6 +47,11 @@ def warnings_about(
     ours = next((score.num_images for score in scores if score.name == "frechet"), None)
     if ours is not None and ours < _FEW_FOR_OURS:
         lines.append(f"the Fréchet distance is over {ours} images only; compare it with one over as many")
+    if reference is not None and inception_sha256 is not None and reference.resize != resize:
+        lines.append(
+            f"the images of {reference.path.name} were resized by the rule {reference.resize}, these by {resize}: the "
+            "FID is off by a percent or two; leave --resize out to take the reference's rule"
+        )
     if reference is not None and inception_sha256 is not None:
         recorded = reference.description.get("inception_sha256")
         if recorded not in (None, inception_sha256):

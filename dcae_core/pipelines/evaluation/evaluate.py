@@ -11,10 +11,10 @@ from torch import Tensor
 from dcae_core.checkpoints import load_autoencoder
 from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
 from dcae_core.checkpoints.training_runs import model_name
-from dcae_core.devices import parse_dtype
+from dcae_core.devices import allow_tf32, parse_dtype
 from dcae_core.distributed import broadcast_object
 from dcae_core.files import cache_directory
-from dcae_core.metrics.inception import InceptionExtractor, load_inception
+from dcae_core.metrics.inception import InceptionExtractor, ResizeRule, load_inception
 from dcae_core.metrics.lpips import load_lpips
 from dcae_core.metrics.reference import Reference, read_reference
 from dcae_core.models.inference import prepare_for_inference
@@ -94,13 +94,26 @@ def evaluate(
         ResourceError: no room for the finished parts.
         UsageError: the same evaluation is running already.
     """
+    with allow_tf32(recipe.execution.tf32):
+        return _evaluate(recipe, device, work, num_shown, progress, publish)
+
+
+def _evaluate(
+    recipe: EvaluateRecipe,
+    device: torch.device | str,
+    work: Path | None,
+    num_shown: int,
+    progress: OpenProgress,
+    publish: Callable[[Evaluation], None],
+) -> Evaluation | None:
     reference = None
     if recipe.reference is not None and not inputs.names_images(recipe.reference):
         reference = read_reference(Path(recipe.reference))
     extractor = _load_extractor(recipe, device)
     if reference is not None and extractor is not None:
         require_comparable(reference)
-    plan = _plan(recipe, device, extractor)
+    resize: ResizeRule = recipe.resize or (reference.resize if reference is not None else "half_pixel")
+    plan = _plan(recipe, device, extractor, resize)
     their_images, identity_of_theirs = _their_images(recipe, reference, plan.source.size)
     key = evaluation_key(
         recipe=recipe.model_dump(exclude={"expected"}),
@@ -115,12 +128,12 @@ def evaluate(
     with store.held(), their_store.held():
         gathered, theirs = _run(plan.source, plan.measure, store, recipe, progress, "measure"), None
         if their_images is not None:
-            measure = _feature_measure(recipe, device, extractor)
+            measure = _feature_measure(recipe, device, extractor, resize)
             assert measure is not None
             theirs = _run(their_images, measure, their_store, recipe, progress, "measure the reference")
         if gathered is None:
             return None
-        evaluation = _conclude(recipe, plan, gathered, theirs, reference, extractor, num_shown)
+        evaluation = _conclude(recipe, plan, gathered, theirs, reference, extractor, resize, num_shown)
         publish(evaluation)
     return evaluation
 
@@ -161,23 +174,25 @@ def _their_images(
         return None, None
     images, _ = inputs.find_once([recipe.reference])
     side = recipe.resolution or (size[0] if size[0] == size[1] else None)
-    return inputs.ImageFiles(images, side, recipe.damaged == "skip"), inputs.identity_of(images)
+    return inputs.ImageFiles(images, side, recipe.damaged == "skip", recipe.alpha), inputs.identity_of(images)
 
 
 def _feature_measure(
-    recipe: EvaluateRecipe, device: torch.device | str, extractor: InceptionExtractor | None
+    recipe: EvaluateRecipe, device: torch.device | str, extractor: InceptionExtractor | None, resize: ResizeRule
 ) -> Measure | None:
     """The features that the metrics are on; None where none is."""
     measures: list[Measure] = []
     if extractor is not None:
-        measures.append(FeatureMeasurement(extractor, with_logits="is" in recipe.metrics))
+        measures.append(FeatureMeasurement(extractor, with_logits="is" in recipe.metrics, resize=resize))
     if "frechet" in recipe.metrics:
         measures.append(EmbeddedFeatureMeasurement(device))
     return measure_together(measures) if measures else None
 
 
-def _plan(recipe: EvaluateRecipe, device: torch.device | str, extractor: InceptionExtractor | None) -> _Plan:
-    features = _feature_measure(recipe, device, extractor)
+def _plan(
+    recipe: EvaluateRecipe, device: torch.device | str, extractor: InceptionExtractor | None, resize: ResizeRule
+) -> _Plan:
+    features = _feature_measure(recipe, device, extractor, resize)
     if recipe.autoencoder is not None:
         return _plan_autoencoder(recipe, device, features)
     assert features is not None  # the recipe's own check: only autoencoders have other metrics
@@ -185,7 +200,7 @@ def _plan(recipe: EvaluateRecipe, device: torch.device | str, extractor: Incepti
         return _plan_diffusion(recipe, device, features)
     assert recipe.generated is not None
     images, notes = inputs.find_once([recipe.generated])
-    source = inputs.ImageFiles(images, recipe.resolution, recipe.damaged == "skip")
+    source = inputs.ImageFiles(images, recipe.resolution, recipe.damaged == "skip", recipe.alpha)
     return _Plan(f"images in {recipe.generated}", source, features, {"images": inputs.identity_of(images)}, notes=notes)
 
 
@@ -194,7 +209,7 @@ def _plan_autoencoder(recipe: EvaluateRecipe, device: torch.device | str, featur
     images, notes = inputs.find_once([recipe.images or str(inputs.sample_pack_directory())])
     if recipe.num_images is not None:
         images = images[: recipe.num_images]
-    source = inputs.ImageFiles(images, recipe.resolution, recipe.damaged == "skip")
+    source = inputs.ImageFiles(images, recipe.resolution, recipe.damaged == "skip", recipe.alpha)
     lpips = load_lpips("alex", device=device) if "lpips" in recipe.metrics else None
     plain = load_autoencoder(recipe.autoencoder.model, prepare=False)
     identity = {"images": inputs.identity_of(images), "network": fingerprint(plain)}
@@ -228,15 +243,16 @@ def _conclude(
     theirs: Gathered | None,
     reference: Reference | None,
     extractor: InceptionExtractor | None,
+    resize: ResizeRule,
     num_shown: int,
 ) -> Evaluation:
     comparison = None
     if reference is not None:
-        comparison = compare_with_reference(reference, theirs)
+        comparison = compare_with_reference(reference, theirs, resize)
     elif theirs is not None:
-        comparison = compare_with_images(f"{theirs.count} images in {recipe.reference}", theirs)
+        comparison = compare_with_images(f"{theirs.count} images in {recipe.reference}", theirs, resize=resize)
     elif plan.show is not None:
-        comparison = compare_with_images(f"the {gathered.count} originals", gathered, ORIGINAL)
+        comparison = compare_with_images(f"the {gathered.count} originals", gathered, ORIGINAL, resize)
     sha256 = extractor.sha256 if extractor else None
     scores = compute_scores(gathered, recipe.metrics, sha256, comparison)
     values = {name: gathered.columns[name].tolist() for name in PER_IMAGE if name in gathered.columns}
@@ -247,7 +263,7 @@ def _conclude(
         scores=scores,
         num_images=gathered.count,
         damaged=gathered.damaged,
-        warnings=plan.notes + warnings_about(scores, reference, sha256, plan.source.size),
+        warnings=plan.notes + warnings_about(scores, reference, sha256, plan.source.size, resize),
         latent=gathered.latent,
         names=[plan.source.name(index) for index in gathered.indices] if values else [],
         values=values,

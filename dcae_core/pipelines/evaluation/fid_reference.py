@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
+from dcae_core.data.images import AlphaRule
 from dcae_core.distributed import broadcast_object
 from dcae_core.files import cache_directory
 from dcae_core.metrics.frechet import Gaussian
-from dcae_core.metrics.inception import FID_RESIZE, NUM_FEATURES, load_inception
+from dcae_core.metrics.inception import NUM_FEATURES, RESIZE_RULES, ResizeRule, load_inception
 from dcae_core.pipelines.evaluation.comparability import IMAGE_SIZE, size_text
 from dcae_core.pipelines.evaluation.inputs import ImageFiles, find_once, identity_of
 from dcae_core.pipelines.evaluation.parts import (
@@ -42,6 +43,8 @@ def measure_reference(
     inception_weights: Path | None = None,
     batch_size: int = 16,
     skip_damaged: bool = True,
+    alpha: AlphaRule = "white",
+    resize: ResizeRule = "half_pixel",
     device: torch.device | str = "cpu",
     work: Path | None = None,
     progress: OpenProgress = no_progress,
@@ -58,6 +61,8 @@ def measure_reference(
         inception_weights: a file of weights; None: the published one.
         batch_size: images at a time in each process.
         skip_damaged: leave damaged images out and list them, or fail at the first.
+        alpha: what becomes of transparency: composed on white, or dropped as the published code does.
+        resize: how images become Inception's input; the file says it, and `dcae eval` follows.
         device: where the network runs.
         work: where finished parts are kept; None: the user's cache.
         progress: shows how far it is.
@@ -72,11 +77,13 @@ def measure_reference(
         UsageError: the same measurement is running already.
     """
     images, notes = find_once(inputs)
-    source = ImageFiles(images, resolution, skip_damaged)
+    source = ImageFiles(images, resolution, skip_damaged, alpha)
     extractor = load_inception(inception_weights, device=device)
     key = evaluation_key(
         images=identity_of(images),
         resolution=resolution,
+        alpha=alpha,
+        resize=resize,
         batch_size=batch_size,
         inception=extractor.sha256,
         device=torch.device(device).type,
@@ -84,18 +91,23 @@ def measure_reference(
     store = PartStore((work or cache_directory("evaluations")) / broadcast_object(key))
     with store.held():
         with progress("measure", len(source)) as advance:
-            parts = measure_parts(source, FeatureMeasurement(extractor), store, batch_size, advance)
+            parts = measure_parts(source, FeatureMeasurement(extractor, resize=resize), store, batch_size, advance)
         if parts is None:
             return None
         gathered = gather(parts, ("fid",))
-        description = _describe(gathered, resolution, source.size, extractor.sha256)
+        description = _describe(gathered, resolution, source.size, alpha, resize, extractor.sha256)
         reference = FidReference(gaussian_of(gathered), description, _warnings(gathered, notes))
         publish(reference)
     return reference
 
 
 def _describe(
-    gathered: Gathered, resolution: int | None, size: tuple[int, int], inception_sha256: str
+    gathered: Gathered,
+    resolution: int | None,
+    size: tuple[int, int],
+    alpha: AlphaRule,
+    resize: ResizeRule,
+    inception_sha256: str,
 ) -> dict[str, str | int]:
     return {
         "num_images": gathered.count,
@@ -103,7 +115,8 @@ def _describe(
         IMAGE_SIZE: size_text(size),
         "resolution": resolution or "as the files are",
         "transform": "ADM centre crop" if resolution else "none",
-        "resize": FID_RESIZE,
+        "alpha": alpha,
+        "resize": RESIZE_RULES[resize],
         "inception_sha256": inception_sha256,
     }
 

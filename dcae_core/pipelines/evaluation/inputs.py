@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dcae_core.data.images import center_crop_adm
+from dcae_core.data.images import AlphaRule, center_crop_adm
 from dcae_core.data.read_ahead import read_ahead
 from dcae_core.data.sources import ImageReference, find_images
 from dcae_core.errors import DataError, SourceLostError, printable
@@ -67,10 +67,18 @@ class ImageFiles:
     """Images from files and tar shards, decoded by a few threads while the batch before is measured.
 
     With `resolution`, cut to ADM's centre crop; without, as they are, all of one size. With `skip_damaged`, goes on
-    without images that cannot be decoded. DataError if not one can be.
+    without images that cannot be decoded. DataError if not one can be. `alpha` says what becomes of
+    transparency: composed on white, or dropped as the published code does.
     """
 
-    def __init__(self, images: Sequence[ImageReference], resolution: int | None, skip_damaged: bool = True) -> None:
+    def __init__(
+        self,
+        images: Sequence[ImageReference],
+        resolution: int | None,
+        skip_damaged: bool = True,
+        alpha: AlphaRule = "white",
+    ) -> None:
+        self._alpha: AlphaRule = alpha
         self._images = images
         self._resolution = resolution
         self._skip_damaged = skip_damaged
@@ -114,7 +122,7 @@ class ImageFiles:
     def _try_to_open(self, index: int) -> Image.Image | DataError:
         try:
             # As stored: the published code does not turn images as their EXIF block says.
-            image = self._images[index].open(apply_exif=False)
+            image = self._images[index].open(apply_exif=False, alpha=self._alpha)
             return image if self._resolution is None else center_crop_adm(image, self._resolution)
         except SourceLostError:
             raise

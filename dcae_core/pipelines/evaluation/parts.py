@@ -25,7 +25,7 @@ from dcae_core.data.images import tensor_to_uint8, uint8_to_tensor
 from dcae_core.distributed import barrier, broadcast_object, is_main, rank, world_size
 from dcae_core.errors import CheckpointError, DataError, UsageError
 from dcae_core.files import lock, make_directory, write_bytes
-from dcae_core.metrics.inception import InceptionExtractor
+from dcae_core.metrics.inception import InceptionExtractor, ResizeRule
 from dcae_core.metrics.lpips import LPIPS
 from dcae_core.metrics.reconstruction import psnr, ssim
 from dcae_core.models.autoencoder import Autoencoder
@@ -184,15 +184,18 @@ def _pad(images: Tensor, batch_size: int) -> Tensor:
 
 
 class FeatureMeasurement:
-    """Inception features, and logits where they are asked for, of images from anywhere."""
+    """Inception features, and logits where they are asked for, of images from anywhere, resized by a rule."""
 
-    def __init__(self, extractor: InceptionExtractor, *, with_logits: bool = False) -> None:
+    def __init__(
+        self, extractor: InceptionExtractor, *, with_logits: bool = False, resize: ResizeRule = "half_pixel"
+    ) -> None:
         self._extractor = extractor
+        self._resize = resize
         self._with_logits = with_logits
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Rows `features` (B, 2048) and `logits` (B, 1008); DataError where the network gives values not finite."""
-        output = self._extractor(images, with_logits=self._with_logits)
+        output = self._extractor(images, with_logits=self._with_logits, resize=self._resize)
         if not torch.isfinite(output.features).all():
             raise DataError("the Inception network gives features that are not finite numbers (NaN): check its weights")
         return {FEATURES: output.features} | ({LOGITS: output.logits} if output.logits is not None else {})

@@ -12,7 +12,7 @@ from dcae_core.data.latents.statistics import LatentMoments, LatentStatistics
 from dcae_core.errors import DataError
 from dcae_core.metrics.feature_scores import inception_score, kernel_inception_distance, precision_recall
 from dcae_core.metrics.frechet import Gaussian, GaussianStatistics, frechet_distance
-from dcae_core.metrics.inception import FID_RESIZE, INCEPTION_SCORE_RESIZE, NUM_FEATURES
+from dcae_core.metrics.inception import INCEPTION_SCORE_RESIZE, NUM_FEATURES, RESIZE_RULES, ResizeRule
 from dcae_core.metrics.reference import Reference
 from dcae_core.pipelines.evaluation.parts import (
     EMBEDDED_FEATURES,
@@ -149,7 +149,7 @@ class Comparison:
     """What scores on features compare with: `gaussian` for FID, `features` (M, 2048) for precision, recall and KID.
 
     `embedded` is for the distance on the embedded autoencoder's features, `name` what reports call it all, `sha256` the
-    reference file's.
+    reference file's, `resize` the rule of both sides' images.
     """
 
     name: str
@@ -157,24 +157,25 @@ class Comparison:
     embedded: Gaussian | None = None
     features: Tensor | None = None
     sha256: str | None = None
+    resize: ResizeRule = "half_pixel"
 
 
-def compare_with_images(name: str, images: Gathered, prefix: str = "") -> Comparison:
+def compare_with_images(name: str, images: Gathered, prefix: str = "", resize: ResizeRule = "half_pixel") -> Comparison:
     """Images that were measured: those that went into the autoencoder, say, under names with `prefix`.
 
     Raises:
         DataError: there are fewer than two.
     """
     gaussians = {kind: gaussian_of(images, prefix + kind) for kind in _MEASURED if prefix + kind in images.gaussians}
-    return Comparison(
-        name, gaussians.get(FEATURES), gaussians.get(EMBEDDED_FEATURES), images.columns.get(prefix + FEATURES)
-    )
+    features = images.columns.get(prefix + FEATURES)
+    return Comparison(name, gaussians.get(FEATURES), gaussians.get(EMBEDDED_FEATURES), features, resize=resize)
 
 
-def compare_with_reference(reference: Reference, theirs: Gathered | None) -> Comparison:
+def compare_with_reference(reference: Reference, theirs: Gathered | None, resize: ResizeRule) -> Comparison:
     """A reference file, and what was measured on the images in it."""
     measured = Comparison("") if theirs is None else compare_with_images("", theirs)
-    return replace(measured, name=reference.path.name, gaussian=reference.gaussian, sha256=reference.sha256)
+    name, gaussian = reference.path.name, reference.gaussian
+    return replace(measured, name=name, gaussian=gaussian, sha256=reference.sha256, resize=resize)
 
 
 def gaussian_of(gathered: Gathered, name: str = FEATURES) -> Gaussian:
@@ -217,7 +218,7 @@ def compute_scores(
 def _compared(metric: str, gathered: Gathered, inception_sha256: str, comparison: Comparison) -> list[Score]:
     origin: dict[str, Any] = {
         "inception_sha256": inception_sha256,
-        "resize": FID_RESIZE,
+        "resize": RESIZE_RULES[comparison.resize],
         "reference": comparison.name,
         "reference_sha256": comparison.sha256,
     }
@@ -337,7 +338,9 @@ class Evaluation:
 
     def origins(self) -> list[str]:
         """By which rules each score was measured, and what it depends on: a line each."""
-        return [score.origin() for score in self.scores]
+        tf32 = self.settings.get("execution", {}).get("tf32")
+        computed = [] if tf32 is None else [f"float32 on NVIDIA GPUs: TF32 {'on' if tf32 else 'off'}"]
+        return [score.origin() for score in self.scores] + computed
 
     def to_dict(self) -> dict[str, Any]:
         """All but the images, for JSON; what is infinite (PSNR of equal images) becomes null."""
