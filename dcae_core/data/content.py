@@ -63,7 +63,7 @@ def _sample(image: ImageReference) -> tuple[int, bytes]:
 
 
 def _sample_local(image: ImageReference) -> tuple[int, bytes]:
-    descriptor = os.open(image.path, os.O_RDONLY)
+    descriptor = os.open(image.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for whoever writes to it
     try:
         start, size = (image.offset, image.size) if image.offset >= 0 else (0, os.fstat(descriptor).st_size)
         return size, os.pread(descriptor, min(_SAMPLE_BYTES, size), start + _middle(size))

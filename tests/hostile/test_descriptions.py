@@ -54,10 +54,10 @@ AUTOENCODERS = {
 @pytest.mark.parametrize("case", AUTOENCODERS)
 def test_an_autoencoder_that_cannot_be_is_refused_at_once(tmp_path, case) -> None:
     write(tmp_path / "model" / "dcae.json", AUTOENCODERS[case])
-    run = run_dcae("convert", tmp_path / "model", "--to", "dcae", "-o", tmp_path / "out", seconds=60)
+    run = run_dcae("convert", tmp_path / "model", "--to", "dcae", "-o", tmp_path / "out")
     run.assert_fails(3, "dcae.json")
     assert run.peak < 300 * MIB
-    assert run.seconds < 30
+    assert run.seconds < 60
     assert len(run.stderr) < 2000
 
 
@@ -76,10 +76,10 @@ def test_an_autoencoder_that_cannot_be_is_refused_at_once(tmp_path, case) -> Non
 def test_a_diffusers_config_that_cannot_be_is_refused_at_once(tmp_path, changes) -> None:
     write(tmp_path / "model" / "config.json", json.dumps({"_class_name": "AutoencoderDC"} | changes))
     write(tmp_path / "model" / "diffusion_pytorch_model.safetensors", save({"a": torch.zeros(1)}))
-    run = run_dcae("convert", tmp_path / "model", "--to", "dcae", "-o", tmp_path / "out", seconds=60)
+    run = run_dcae("convert", tmp_path / "model", "--to", "dcae", "-o", tmp_path / "out")
     run.assert_fails(3)
     assert run.peak < 300 * MIB
-    assert run.seconds < 30
+    assert run.seconds < 60
 
 
 @pytest.mark.parametrize(
@@ -98,10 +98,10 @@ def test_a_diffusion_network_that_cannot_be_is_refused_at_once(tmp_path, changes
     description = json.loads((model / "dcae.json").read_text())
     description["diffusion"]["config"] |= changes
     (model / "dcae.json").write_text(json.dumps(description))
-    run = run_dcae("sample", "--model", model, "--num", 1, "-o", tmp_path / "out", seconds=60)
+    run = run_dcae("sample", "--model", model, "--num", 1, "-o", tmp_path / "out")
     run.assert_fails(3, str(model))
     assert run.peak < 300 * MIB
-    assert run.seconds < 30
+    assert run.seconds < 60
 
 
 @pytest.mark.parametrize("content", [NESTED, f'{{"version": {DIGITS}}}', "", "null", '{"a": NaN}', "\ud800"])

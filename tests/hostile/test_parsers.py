@@ -236,7 +236,7 @@ READERS = [
     Reader("references", "ref.npz", mutated([*references(), *found_before("references")]), use_reference),
     Reader("latents", "a.safetensors", mutated(latent_files()), use_latents),
 ]  # fmt: skip
-_QUICK_CASES = 50
+_QUICK_CASES = 30
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)

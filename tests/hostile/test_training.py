@@ -14,7 +14,7 @@ def test_a_perfect_reconstruction_of_black_images_goes_on(tmp_path, monkeypatch)
     for number in range(4):
         Image.new("RGB", (16, 16)).save(tmp_path / "images" / f"{number}.png")
 
-    def nothing(self: Autoencoder, x: torch.Tensor) -> torch.Tensor:
+    def nothing(self: Autoencoder, x: torch.Tensor, *_: object) -> torch.Tensor:
         return torch.zeros(len(x), 4, x.shape[2] // 4, x.shape[3] // 4)
 
     def perfect(self: Autoencoder, x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
