@@ -31,7 +31,7 @@ LATENTS = LatentKind((32, 16, 16), num_classes=1000)  # f32c32, 512 px: 258 toke
 
 def make_recipe(depth: int, batch: int, checkpointing: bool) -> TrainDiffusionRecipe:
     return TrainDiffusionRecipe(
-        run_dir="",
+        run_dir="unused",
         latents="",
         network=DenoiserSettings(architecture="uvit", patch_size=1, hidden_size=2048, depth=depth, num_heads=32),
         objective="epsilon",

@@ -318,7 +318,7 @@ def denoiser_step(opened: NamedDenoiser, settings: BenchSettings, directory: Pat
     """
     config, batch = opened.config, settings.batch
     recipe = TrainDiffusionRecipe(
-        run_dir="",
+        run_dir=str(directory),
         latents="",
         network=DenoiserSettings(
             architecture=config.architecture,  # type: ignore[arg-type]
