@@ -14,6 +14,7 @@ from dcae_cli.progress import progress, report_failure, warn
 if TYPE_CHECKING:
     from dcae_core.errors import DataError
     from dcae_core.pipelines.image_files import ImageResult, RunModel, RunSettings
+    from dcae_core.pipelines.image_inputs import Inputs
     from dcae_core.progress import Advance, ProgressCallback
 
 COLUMNS = ("image", "model", "size", "latent", "compression", "PSNR dB", "SSIM", "ms")
@@ -80,7 +81,7 @@ def reconstruct(
         raise problems[0]
     for problem in problems:
         report_failure(problem)
-    _say_what_was_left_out(inputs.own_results, output)
+    _say_what_was_left_out(inputs, output)
     settings = image_files.RunSettings(
         output=output,
         resolution=resolution,
@@ -117,10 +118,14 @@ def reconstruct(
         raise DataError(f"{len(problems)} of the inputs failed, as reported above; the others are done")
 
 
-def _say_what_was_left_out(own_results: int, output: Path) -> None:
-    if own_results:
-        text = f"left out {own_results} results of earlier runs (.recon.png, .compare.png, or in {output})"
+def _say_what_was_left_out(inputs: "Inputs", output: Path) -> None:
+    from dcae_core.data.sources import describe_unread
+
+    if inputs.own_results:
+        text = f"left out {inputs.own_results} results of earlier runs (.recon.png, .compare.png, or in {output})"
         print(text, file=sys.stderr, flush=True)
+    for line in describe_unread(inputs.unread):
+        warn(line)
 
 
 def _tile_notes(advance: "Advance", models: Sequence["RunModel"]) -> Callable[["RunModel"], "ProgressCallback"]:
@@ -144,15 +149,13 @@ def _tile_notes(advance: "Advance", models: Sequence["RunModel"]) -> Callable[["
 
 def _show(results: list["ImageResult"], problems: list["DataError"], settings: "RunSettings", json: bool) -> None:
     from dcae_cli.output import print_json, print_table
-    from dcae_core.pipelines.image_files import describe_crop
+    from dcae_core.data.images import describe_crop, describe_enlarged
 
     warnings = []
-    enlarged = len({result.image for result in results if result.enlarged})
-    if enlarged:
-        warnings.append(
-            f"{enlarged} of {len({result.image for result in results})} images are smaller than "
-            f"{settings.resolution} pixels and were enlarged: the figures are those of blurred images"
-        )
+    enlarged = {result.image for result in results if result.enlarged}
+    if enlarged and settings.resolution is not None:
+        total = len({result.image for result in results})
+        warnings.append(describe_enlarged(len(enlarged), total, settings.resolution))
     for line in warnings:
         warn(line)
     crop = describe_crop(settings.resolution)

@@ -31,6 +31,12 @@ IMAGE_SUFFIXES = frozenset(
     | {".pbm", ".pgm", ".ppm", ".pnm", ".qoi", ".tga", ".tif", ".tiff", ".webp"}
 )
 
+# Images all the same, but of kinds that no decoder here reads: left out of a folder they are counted.
+UNREAD_SUFFIXES = frozenset(
+    {".heic", ".heif", ".jxl", ".psd", ".exr", ".hdr", ".svg"}
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
+)
+
 _RGB_BYTES = 4  # a pixel, as Pillow keeps it
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # others: 4
 # What decoders hold for a pixel beside the image itself: whole frames, coefficients, planes; measured.
@@ -277,6 +283,24 @@ def uint8_to_image(pixels: torch.Tensor) -> Image.Image:
     assert pixels.dtype == torch.uint8
     assert pixels.ndim == 3
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy(), "RGB")
+
+
+def describe_crop(resolution: int | None) -> str:
+    """What is done to the size of images before they are encoded or measured, for whoever compares figures."""
+    if resolution is None:
+        return "whole, neither cut nor resized"
+    return (
+        f"the central square of each, its short side brought to {resolution} pixels "
+        "(halved by a box filter, then bicubic: ADM's centre crop)"
+    )
+
+
+def describe_enlarged(enlarged: int, total: int, resolution: int) -> str:
+    """A warning about images that are smaller than the square that is cut from them."""
+    return (
+        f"{enlarged} of {total} images are smaller than {resolution} pixels and were enlarged: "
+        "the figures are those of blurred images"
+    )
 
 
 def center_crop_adm(image: Image.Image, size: int) -> Image.Image:

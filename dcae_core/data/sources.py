@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -10,7 +11,7 @@ from typing import NamedTuple, overload
 import numpy as np
 from PIL import Image
 
-from dcae_core.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, AlphaRule, open_image
+from dcae_core.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, UNREAD_SUFFIXES, AlphaRule, open_image
 from dcae_core.data.remote import is_url, list_files, read_remote
 from dcae_core.data.tar import read_shard
 from dcae_core.errors import DataError, ResourceError, SourceLostError, printable
@@ -108,11 +109,13 @@ class ImageList(Sequence[ImageReference]):
 
     Held as two byte strings and a few arrays: about 100 bytes an image for usual path lengths, shared with the
     worker processes of a data loader (a million images: 100 MB once, not 500 MB in each worker). Names are safe
-    to print. `empty_folders` lie beside those of the classes and hold no image, and so are no classes.
+    to print. `empty_folders` lie beside those of the classes and hold no image, and so are no classes; `unread` counts
+    by their suffix the images in searched folders of a kind that is not read.
     """
 
-    def __init__(self, found: Iterable[_Found]) -> None:
+    def __init__(self, found: Iterable[_Found], unread: Counter[str] | None = None) -> None:
         self.empty_folders: list[str] = []
+        self.unread = Counter() if unread is None else unread
         paths: list[str] = []
         path_numbers: list[int] = []
         keys, ends, labels, spans = bytearray(), [0], [], []
@@ -199,7 +202,8 @@ def find_images(inputs: Iterable[str | Path]) -> ImageList:
         raise problem
 
     places = [str(given) for given in inputs]
-    images = ImageList(found for given in places for found in _find(given, refuse))
+    unread: Counter[str] = Counter()
+    images = ImageList((found for given in places for found in _find(given, refuse, unread)), unread)
     images.empty_folders = [folder for given in places for folder in _folders_beside(given, set(images.classes))]
     return images
 
@@ -220,13 +224,22 @@ def find_readable_images(given: str | Path) -> tuple[ImageList, list[DataError]]
         DataError: the input itself does not exist, holds no image, or is a damaged shard.
     """
     problems: list[DataError] = []
-    return ImageList(_find(str(given), problems.append)), problems
+    unread: Counter[str] = Counter()
+    return ImageList(_find(str(given), problems.append, unread), unread), problems
+
+
+def describe_unread(unread: Counter[str]) -> list[str]:
+    """One line about images of kinds that are not read, if there are any."""
+    if not unread:
+        return []
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
+    return [f"left out {kinds}: kinds of images that are not read; convert them to JPEG or PNG"]
 
 
 _OnProblem = Callable[[DataError], None]
 
 
-def _find(given: str, on_problem: _OnProblem) -> Iterator[_Found]:
+def _find(given: str, on_problem: _OnProblem, unread: Counter[str]) -> Iterator[_Found]:
     if is_url(given):
         yield from _find_remote(given, on_problem)
     elif not os.path.lexists(given) and glob.has_magic(given):
@@ -235,19 +248,20 @@ def _find(given: str, on_problem: _OnProblem) -> Iterator[_Found]:
             raise DataError(f"{given}: no file matches")
         for match in matches:
             try:
-                yield from _find(match, on_problem)
+                yield from _find(match, on_problem, unread)
             except DataError as error:
                 on_problem(error)
     elif os.path.isdir(given):
         found_any = False
         problems: list[DataError] = []
-        for found in _search_folder(given, problems.append):
+        for found in _search_folder(given, problems.append, unread):
             found_any = True
             yield found
         for problem in problems:
             on_problem(problem)
         if not found_any and not problems:
-            raise DataError(f"{given}: no image in this folder (suffixes: {' '.join(sorted(IMAGE_SUFFIXES))})")
+            others = "".join(f"; {line}" for line in describe_unread(unread))
+            raise DataError(f"{given}: no image in this folder (suffixes: {' '.join(sorted(IMAGE_SUFFIXES))}){others}")
     elif not os.path.exists(given):
         raise DataError(f"{given}: {_why_missing(given)}")
     else:
@@ -293,7 +307,7 @@ def _find_in_file(path: str) -> Iterator[_Found]:
         yield _Found(path, os.path.basename(path), None)
 
 
-def _search_folder(root: str, on_problem: _OnProblem) -> Iterator[_Found]:
+def _search_folder(root: str, on_problem: _OnProblem, unread: Counter[str]) -> Iterator[_Found]:
     """Depth first, names sorted, files and folders together."""
     prefix = os.path.join(root, "")
 
@@ -318,6 +332,8 @@ def _search_folder(root: str, on_problem: _OnProblem) -> Iterator[_Found]:
                 key = entry.path.removeprefix(prefix)
                 label, separator, _ = key.partition(os.sep)
                 yield _Found(entry.path, key, label if separator else None)
+            elif suffix in UNREAD_SUFFIXES:
+                unread[suffix] += 1
 
     yield from search(root, frozenset())
 

@@ -154,16 +154,6 @@ def load_models(
     return models
 
 
-def describe_crop(resolution: int | None) -> str:
-    """What is done to the size of images before they are encoded, for whoever compares figures."""
-    if resolution is None:
-        return "whole, neither cut nor resized"
-    return (
-        f"the central square of the image, its short side brought to {resolution} pixels "
-        "(halved by a box filter, then bicubic: ADM's centre crop)"
-    )
-
-
 def check_settings(models: Iterable[RunModel], settings: RunSettings) -> None:
     """Refuse, with UsageError, a tile that is too small for a model of the run, or a resolution that does not fit."""
     for model in models:

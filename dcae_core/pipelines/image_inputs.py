@@ -24,11 +24,13 @@ class Inputs:
         images: to reconstruct.
         problems: what is wrong with those inputs, and files in folders, that name none.
         own_results: how many files were left out because an earlier run wrote them.
+        unread: suffix -> how many files are images of a kind that is not read.
     """
 
     images: list[ImageReference]
     problems: list[DataError]
     own_results: int
+    unread: Counter[str]
 
 
 def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
@@ -41,6 +43,7 @@ def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
     found: list[ImageReference] = []
     problems: list[DataError] = []
     own_results = 0
+    unread: Counter[str] = Counter()
     for given in inputs:
         try:
             images, unreadable = find_readable_images(given)
@@ -49,6 +52,7 @@ def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
             continue
         kept = [image for image in images if not _is_own_result(image, given, output)]
         own_results += len(images) - len(kept)
+        unread += images.unread
         found += kept
         problems += unreadable
     if own_results and not found and not problems:
@@ -58,7 +62,7 @@ def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
                 f"{COMPARISON_SUFFIX}, or in {output}); to reconstruct them again, name the files and another -o"
             )
         )
-    return Inputs(found, problems, own_results)
+    return Inputs(found, problems, own_results, unread)
 
 
 def _is_own_result(image: ImageReference, given: str, output: Path) -> bool:

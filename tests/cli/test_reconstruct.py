@@ -298,7 +298,7 @@ def test_the_crop_is_said_and_enlarging_is_warned_of(dcae, models, tmp_path) -> 
     assert "warning" not in whole.stderr
     cut = dcae("reconstruct", *images, *arguments, "--resolution", 64)
     cut.assert_succeeds()
-    assert "images: the central square of the image, its short side brought to 64 pixels" in cut.stdout
+    assert "images: the central square of each, its short side brought to 64 pixels" in cut.stdout
     assert cut.stderr.splitlines()[-1].startswith("dcae: warning: 1 of 2 images are smaller than 64 pixels")
     document = json.loads(dcae("reconstruct", *images, *arguments, "--resolution", 64, "--json").stdout)
     assert [result["enlarged"] for result in document["results"]] == [True, False]
