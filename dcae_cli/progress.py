@@ -26,7 +26,7 @@ def progress(description: str, *, total: int | None, unit: str = "images") -> It
 
     Args:
         description: what is being done, such as "encode".
-        total: how many units there are, or None where nobody knows.
+        total: how many units there are, None where that is not known, 0 for work without units.
         unit: what is counted, in the plural.
     """
     from dcae_core.distributed import is_main
@@ -34,9 +34,14 @@ def progress(description: str, *, total: int | None, unit: str = "images") -> It
     if not is_main():
         yield lambda count=1, note="", part=0.0: None
         return
-    shown: _Shown = (_Bar if sys.stderr.isatty() else _Lines)(description, total, unit)
+    shown = show_progress(description, total, unit)
     with shown.watched():
         yield shown.advance
+
+
+def show_progress(description: str, total: int | None, unit: str) -> "Shown":
+    """A bar on a terminal, else lines."""
+    return (_Bar if sys.stderr.isatty() else _Lines)(description, total, unit)
 
 
 class Pace:
@@ -78,28 +83,35 @@ def clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"
 
 
-class _Shown:
+class Shown:
     """What is done so far; `show` puts it on the screen, called by whoever advances and by a clock."""
 
     seconds_between: float
+    tells_end = True  # with a last line
 
     def __init__(self, description: str, total: int | None, unit: str) -> None:
-        self.description, self.total, self.unit = description, total, unit
-        self.done, self.part, self.note = 0, 0.0, ""
-        self._start = time.monotonic()
-        self._pace = Pace()
         self._lock = threading.Lock()
-        self._last_shown = self._start
         self._has_shown = False
+        self.begin(description, total, unit)
+        self._last_shown = self._start
+
+    def begin(self, description: str, total: int | None, unit: str) -> None:
+        """Another piece of work, counted from nothing."""
+        with self._lock:
+            self.description, self.total, self.unit = description, total, unit
+            self.done, self.part, self.note = 0, 0.0, ""
+            self._start = time.monotonic()
+            self._pace = Pace()
 
     def advance(self, count: int = 1, note: str = "", part: float = 0.0) -> None:
+        """`count` more are done, and `part` of the next one; shown if it is time for that."""
         now = time.monotonic()
         with self._lock:
             moved = count + part - self.part
             self.done, self.part, self.note = self.done + count, part, note
             if moved > 0:
                 self._pace.report(moved, now)
-            is_last = self.done == self.total and count > 0 and (self._has_shown or self.total != 1)
+            is_last = self.tells_end and self.done == self.total and count > 0 and (self._has_shown or self.total != 1)
             if is_last or now - self._last_shown >= self.seconds_between:
                 self._show(now)
 
@@ -136,37 +148,47 @@ class _Shown:
         rate = self._pace.rate or (self.done + self.part) / max(elapsed, 1e-9)
         speed = [f"{rate:.3g} {self.unit}/s"] if rate > 0 else []
         left = None if self.total is None else self._pace.seconds_left(self.total - self.done - self.part, now)
-        if self.done == self.total:
+        if self.done == self.total and self.total:
             speed.append(f"took {clock(elapsed)}")
         else:
             speed.append(f"{clock(elapsed)} so far" if left is None else f"{clock(left)} left")
         return " ".join([", ".join(speed), self.note]).rstrip()
 
     def show(self, figures: str) -> None:
+        """Put the state and these words about it on the screen."""
         raise NotImplementedError
+
+    def say(self, text: str) -> None:
+        """A line by itself; the next sign of life can wait."""
+        with self._lock:
+            self._last_shown, self._has_shown = time.monotonic(), True
+        print(printable(text), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing more will be shown."""
 
 
-class _Lines(_Shown):
+class _Lines(Shown):
     @property
     def seconds_between(self) -> float:  # type: ignore[override]
         return SECONDS_BETWEEN_LINES
 
     def show(self, figures: str) -> None:
         amount = f"{self.done}" if self.total is None else f"{self.done}/{self.total}"
-        print(printable(f"{self.description}: {amount} {self.unit}, {figures}"), file=sys.stderr, flush=True)
+        amount = f"{amount} {self.unit}, " if self.total != 0 else ""
+        print(printable(f"{self.description}: {amount}{figures}"), file=sys.stderr, flush=True)
 
 
-class _Bar(_Shown):
+class _Bar(Shown):
     seconds_between = _SECONDS_BETWEEN_BARS
     _bar: Any = None
 
     def show(self, figures: str) -> None:
         if self._bar is None:
             self._bar = self._begin()
-        self._bar.update(self._task, completed=self.done + self.part, note=printable(figures))
+        done = self.done + self.part
+        state = {"description": self.description, "total": self.total, "completed": done, "unit": self.unit}
+        self._bar.update(self._task, **state, note=printable(figures))
 
     def _begin(self) -> Any:
         from rich.console import Console
@@ -176,16 +198,22 @@ class _Bar(_Shown):
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn(self.unit),
-            TextColumn("{task.fields[note]}", markup=False),
+            TextColumn("{task.fields[unit]} {task.fields[note]}", markup=False),
         )
         bar = Progress(*columns, console=Console(stderr=True))
-        self._task = bar.add_task(self.description, total=self.total, note="")
+        self._task = bar.add_task(self.description, total=self.total, unit=self.unit, note="")
         bar.start()
         return bar
 
+    def say(self, text: str) -> None:
+        if self._bar is None:
+            super().say(text)
+        else:
+            self._bar.console.print(printable(text), markup=False, highlight=False)
+
     def close(self) -> None:
         if self._bar is not None:
+            self._show(time.monotonic())
             self._bar.stop()
 
 
@@ -196,4 +224,4 @@ def report_failure(error: Exception) -> None:
 
 def warn(line: str) -> None:
     """Say what makes a result less than it seems."""
-    print(f"dcae: warning: {line}", file=sys.stderr, flush=True)
+    print(f"dcae: warning: {printable(line)}", file=sys.stderr, flush=True)

@@ -148,7 +148,8 @@ def sample(
         files = files or locate_diffusion(model, revision, weights)
         model_fingerprint = broadcast_object(files.fingerprint() if is_main() else None)
         directory.identify({"model_path": _path_from(output, model)}, model_fingerprint=model_fingerprint)
-        parts = read_diffusion(files, autoencoder=autoencoder, device=compute, dtype=number_type)
+        with progress("loading the weights", total=0):
+            parts = read_diffusion(files, autoencoder=autoencoder, device=compute, dtype=number_type)
         place = {"autoencoder_path": _path_from(output, autoencoder or files.autoencoder)}
         directory.identify(place, autoencoder_fingerprint=parts.autoencoder_fingerprint)
         if is_main():

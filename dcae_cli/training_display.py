@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dcae_cli.progress import Shown, clock, show_progress
+
 _SECONDS_BETWEEN_LINES = 5.0
 _HIDDEN = ("images_per_second", "loader_images_per_second", "loader_wait", "seconds_left", "step", "phase")
 _SHOWN_IN_BAR = 4
@@ -19,27 +21,37 @@ def training_display() -> Iterator[Any]:
 
     if not is_main():
         yield SilentLogger()
-    elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-        bar = Progress(*columns, TextColumn("{task.fields[note]}", markup=False), console=Console(stderr=True))
-        with bar:
-            yield LiveDisplay(bar)
-    else:
-        yield PlainDisplay()
+        return
+    shown = show_progress("starting", None, "steps")
+    shown.tells_end = False  # the last record does
+    with shown.watched():
+        yield LiveDisplay(shown) if sys.stderr.isatty() else PlainDisplay(shown)
 
 
-class PlainDisplay:
-    """Lines on standard error, at most one every few seconds; validation always."""
+class _Display:
+    """Steps, and other long work, are counted as in every command, whether or not their figures are logged."""
 
-    def __init__(self) -> None:
-        self._last = 0.0
+    def __init__(self, shown: Shown) -> None:
+        self._shown = shown
+        self._figures = ""
 
     def note(self, text: str) -> None:
         """A line by itself."""
-        print(text, file=sys.stderr, flush=True)
+        self._shown.say(text)
+
+    def advance(self, what: str, done: int, total: int | None) -> None:
+        """Show a phase, or another long piece of work; the time left of the steps is that of all phases."""
+        if what != self._shown.description or done < self._shown.done:
+            self._shown.begin(what, total, "batches" if what == "latent statistics" else "steps")
+        self._shown.advance(done - self._shown.done, note=self._figures)
+
+
+class PlainDisplay(_Display):
+    """Lines on standard error, figures at most every few seconds; validation always."""
+
+    def __init__(self, shown: Shown) -> None:
+        super().__init__(shown)
+        self._last = 0.0
 
     def record(self, record: dict[str, Any], total_steps: int) -> None:
         """A line of figures, if it is time for one."""
@@ -51,36 +63,25 @@ class PlainDisplay:
         self.note(describe_record(record, total_steps))
 
 
-class LiveDisplay:
+class LiveDisplay(_Display):
     """A bar that counts steps, with the first losses, the speed and the time left beside it."""
 
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-        self._task = bar.add_task("starting", total=None, note="")
-
-    def note(self, text: str) -> None:
-        """A line above the bar."""
-        self._bar.console.print(text, markup=False, highlight=False)
-
     def record(self, record: dict[str, Any], total_steps: int) -> None:
-        """Move the bar; keep validation figures above it."""
+        """Keep the losses beside the bar, validation figures above it."""
         if _is_validation(record):
             self.note(describe_record(record, total_steps))
             return
         names = [name for name in record if name not in _HIDDEN and "." not in name]
         names.sort(key=lambda name: name != "loss")
         losses = " ".join(f"{name} {record[name]:.4g}" for name in names[:_SHOWN_IN_BAR])
-        note = f"{losses} · {_speed(record)}"
-        self._bar.update(
-            self._task, description=record["phase"], total=total_steps, completed=record["step"], note=note
-        )
+        self._figures = f"{losses} · {_speed(record)}"
 
 
 def describe_record(record: dict[str, Any], total_steps: int) -> str:
     """One line of text for a line of `metrics.jsonl`."""
     figures = ", ".join(f"{name} {value:.4g}" for name, value in record.items() if name not in _HIDDEN)
     text = f"{record['phase']} {record['step']}/{total_steps}: {figures}"
-    return text if _is_validation(record) else f"{text}; {_speed(record)}"
+    return text if _is_validation(record) else f"{text}; {_speed(record)}, {clock(record['seconds_left'])} left"
 
 
 def _is_validation(record: dict[str, Any]) -> bool:
@@ -88,8 +89,4 @@ def _is_validation(record: dict[str, Any]) -> bool:
 
 
 def _speed(record: dict[str, Any]) -> str:
-    hours, rest = divmod(round(record["seconds_left"]), 3600)
-    return (
-        f"{record['images_per_second']:.3g} images/s (loader {record['loader_images_per_second']:.3g}), "
-        f"{hours}:{rest // 60:02}:{rest % 60:02} left"
-    )
+    return f"{record['images_per_second']:.3g} images/s (loader {record['loader_images_per_second']:.3g})"

@@ -11,7 +11,8 @@ Advance = Callable[..., object]
 much of the next one is done (0 to 1)."""
 
 OpenProgress = Callable[[str, int], AbstractContextManager[Advance]]
-"""`with progress("measure", total) as advance: ...`, for calls that count by themselves or do several things."""
+"""`with progress("measure", total) as advance: ...`, for calls that count by themselves or do several things; a total
+of 0 stands for work without units."""
 
 
 def no_progress(description: str, total: int) -> AbstractContextManager[Advance]:

@@ -118,7 +118,7 @@ class SamplingSettings(Section):
     num_images: Positive = 16
     """How many, where `classes` does not say."""
     guidance_scale: PositiveNumber = 1.5
-    """Classifier-free guidance of the grid; 1 is none."""
+    """Classifier-free guidance of the grid; 1 is none, as always for latents without classes."""
     sampler: str | None = None
     """Null is the published one for the objective."""
     num_steps: NumSteps | None = None

@@ -135,6 +135,7 @@ class Loop:
         self._num_workers = max(1, num_workers)
         self._damaged: set[str] = set()
         self._first_step = progress.step
+        self._steps_timed, self._seconds_per_step = 0, 0.0
 
     def train(self, batches: Iterator[Batch]) -> None:
         """Do the steps that are left, and save at the end of them.
@@ -143,17 +144,30 @@ class Loop:
         """
         if self.settings.validate_every is not None and self.progress.validation_due:
             self._validate()
+        self._show()
         while self.progress.phase_step < self.settings.steps:
             start = time.perf_counter()
             meter, stop = self.step(batches)
+            seconds = time.perf_counter() - start
+            self._smooth(seconds)
+            self._show()
             if self._is_due(self.settings.log_every):
-                self._log(meter, time.perf_counter() - start)
+                self._log(meter, seconds)
             if self.settings.validate_every is not None and self._is_due(self.settings.validate_every):
                 self._validate()
             if stop:
                 self._save_and_stop()
             if self._is_due(self.settings.checkpoint_every):
                 self.save()
+
+    def _show(self) -> None:
+        self.logger.advance(self.settings.phase, self.progress.step, self.settings.total_steps)
+
+    def _smooth(self, seconds: float) -> None:
+        """A mean of about the last 50 steps, for the time left; the first one, which warms up, is soon forgotten."""
+        self._steps_timed += 1
+        share = 1.0 if self._steps_timed <= 2 else max(1 / (self._steps_timed - 1), 0.02)
+        self._seconds_per_step += share * (seconds - self._seconds_per_step)
 
     def save(self) -> None:
         """Write a checkpoint of this moment."""
@@ -285,6 +299,7 @@ class Loop:
         ]
 
     def _validate(self) -> None:
+        self.logger.advance("validation", 0, None)
         figures = self.task.validate(self.progress.step, lambda: self.signals.received is not None)
         self.progress.validation_due = figures is None
         if figures is None:
@@ -307,7 +322,7 @@ class Loop:
                 "images_per_second": rate,
                 "loader_images_per_second": world_size() * self._num_workers * local / max(meter.worker_seconds, 1e-9),
                 "loader_wait": meter.waited / seconds,
-                "seconds_left": left * seconds,
+                "seconds_left": left * self._seconds_per_step,
             }
         )
 

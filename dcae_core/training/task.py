@@ -19,6 +19,9 @@ class RunLogger(Protocol):
     def record(self, record: dict[str, Any], total_steps: int) -> None:
         """A line of `metrics.jsonl`, and how many steps the whole run has."""
 
+    def advance(self, what: str, done: int, total: int | None) -> None:
+        """How far a phase, by its name, or another long piece of work is: `done` of `total`, None where not known."""
+
 
 class SilentLogger:
     """Says nothing."""
@@ -27,6 +30,9 @@ class SilentLogger:
         """Say nothing."""
 
     def record(self, record: dict[str, Any], total_steps: int) -> None:
+        """Say nothing."""
+
+    def advance(self, what: str, done: int, total: int | None) -> None:
         """Say nothing."""
 
 

@@ -124,6 +124,11 @@ class RunLoggers:
         for logger in self._loggers:
             logger.record(record, total_steps)
 
+    def advance(self, what: str, done: int, total: int | None) -> None:
+        """Pass it on."""
+        for logger in self._loggers:
+            logger.advance(what, done, total)
+
 
 class TensorBoardTracker:
     """Writes event files. A continued run goes on after the step it continued from. UsageError without TensorBoard."""
@@ -144,6 +149,9 @@ class TensorBoardTracker:
             self._writer.add_scalar(name, value, record["step"])
         self._writer.flush()
 
+    def advance(self, what: str, done: int, total: int | None) -> None:
+        """Nothing: it is for whoever waits."""
+
 
 class WandbTracker:
     """Logs to a project of Weights & Biases. A continued run goes on under the same id. UsageError without wandb."""
@@ -162,6 +170,9 @@ class WandbTracker:
     def record(self, record: dict[str, Any], total_steps: int) -> None:
         """All figures of the step."""
         self._run.log(_figures(record), step=record["step"])
+
+    def advance(self, what: str, done: int, total: int | None) -> None:
+        """Nothing: it is for whoever waits."""
 
 
 def open_trackers(

@@ -19,7 +19,7 @@ from dcae_core.data.content import digest_of_images
 from dcae_core.data.decoded_cache import DecodedCache, open_decoded_cache
 from dcae_core.data.images import uint8_to_tensor
 from dcae_core.data.latents.statistics import LatentMoments, LatentStatistics
-from dcae_core.data.sources import DecodedOnDemand, find_images
+from dcae_core.data.sources import DecodedOnDemand, describe_unread, find_images
 from dcae_core.distributed import barrier, broadcast_object, is_local_main, is_main
 from dcae_core.files import write_text
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
@@ -89,6 +89,8 @@ class TrainingImages:
         found = find_images([path])
         if is_main():
             self._digests.append(digest_of_images(found))
+        for line in describe_unread(found.unread):
+            self._note(line)
         images = DecodedOnDemand(found)
         if self._settings.decoded_cache is None:
             return images
@@ -339,7 +341,7 @@ def _save_result(recipe: TrainAutoencoderRecipe, run: Run, network: Autoencoder,
     num_batches = -(-recipe.latent_statistics_images // phase.batch_size)
     seed, plan = (recipe.seed, _STATISTICS_STREAM), BatchPlan(phase.batch_size)
     with closing(images.batches(phase.resolution, seed, plan, range(num_batches))) as batches:
-        statistics = measure_latents(network, (batch.pixels for batch in batches))
+        statistics = measure_latents(network, _shown(batches, num_batches, run.logger))
     kept = _kept_scaling_factor(recipe, network, len(recipe.phases))
     factor = f"1/rms = {statistics.scaling_factor:.4f}" if kept is None else f"{kept:.4f} as before: so is the encoder"
     if statistics.rms == 0:
@@ -349,6 +351,13 @@ def _save_result(recipe: TrainAutoencoderRecipe, run: Run, network: Autoencoder,
     measured = statistics.to_dict() | {"num_images": num_batches * phase.batch_size}
     _export(recipe, network, directory, kept or statistics.scaling_factor, {"latent_statistics": measured})
     return directory
+
+
+def _shown(batches: Iterable[Batch], total: int, logger: RunLogger) -> Iterator[Tensor]:
+    """The pixels of batches, with the logger told before each."""
+    for number, batch in enumerate(batches):
+        logger.advance("latent statistics", number, total)
+        yield batch.pixels
 
 
 def _export(

@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import sys
 import time
 from pathlib import Path
 
@@ -111,19 +112,53 @@ def test_only_the_first_process_shows_progress(capsys, monkeypatch) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
 def test_progress_on_a_terminal_is_a_bar(monkeypatch) -> None:
-    import sys
-
-    controller, terminal = os.openpty()
-    with os.fdopen(terminal, "w") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
+    def work() -> None:
         with progress("encode [1]", total=2, unit="images") as advance:
             advance(1, note="[a].png")
             advance(1, note="[b].png")
+
+    shown = on_a_terminal(monkeypatch, work)
+    assert "encode [1]" in shown
+    assert "2/2" in shown
+    assert "[b].png" in shown
+
+
+def test_work_without_units_is_shown_by_its_name_alone(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(progress_module, "SECONDS_BEFORE_FIRST_SIGN", 0.05)
+    with progress("loading the weights", total=0):
+        time.sleep(0.3)
+    assert capsys.readouterr().err.startswith("loading the weights: 0:00:00 so far\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+def test_a_training_on_a_terminal_counts_each_step(monkeypatch) -> None:
+    from dcae_cli.training_display import training_display
+
+    monkeypatch.setattr("dcae_cli.progress._SECONDS_BETWEEN_BARS", 0.0)
+    monkeypatch.setattr("dcae_cli.progress._Bar.seconds_between", 0.0)
+    shown = on_a_terminal(monkeypatch, lambda: train_three_steps(training_display))
+    for words in ("full", "3/4", "loss 0.5", "12 images/s", "validation.psnr 20"):
+        assert words in shown
+
+
+def train_three_steps(training_display) -> None:
+    speed = {"images_per_second": 12.0, "loader_images_per_second": 99.0, "loader_wait": 0.0, "seconds_left": 1.0}
+    with training_display() as logger:
+        for step in range(4):
+            logger.advance("full", step, 4)
+            if step == 2:
+                logger.record({"step": 2, "phase": "full", "loss": 0.5} | speed, 4)
+                logger.record({"step": 2, "phase": "full", "validation.psnr": 20.0}, 4)
+
+
+def on_a_terminal(monkeypatch, work) -> str:
+    """What `work` shows where standard error is a terminal."""
+    controller, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        work()
         stream.flush()
         shown = b""
         while select.select([controller], [], [], 0.5)[0]:  # a terminal hands over what it has in pieces
             shown += os.read(controller, 100_000)
-    shown = shown.decode()
-    assert "encode [1]" in shown
-    assert "2/2" in shown
-    assert "[b].png" in shown
+    return shown.decode()

@@ -1,6 +1,7 @@
 """`dcae train-ae` from the command line: what it prints, its exit codes, its one line about each failure."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -151,3 +152,33 @@ def test_a_log_that_cannot_be_written_does_not_end_a_training(log: str, recipe_f
     command = f"'{sys.executable}' -m dcae_cli train-ae '{recipe_file}' --device cpu {redirections}"
     assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
     assert load_autoencoder(tmp_path / "run" / "autoencoder").scaling_factor > 0
+
+
+def test_steps_are_shown_before_the_first_record_and_statistics_at_the_end(
+    dcae, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcae_cli.progress.SECONDS_BETWEEN_LINES", 0.0)
+    run = dcae("train-ae", recipe_file, "--device", "cpu", "--phase", "full", "--set", "logging.every=1000")
+    run.assert_succeeds()
+    assert re.search(r"^full: 0/\d+ steps, 0:00:\d\d so far$", run.stderr, re.MULTILINE)
+    assert re.search(r"^full: 3/\d+ steps, .* steps/s, 0:00:\d\d left$", run.stderr, re.MULTILINE)
+    again = dcae("train-ae", recipe_file, "--device", "cpu", "--phase", "full", "--set", "logging.every=1000")
+    for finished in (run, again):  # as a finished run that is started again measures them once more
+        assert re.search(r"^latent statistics: 0/\d+ batches", finished.stderr, re.MULTILINE)
+
+
+def test_the_time_left_is_smoothed(tmp_path: Path) -> None:
+    loop = Loop.__new__(Loop)
+    loop._steps_timed, loop._seconds_per_step = 0, 0.0
+    for seconds in [9.0, *[1.0] * 60]:
+        loop._smooth(seconds)
+    assert loop._seconds_per_step == pytest.approx(1.0)  # the warm-up is forgotten
+    loop._smooth(11.0)
+    assert loop._seconds_per_step == pytest.approx(1.2)
+
+
+def test_images_of_kinds_that_are_not_read_are_counted(dcae, recipe_file: Path) -> None:
+    [source, *_] = json.loads(recipe_file.read_text())["data"]["sources"]
+    (Path(source["path"]) / "a.heic").write_bytes(b"x")
+    run = dcae("train-ae", recipe_file, "--device", "cpu", "--phase", "full", "--set", "phases.0.steps=1")
+    assert "left out 1 .heic" in run.stderr

@@ -323,3 +323,10 @@ def test_a_run_that_goes_back_does_its_later_steps_again(tmp_path: Path) -> None
     for name, value in weights(run).items():
         assert torch.equal(value, before[name]), name
     assert [record["step"] for record in RunDirectory(run).read_metrics()] == [1, 2, 3, 4]
+
+
+def test_latents_without_classes_train_and_sample_without_guidance_by_themselves(tmp_path: Path) -> None:
+    write_latents(tmp_path / "latents", num_classes=0, shape=(32, 4, 4))
+    sampling = {"every": 4, "num_images": 2, "guidance_scale": 1.5, "sampler": "euler", "num_steps": 2}
+    train(recipe_for(tmp_path, **{"sampling": sampling}))
+    assert (tmp_path / "run" / "samples" / "step_4.png").is_file()
