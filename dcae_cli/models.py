@@ -1,5 +1,6 @@
 """`dcae models`: what the zoo offers, and filling the cache of a machine that will be offline."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,7 +9,6 @@ from dcae_cli.options import Debug, Json, Revision
 
 models = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-_RESOLUTION = 512
 _Pattern = Annotated[str, typer.Argument(help="Shell pattern of names, in quotes: 'dc-ae-f32*'.", show_default=False)]
 
 
@@ -79,11 +79,16 @@ def download(
       dcae models download dc-ae-f64c128-in-1.0 dc-ae-f32c32-sana-1.1
     """
     from dcae_cli.output import print_json
-    from dcae_core.checkpoints.autoencoders import locate_autoencoder
+    from dcae_core.checkpoints.autoencoders import locate_autoencoder, not_found
     from dcae_core.checkpoints.denoisers import is_diffusion_model, locate_diffusion
+    from dcae_core.checkpoints.hub import is_hub_id
+    from dcae_core.zoo import AUTOENCODERS, DENOISERS, find_autoencoder, find_denoiser
 
     places = {}
     for name in names:
+        is_known = find_autoencoder(name) is not None or find_denoiser(name) is not None
+        if not (is_known or is_hub_id(name) or Path(name).exists()):
+            raise not_found(name, [*AUTOENCODERS, *DENOISERS])
         locate = locate_diffusion if is_diffusion_model(name) else locate_autoencoder
         places[name] = str(locate(name, revision).where)
         if not json:
@@ -94,14 +99,13 @@ def download(
 
 def _describe_autoencoder(name: str) -> dict[str, Any]:
     from dcae_core.checkpoints.autoencoders import embedded_directory, is_cached, open_directory
-    from dcae_core.models.complexity import autoencoder_complexity
     from dcae_core.zoo import AUTOENCODERS, CHANNEL_VARIANTS, EMBEDDED_AUTOENCODER
 
     entry = AUTOENCODERS.get(name) or CHANNEL_VARIANTS[name]
     scaling_factor, on_disk = entry.scaling_factor, "cached" if is_cached(entry) else "no"
     if name == EMBEDDED_AUTOENCODER:
         scaling_factor, on_disk = open_directory(embedded_directory()).scaling_factor, "in the package"
-    encoder, decoder = autoencoder_complexity(entry.config, _RESOLUTION)
+    encoder, decoder = entry.costs
     return {
         "name": name,
         "kind": "autoencoder",
@@ -137,19 +141,17 @@ def _autoencoder_row(facts: dict[str, Any]) -> tuple[object, ...]:
 
 def _describe_denoiser(name: str) -> dict[str, Any]:
     from dcae_core.checkpoints.denoisers import is_cached
-    from dcae_core.models.complexity import denoiser_complexity
     from dcae_core.zoo import DENOISERS
 
     entry = DENOISERS[name]
-    complexity = denoiser_complexity(entry.config)
     return {
         "name": name,
         "kind": "diffusion",
         "autoencoder": entry.autoencoder,
         "latent_shape": [entry.config.in_channels, *entry.config.latent_size],
         "prediction": entry.prediction,
-        "parameters": complexity.num_parameters,
-        "macs": complexity.macs,
+        "parameters": entry.cost.num_parameters,
+        "macs": entry.cost.macs,
         "licence": entry.licence,
         "on_disk": "cached" if is_cached(entry) else "no",
     }

@@ -4,7 +4,7 @@ The names below are the library's public face; each is imported when it is first
 """
 
 import os
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
 # Read by huggingface_hub when it is first imported: it sends statistics of its own unless told not to.
@@ -20,7 +20,7 @@ _PUBLIC_NAMES = {
 
 _PUBLIC_MODULES = ("diffusion",)
 
-__all__ = sorted([*_PUBLIC_NAMES, *_PUBLIC_MODULES])
+__all__ = sorted([*_PUBLIC_NAMES, *_PUBLIC_MODULES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
@@ -28,6 +28,8 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_PUBLIC_NAMES[name]), name)
     if name in _PUBLIC_MODULES:
         return import_module(f"dcae_core.{name}")
+    if name == "__version__":
+        return metadata.version("dcae")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

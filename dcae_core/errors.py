@@ -93,8 +93,13 @@ _FEW_NAMES = 6
 
 
 def near_names(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
-    """Up to three names that one was likely meant to be, the nearest first; `cutoff`: how alike they must be, 0..1."""
-    return difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
+    """Up to three names that one was likely meant to be, the nearest first; `cutoff`: how alike they must be, 0..1.
+
+    Where none is so alike, those that hold it as a part: `tiny` of `dc-ae-f32c32-tiny-1.0`.
+    """
+    known = list(known)
+    alike = difflib.get_close_matches(name, known, n=3, cutoff=cutoff)
+    return alike or [each for each in known if len(name) > 2 and name.lower() in each.lower()][:3]
 
 
 def did_you_mean(near: Iterable[str], otherwise: str) -> str:

@@ -21,7 +21,21 @@ EMBEDDED_AUTOENCODER = "dc-ae-f32c32-tiny-1.0"
 EMBEDDED_DENOISER: str | None = None
 _LICENCE = "Apache-2.0"
 _ORGANISATIONS = ("dc-ae-", "mit-han-lab/dc-ae-", "dc-ai/dc-ae-")
+_COSTED_SIDE = 512  # pixels
 _WIDTHS = (128, 256, 512, 512, 1024, 1024)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """How large a network is, and what one pass costs: facts, as counting takes seconds (`models/complexity.py`).
+
+    Attributes:
+        num_parameters: trained values.
+        macs: multiply-accumulates of convolutions and matrix products, for one image of 512 x 512 pixels or its latent.
+    """
+
+    num_parameters: int
+    macs: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,7 @@ class AutoencoderEntry:
     Attributes:
         name: how the command line calls it.
         scaling_factor: what latents are multiplied by before a diffusion model; None where not published.
+        costs: of the encoder and of the decoder.
         hub_id: repository in the original layout; None where the weights are not on the hub.
         diffusers_hub_id: repository in the diffusers layout, if there is one.
         licence: of the weights.
@@ -40,6 +55,7 @@ class AutoencoderEntry:
     name: str
     config: AutoencoderConfig
     scaling_factor: float | None
+    costs: tuple[Cost, Cost]
     hub_id: str | None
     diffusers_hub_id: str | None = None
     licence: str = _LICENCE
@@ -141,35 +157,52 @@ def _tiny() -> AutoencoderConfig:
     )
 
 
-def _mit(name: str, config: AutoencoderConfig, scaling_factor: float | None) -> AutoencoderEntry:
-    return AutoencoderEntry(name, config, scaling_factor, f"mit-han-lab/{name}", f"mit-han-lab/{name}-diffusers")
+def _mit(
+    name: str, config: AutoencoderConfig, scaling_factor: float | None, costs: tuple[Cost, Cost]
+) -> AutoencoderEntry:
+    hub_id = f"mit-han-lab/{name}"
+    return AutoencoderEntry(name, config, scaling_factor, costs, hub_id, f"{hub_id}-diffusers")
 
 
 _F32C32, _F64C128, _F128C512 = _version_1_0(32), _version_1_0(128, 2048), _version_1_0(512, 2048, 2048)
 
+_COSTS = {
+    "tiny": (Cost(3_698_720, 3_671_064_576), Cost(8_154_060, 10_097_786_880)),
+    "f32c32": (Cost(123_172_384, 1_042_723_373_056), Cost(200_184_076, 1_384_726_921_216)),
+    "f64c128": (Cost(264_550_528, 1_052_632_678_400), Cost(412_345_612, 1_398_260_105_216)),
+    "f128c512": (Cost(415_661_056, 1_055_393_120_256), Cost(705_021_196, 1_402_832_486_400)),
+    "sana": (Cost(153_027_104, 647_429_357_568), Cost(159_223_171, 1_046_056_009_728)),
+    "lite": (Cost(153_027_104, 647_429_357_568), Cost(268_154_124, 939_264_049_152)),
+    "f32c128": (Cost(228_609_408, 1_370_581_106_688), Cost(295_000_332, 1_480_656_420_864)),
+    "f64c128-1.5": (Cost(306_478_720, 1_375_790_432_256), Cost(408_262_924, 1_487_677_685_760)),
+}
+
 AUTOENCODERS: dict[str, AutoencoderEntry] = {
     entry.name: entry
     for entry in (
-        AutoencoderEntry(EMBEDDED_AUTOENCODER, _tiny(), None, None),
-        _mit("dc-ae-f32c32-in-1.0", _F32C32, 0.3189),
-        _mit("dc-ae-f32c32-mix-1.0", _F32C32, 0.4552),
-        _mit("dc-ae-f64c128-in-1.0", _F64C128, 0.2889),
-        _mit("dc-ae-f64c128-mix-1.0", _F64C128, 0.4538),
-        _mit("dc-ae-f128c512-in-1.0", _F128C512, 0.4883),
-        _mit("dc-ae-f128c512-mix-1.0", _F128C512, 0.3620),
-        _mit("dc-ae-f32c32-sana-1.0", _sana(), 0.41407),
-        _mit("dc-ae-f32c32-sana-1.1", _sana(), 0.41407),
-        _mit("dc-ae-f32c32-in-1.0-256px", _F32C32, None),
+        AutoencoderEntry(EMBEDDED_AUTOENCODER, _tiny(), None, _COSTS["tiny"], None),
+        _mit("dc-ae-f32c32-in-1.0", _F32C32, 0.3189, _COSTS["f32c32"]),
+        _mit("dc-ae-f32c32-mix-1.0", _F32C32, 0.4552, _COSTS["f32c32"]),
+        _mit("dc-ae-f64c128-in-1.0", _F64C128, 0.2889, _COSTS["f64c128"]),
+        _mit("dc-ae-f64c128-mix-1.0", _F64C128, 0.4538, _COSTS["f64c128"]),
+        _mit("dc-ae-f128c512-in-1.0", _F128C512, 0.4883, _COSTS["f128c512"]),
+        _mit("dc-ae-f128c512-mix-1.0", _F128C512, 0.3620, _COSTS["f128c512"]),
+        _mit("dc-ae-f32c32-sana-1.0", _sana(), 0.41407, _COSTS["sana"]),
+        _mit("dc-ae-f32c32-sana-1.1", _sana(), 0.41407, _COSTS["sana"]),
+        _mit("dc-ae-f32c32-in-1.0-256px", _F32C32, None, _COSTS["f32c32"]),
         AutoencoderEntry(
             "dc-ae-lite-f32c32-sana-1.1",
             _lite(),
             0.41407,
+            _COSTS["lite"],
             "dc-ai/dc-ae-lite-f32c32",
             "dc-ai/dc-ae-lite-f32c32-diffusers",
         ),
-        AutoencoderEntry("dc-ae-f32c128-1.1", _all_residual(), None, None),
-        AutoencoderEntry("dc-ae-f32c128-1.5", _all_residual(), None, "dc-ai/dc-ae-f32c128-1.5"),
-        AutoencoderEntry("dc-ae-f64c128-1.5", _all_residual(1024), 0.5935, "dc-ai/dc-ae-f64c128-1.5"),
+        AutoencoderEntry("dc-ae-f32c128-1.1", _all_residual(), None, _COSTS["f32c128"], None),
+        AutoencoderEntry("dc-ae-f32c128-1.5", _all_residual(), None, _COSTS["f32c128"], "dc-ai/dc-ae-f32c128-1.5"),
+        AutoencoderEntry(
+            "dc-ae-f64c128-1.5", _all_residual(1024), 0.5935, _COSTS["f64c128-1.5"], "dc-ai/dc-ae-f64c128-1.5"
+        ),
     )
 }
 
@@ -178,10 +211,18 @@ LEADING_CHANNELS = tuple(range(16, 128, 16))
 
 def _leading(entry: AutoencoderEntry, channels: int) -> AutoencoderEntry:
     """The autoencoder whose latent is the first channels of another's, on the same weights."""
+    config, (encoder, decoder) = entry.config, entry.costs
+    left_out = config.latent_channels - channels
+    into, out_of = 9 * config.encoder_widths[-1] * left_out, 9 * config.decoder_widths[-1] * left_out
+    positions = (_COSTED_SIDE // config.spatial_compression_ratio) ** 2
     return replace(
         entry,
         name=f"{entry.name}-c{channels}",
-        config=entry.config.replace(latent_channels=channels),
+        config=config.replace(latent_channels=channels),
+        costs=(
+            Cost(encoder.num_parameters - into - left_out, encoder.macs - into * positions),
+            Cost(decoder.num_parameters - out_of, decoder.macs - out_of * positions),
+        ),
         whole=entry.name,
     )
 
@@ -202,6 +243,7 @@ class DenoiserEntry:
         name: how the command line calls it.
         prediction: "epsilon", "epsilon_variance" or "velocity": what it was trained to predict.
         autoencoder: zoo name of the autoencoder whose latents it makes.
+        cost: of one evaluation.
         licence: of the weights.
     """
 
@@ -209,6 +251,7 @@ class DenoiserEntry:
     config: DenoiserConfig
     prediction: str
     autoencoder: str
+    cost: Cost
     hub_id: str
     licence: str = _LICENCE
 
@@ -248,10 +291,23 @@ def _denoiser(size: str, autoencoder: str, suffix: str = "") -> DenoiserEntry:
     config = found.config.replace(
         input_size=512 // latent.spatial_compression_ratio, in_channels=latent.latent_channels
     )
-    return DenoiserEntry(name, config, found.prediction, autoencoder, f"mit-han-lab/{name}")
+    cost = _DENOISER_COSTS[size.replace("usit", "uvit"), autoencoder]
+    return DenoiserEntry(name, config, found.prediction, autoencoder, cost, f"mit-han-lab/{name}")
 
 
 _F32, _F64, _F64_1_5 = "dc-ae-f32c32-in-1.0", "dc-ae-f64c128-in-1.0", "dc-ae-f64c128-1.5"
+
+_DENOISER_COSTS = {
+    ("uvit-s", _F32): Cost(44_788_768, 12_256_890_880),
+    ("uvit-h", _F32): Cost(500_868_896, 133_206_193_152),
+    ("uvit-h", _F64): Cost(500_868_992, 33_243_632_640),
+    ("uvit-2b", _F32): Cost(1_580_396_576, 414_821_466_112),
+    ("uvit-2b", _F64): Cost(1_580_396_672, 104_637_349_888),
+    ("dit-xl", _F32): Cost(674_890_048, 118_635_577_344),
+    ("sit-xl", _F32): Cost(674_853_152, 118_626_140_160),
+    ("uvit-2b", _F64_1_5): Cost(1_580_396_672, 104_637_349_888),
+    ("uvit-3b", _F64_1_5): Cost(3_107_725_440, 205_900_890_112),
+}
 
 DENOISERS: dict[str, DenoiserEntry] = {
     entry.name: entry

@@ -71,3 +71,35 @@ def test_a_device_that_is_not_there_is_told_like_on_the_command_line() -> None:
     with pytest.raises(UsageError, match="gpu"):
         load_autoencoder(device="gpu")
     assert load_autoencoder(device=torch.device("cpu")).scaling_factor
+
+
+def test_the_version_is_there() -> None:
+    from importlib.metadata import version
+
+    assert dcae_core.__version__ == version("dcae")
+    assert "__version__" in dir(dcae_core)
+
+
+def test_number_types_are_named_as_on_the_command_line() -> None:
+    import torch
+
+    from dcae_core.errors import UsageError
+
+    autoencoder = dcae_core.load_autoencoder(dtype="bf16")
+    assert next(autoencoder.parameters()).dtype == torch.bfloat16
+    with pytest.raises(UsageError, match="fp17"):
+        dcae_core.load_autoencoder(dtype="fp17")
+
+
+def test_images_as_files_hold_them_are_refused_with_the_way_out() -> None:
+    import torch
+
+    from dcae_core.errors import DataError
+
+    autoencoder = dcae_core.load_autoencoder()
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with pytest.raises(DataError, match=r"not torch\.uint8; .* / 127\.5 - 1"):
+        autoencoder.encode(image)
+    with pytest.raises(DataError, match=r"in \[-1, 1\], not 0 to 25\d; .* / 127\.5 - 1"):
+        autoencoder.encode(image.float())
+    autoencoder.encode(image / 127.5 - 1)

@@ -20,8 +20,8 @@ from dcae_core.checkpoints.layouts import (
     WEIGHTS_STEM,
 )
 from dcae_core.checkpoints.training_runs import is_checkpoint, is_training_run, read_trained, trained_in
-from dcae_core.devices import select_device
-from dcae_core.errors import CheckpointError, DcaeError, DownloadError, UsageError
+from dcae_core.devices import parse_dtype, select_device
+from dcae_core.errors import CheckpointError, DcaeError, DownloadError, UsageError, did_you_mean, near_names
 from dcae_core.files import replace_directory, sha256_of_file
 from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig, build_on_meta
 from dcae_core.models.inference import prepare_for_inference
@@ -93,7 +93,11 @@ def locate_autoencoder(model: str | Path | None = None, revision: str | None = N
 def not_found(name: str, known: Iterable[str]) -> DcaeError:
     """The error for what is no place on this disk, no name of the zoo and no hub id."""
     if "/" in name or Path(name).suffix in WEIGHT_SUFFIXES:
-        return CheckpointError(f"no directory or file {name}")
+        folder = Path(name).parent
+        beside = [child.name for child in folder.iterdir()] if folder.is_dir() else []
+        near = [str(folder / child) for child in near_names(Path(name).name, beside)]
+        hint = did_you_mean(near, f"{folder} is there" if folder.is_dir() else f"nor is there a directory {folder}")
+        return CheckpointError(f"no directory or file {name}; {hint}")
     return unknown_model(name, list(known))
 
 
@@ -285,7 +289,7 @@ def load_autoencoder(
     model: str | Path | None = None,
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     prepare: bool = True,
     revision: str | None = None,
 ) -> Autoencoder:
@@ -297,7 +301,7 @@ def load_autoencoder(
         model: a zoo name, a hub id, a directory in any known layout, or a weights file; None is the embedded model.
             A hub id or directory of diffusers' AutoencoderKL (SD's and FLUX's VAE) gives a `KLAutoencoder`.
         device: where it goes.
-        dtype: of its weights; float32 if None, whatever the file holds.
+        dtype: of its weights, such as `torch.bfloat16` or "bf16"; float32 if None, whatever the file holds.
         prepare: ready for fast inference, frozen; False gives the plain network, for training and export.
         revision: of a hub repository: branch, tag or commit.
 
@@ -305,13 +309,14 @@ def load_autoencoder(
         The network in evaluation mode, with `.scaling_factor`.
 
     Raises:
-        UsageError: nothing is called that.
+        UsageError: nothing is called that, or no such dtype.
         CheckpointError: the weights are damaged or do not fit.
         DownloadError: the files are not cached and cannot be downloaded.
         ResourceError: this machine has no such device.
     """
     device = select_device(str(device))
-    network = read_autoencoder(locate_autoencoder(model, revision), dtype).to(device)
+    files = locate_autoencoder(model, revision)
+    network = read_autoencoder(files, parse_dtype(dtype) if isinstance(dtype, str) else dtype).to(device)
     return prepare_for_inference(network) if prepare else network
 
 
@@ -424,6 +429,11 @@ def _write_original(network: Autoencoder, state: dict[str, Tensor], name: str | 
         raise UsageError(
             "the original layout only names released networks, and this one is none of them; "
             "use the diffusers or the dcae layout"
+        )
+    if name == EMBEDDED_AUTOENCODER:
+        raise UsageError(
+            f"the original layout only names networks that the published code knows, and {name} is ours; "
+            "use the dcae layout"
         )
     save_file(layouts.to_original(network.config, state), directory / f"{WEIGHTS_STEM}.safetensors")
     _write_json(directory / CONFIG_NAME, {"model_name": name})

@@ -9,8 +9,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form `organisation/name`, and not that of a path."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    """Whether a name is `organisation/name` and no path; one below a folder that exists is a mistyped path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.is_dir()
 
 
 def fetch_files(repository: str, files: list[str], revision: str | None = None, *, offline: bool = False) -> Path:
@@ -43,14 +43,17 @@ def fetch_files(repository: str, files: list[str], revision: str | None = None, 
         except GatedRepoError as error:
             raise DownloadError(f"{repository} asks for a login: run `hf auth login`, then try again") from error
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-            raise UsageError(f"the hub has no repository {repository!r} at revision {revision or 'main'}") from error
+            private = ", or it is private (401): run `hf auth login`" if _status_of(error) == 401 else ""
+            raise UsageError(
+                f"the hub has no repository {repository!r} at revision {revision or 'main'}{private}"
+            ) from error
         except LocalEntryNotFoundError as error:
-            raise DownloadError(_how_to_place(repository, file, HF_HUB_CACHE)) from error
+            raise DownloadError(_how_to_place(repository, file, HF_HUB_CACHE, error)) from error
         except EntryNotFoundError as error:
             raise UsageError(f"hub repository {repository} has no file {file}") from error
         except Exception as error:
             # Whatever the network stack raises (it changes with huggingface_hub's HTTP library) means the same here.
-            raise DownloadError(_how_to_place(repository, file, HF_HUB_CACHE)) from error
+            raise DownloadError(_how_to_place(repository, file, HF_HUB_CACHE, error)) from error
         directory = Path(local).parents[len(Path(file).parents) - 1]
     assert directory is not None
     return directory
@@ -71,9 +74,47 @@ def cached_sha256(path: Path) -> str | None:
     return name if _SHA256.fullmatch(name) else None
 
 
-def _how_to_place(repository: str, file: str, cache: str) -> str:
+def explain_download_failure(error: BaseException) -> str:
+    """Why a download failed, in a few words, from whatever the network stack raised and what lies behind that."""
+    behind: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in behind:
+        behind.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    status = next((found for each in behind if (found := _status_of(each)) is not None), None)
+    if status in (401, 403):
+        return f"the server refuses access ({status}): run `hf auth login`, or look at HF_TOKEN"
+    if status == 407:
+        return "the proxy asks for a login (407): put it into HTTPS_PROXY"
+    if status is not None:
+        return f"the server answers {status}"
+    text = " ".join(f"{type(each).__name__} {each}" for each in behind).lower()
+    return next((words for marks, words in _REASONS if any(mark in text for mark in marks)), type(error).__name__)
+
+
+_REASONS = (
+    (("offlinemode", "hf_hub_offline"), "HF_HUB_OFFLINE is set"),
+    (("proxy",), "the proxy that HTTPS_PROXY names cannot be reached"),
+    (
+        ("gaierror", "getaddrinfo", "name resolution", "name or service not known", "nodename nor servname"),
+        "the server's name cannot be resolved (DNS): there is no network here",
+    ),
+    (("certificate", "ssl"), "the server's certificate is not trusted here"),
+    (("timeout", "timed out"), "the server does not answer in time"),
+    (("refused",), "the connection is refused"),
+    (("unreachable", "no route"), "the network cannot be reached"),
+)
+
+
+def _status_of(error: BaseException) -> int | None:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _how_to_place(repository: str, file: str, cache: str, error: Exception) -> str:
     return (
-        f"{file} of {repository} is not in the cache ({cache}) and could not be downloaded; "
+        f"{file} of {repository} is not in the cache ({cache}) and could not be downloaded: "
+        f"{explain_download_failure(error)}; "
         f"run `dcae models download {repository}` where there is a network and copy the cache, "
         "or place the repository's files in a directory and pass it with --model DIR"
     )

@@ -26,6 +26,7 @@ from dcae_core.models.layers import (
     Upsample,
     average_channels,
     build_block,
+    check_image_values,
     repeat_channels,
 )
 
@@ -404,7 +405,7 @@ class Autoencoder(nn.Module):
             latent_channels: only this many leading channels (DC-AE 1.5); all of them if None.
 
         Raises:
-            DataError: a shape that does not fit.
+            DataError: a shape that does not fit, or values that are no float numbers in about [-1, 1].
         """
         f = self.spatial_compression_ratio
         if x.dim() != 4 or x.shape[1] != self.config.in_channels or x.shape[2] % f or x.shape[3] % f:
@@ -412,6 +413,7 @@ class Autoencoder(nn.Module):
                 f"the encoder takes (B, {self.config.in_channels}, H, W) with H and W multiples of {f}, "
                 f"not {tuple(x.shape)}; pad or crop the image first"
             )
+        check_image_values(x)
         channels = self.latent_channels if latent_channels is None else latent_channels
         self._check_latent_channels(channels)
         return self.encoder(x, channels)

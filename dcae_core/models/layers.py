@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dcae_core.errors import DataError
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 NORM_EPS = 1e-5
 FACTOR = 2  # of one change of resolution
@@ -236,3 +238,20 @@ def build_block(kind: str, channels: int, norm: str, act: str, scales: tuple[int
     if kind == "evit_glu":
         return EViTGLUBlock(channels, scales)
     raise AssertionError(f"unchecked block {kind!r}")
+
+
+_LARGEST_VALUE = 10.0  # of an image in [-1, 1], far beyond what resampling overshoots, far below 255
+
+
+def check_image_values(x: Tensor) -> None:
+    """Refuse images as files hold them; on a GPU by their type alone, as looking at values would wait for its queue.
+
+    Raises:
+        DataError: they are no floating-point numbers, or far outside [-1, 1].
+    """
+    found = str(x.dtype)
+    if x.is_floating_point():
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or not bool((x.abs() > _LARGEST_VALUE).any()):
+            return
+        found = f"{float(x.min()):.4g} to {float(x.max()):.4g}"
+    raise DataError(f"the encoder takes float images in [-1, 1], not {found}; bring 0..255 there by x / 127.5 - 1")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dcae_core.checkpoints.denoisers import EMA, DiffusionParts, locate_diffusion, read_diffusion
 from dcae_core.data.images import tensor_to_uint8, uint8_to_image
-from dcae_core.devices import select_device
+from dcae_core.devices import parse_dtype, select_device
 from dcae_core.diffusion.guidance import guide, sample_noise
 from dcae_core.diffusion.samplers import find_sampler, run_sampler
 from dcae_core.errors import CheckpointError, ResourceError, UsageError, is_out_of_memory
@@ -113,7 +113,7 @@ def load_diffusion(
     model: str | Path | None = None,
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     autoencoder: str | Path | None = None,
     weights: str = EMA,
     revision: str | None = None,
@@ -126,7 +126,7 @@ def load_diffusion(
         model: a zoo name, a hub id, a directory laid out like the hub's, a run of `dcae train-diffusion`, or a weights
             file of a released network; None stands for an embedded model, of which there is none yet.
         device: where to compute.
-        dtype: of both networks; float32 if None.
+        dtype: of both networks, such as `torch.bfloat16` or "bf16"; float32 if None.
         autoencoder: another place to take the autoencoder from, as for `load_autoencoder`.
         weights: "ema" or "raw", where a training directory has both.
         revision: of a hub repository.
@@ -138,7 +138,8 @@ def load_diffusion(
         ResourceError: this machine has no such device.
     """
     files = locate_diffusion(model, revision, weights)
-    parts = read_diffusion(files, autoencoder=autoencoder, device=select_device(str(device)), dtype=dtype)
+    number_type = parse_dtype(dtype) if isinstance(dtype, str) else dtype
+    parts = read_diffusion(files, autoencoder=autoencoder, device=select_device(str(device)), dtype=number_type)
     for line in parts.warnings:
         _log.warning(line)
     return DiffusionPipeline(parts)

@@ -116,7 +116,8 @@ def load_any_recipe(path: Path, further_checks: Callable[[Recipe], list[str]] | 
     document, _ = read_yaml(_read_text(path), str(path))
     command = document.get("command") if isinstance(document, dict) else None
     if not isinstance(command, str) or command not in SCHEMAS:
-        raise RecipeError(f"{path}: needs a line 'command: ...' with one of {', '.join(SCHEMAS)}, not {command!r}")
+        hint = _mistyped_command(document) if isinstance(document, dict) and command is None else f", not {command!r}"
+        raise RecipeError(f"{path}: needs a line 'command: ...' with one of {', '.join(SCHEMAS)}{hint}")
     return load_recipe(path, schema_of(command), further_checks=further_checks)
 
 
@@ -164,15 +165,18 @@ def _read_text(path: Path) -> str:
         raise RecipeError(f"{path} cannot be read as text: {error}") from error
 
 
+def _mistyped_command(document: dict[str, Any]) -> str:
+    near = near_names("command", map(str, document))
+    return f"; it has '{near[0]}': did you mean 'command'?" if near else ""
+
+
 def _check_command(document: dict[str, Any], schema: type[Recipe], source: str) -> None:
     expected = schema.model_fields["command"].default
     command = document.get("command")
     if command == expected:
         return
     if command is None:
-        near = near_names("command", map(str, document))
-        hint = f" (it has '{near[0]}')" if near else ""
-        raise RecipeError(f"{source}: the line 'command: {expected}' is missing{hint}")
+        raise RecipeError(f"{source}: the line 'command: {expected}' is missing{_mistyped_command(document)}")
     raise RecipeError(f"{source}: this is a recipe for `dcae {command}`, not for `dcae {expected}`")
 
 

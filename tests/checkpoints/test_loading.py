@@ -15,7 +15,7 @@ from dcae_core.checkpoints.layouts import to_original
 from dcae_core.errors import CheckpointError, DownloadError, UsageError
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.weights import fingerprint, read_weights
-from dcae_core.zoo import AUTOENCODERS, CHANNEL_VARIANTS, AutoencoderEntry
+from dcae_core.zoo import AUTOENCODERS, CHANNEL_VARIANTS, AutoencoderEntry, Cost
 from tests.small import SMALL_CONFIGS, randomise, small_autoencoder
 
 NAME = "dc-ae-f4c8-test-1.0"
@@ -27,7 +27,8 @@ def network(monkeypatch):
     network = Autoencoder(SMALL_CONFIGS["1.0"])
     randomise(network)
     network.scaling_factor = 0.25
-    entry = AutoencoderEntry(NAME, network.config, 0.25, f"mit-han-lab/{NAME}", f"mit-han-lab/{NAME}-diffusers")
+    costs = (Cost(1, 1), Cost(1, 1))
+    entry = AutoencoderEntry(NAME, network.config, 0.25, costs, f"mit-han-lab/{NAME}", f"mit-han-lab/{NAME}-diffusers")
     monkeypatch.setitem(AUTOENCODERS, NAME, entry)
     return network.eval()
 

@@ -83,3 +83,9 @@ def test_wrong_settings_name_the_right_ones(dcae, saved, tmp_path, arguments, wo
 def test_a_directory_without_a_model_is_data_at_fault(dcae, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     dcae("convert", tmp_path / "empty", "--to", "dcae", "-o", tmp_path / "out").assert_fails(3, "empty")
+
+
+def test_the_original_layout_takes_no_name_that_the_published_code_does_not_know(dcae, tmp_path) -> None:
+    run = dcae("convert", "dc-ae-f32c32-tiny-1.0", "--to", "original", "-o", tmp_path / "out")
+    run.assert_fails(2, "published code", "dc-ae-f32c32-tiny-1.0", "dcae layout")
+    assert not (tmp_path / "out").exists()

@@ -135,3 +135,62 @@ def test_a_network_that_is_not_there_is_told_at_once(dcae, empty_cache, monkeypa
     monkeypatch.setattr("time.sleep", slept.append)
     dcae("models", "download", "dc-ae-f32c32-in-1.0").assert_fails(5, "config.json", str(empty_cache))
     assert not slept, "no waiting and trying again"
+
+
+def test_the_list_counts_nothing(dcae, empty_cache, monkeypatch) -> None:
+    def fail(*arguments):
+        raise AssertionError("counted")
+
+    monkeypatch.setattr("dcae_core.models.complexity.autoencoder_complexity", fail)
+    monkeypatch.setattr("dcae_core.models.complexity.denoiser_complexity", fail)
+    dcae("models").assert_succeeds()
+
+
+@pytest.mark.parametrize(("part", "name"), [("tiny", EMBEDDED_AUTOENCODER), ("usit-h", "usit-h-in-512px")])
+def test_a_part_of_a_name_is_answered_with_the_names_that_hold_it(dcae, empty_cache, part, name) -> None:
+    dcae("models", "download", part).assert_fails(2, f"unknown model '{part}'", "did you mean", name)
+
+
+@pytest.mark.parametrize("command", [("reconstruct", "x.png", "--model"), ("models", "download")])
+def test_a_mistyped_path_is_no_hub_id(dcae, empty_cache, tmp_path, monkeypatch, command) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "x.png").write_bytes(b"")
+    dcae(*command, "runs/mien").assert_fails(3, "no directory or file runs/mien", "did you mean runs/mine?")
+
+
+class _Response:
+    def __init__(self, status_code: int) -> None:
+        self.status_code = status_code
+
+
+class _AnsweredError(Exception):
+    def __init__(self, status_code: int) -> None:
+        super().__init__("the answer")
+        self.response = _Response(status_code)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("[Errno -2] Name or service not known"), "(DNS)"),
+        (OSError("Unable to connect to proxy"), "HTTPS_PROXY"),
+        (_AnsweredError(401), "refuses access (401)"),
+        (_AnsweredError(407), "(407)"),
+        (_AnsweredError(503), "answers 503"),
+        (TimeoutError("timed out"), "in time"),
+        (ConnectionRefusedError("Connection refused"), "refused"),
+        (OSError("certificate verify failed"), "certificate"),
+    ],
+)
+def test_a_download_says_why_it_failed(dcae, empty_cache, monkeypatch, error, words) -> None:
+    def fail(*arguments, **options):
+        raise RuntimeError("wrapped") from error
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fail)
+    run = dcae("models", "download", "dc-ae-f32c32-in-1.0")
+    run.assert_fails(5, "config.json", str(empty_cache), "could not be downloaded: ", words)
+
+
+def test_an_offline_switch_is_named(dcae, empty_cache) -> None:
+    dcae("models", "download", "dc-ae-f32c32-in-1.0").assert_fails(5, "HF_HUB_OFFLINE is set")

@@ -233,3 +233,14 @@ def test_a_stop_that_a_library_swallows_still_counts(dcae, monkeypatch) -> None:
     monkeypatch.setattr("dcae_cli.info.gather_facts", swallow)
     run = dcae("info")
     assert (run.exit_code, run.stderr) == (143, "")
+
+
+@pytest.mark.parametrize("arguments", [("-h",), ("info", "-h"), ("models", "list", "-h")])
+def test_h_is_help(dcae, arguments) -> None:
+    run = dcae(*arguments)
+    run.assert_succeeds()
+    assert run.stdout.startswith("Usage: ")
+
+
+def test_v_is_the_version(dcae) -> None:
+    assert dcae("-V").stdout == dcae("--version").stdout

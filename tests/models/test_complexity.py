@@ -6,7 +6,7 @@ from torch import nn
 
 from dcae_core.models import denoiser_config
 from dcae_core.models.complexity import autoencoder_complexity, count_macs, count_parameters, denoiser_complexity
-from dcae_core.zoo import AUTOENCODERS
+from dcae_core.zoo import AUTOENCODERS, CHANNEL_VARIANTS, DENOISERS, Cost
 
 MILLION, BILLION = 1e6, 1e9
 
@@ -46,3 +46,12 @@ def test_denoisers_have_the_published_size_and_cost(network, parameters, gmacs) 
     complexity = denoiser_complexity(denoiser_config(network))
     assert complexity.num_parameters / MILLION == pytest.approx(parameters, abs=0.005)
     assert complexity.macs / BILLION == pytest.approx(gmacs, abs=0.006)
+
+
+def test_the_facts_of_the_zoo_are_those_of_the_networks() -> None:
+    for entry in (*AUTOENCODERS.values(), *CHANNEL_VARIANTS.values()):
+        counted = tuple(Cost(part.num_parameters, part.macs) for part in autoencoder_complexity(entry.config))
+        assert entry.costs == counted, entry.name
+    for diffusion in DENOISERS.values():
+        complexity = denoiser_complexity(diffusion.config)
+        assert diffusion.cost == Cost(complexity.num_parameters, complexity.macs), diffusion.name

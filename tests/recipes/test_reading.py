@@ -3,7 +3,8 @@
 import pytest
 
 from dcae_core.errors import RecipeError
-from dcae_core.recipes.loading import read_recipe, write_recipe
+from dcae_core.recipes.evaluate import EvaluateRecipe
+from dcae_core.recipes.loading import load_any_recipe, load_recipe, read_recipe, write_recipe
 from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
 from dcae_core.recipes.yaml_reader import read_yaml
 
@@ -158,3 +159,11 @@ def test_a_tilde_is_the_home_directory_and_a_run_has_a_place(monkeypatch: pytest
     assert recipe.data.sources[0].path == "/home/someone/images"
     assert "run_dir" in faults_of(RIGHT, "run_dir=")
     assert "run_dir" in faults_of(RIGHT, 'run_dir=""')
+
+
+def test_a_mistyped_command_line_is_answered_with_command(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("comand: eval\nautoencoder: {}\n")
+    for read in (lambda: load_any_recipe(path), lambda: load_recipe(path, EvaluateRecipe)):
+        with pytest.raises(RecipeError, match="it has 'comand': did you mean 'command'"):
+            read()
