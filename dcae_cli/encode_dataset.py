@@ -88,13 +88,14 @@ def _encode(recipe: str | None, options: dict[str, Any], nproc: int, device: str
             raise UsageError(f"missing --{name}; example: {_EXAMPLE}")
 
     from dcae_cli.progress import progress
-    from dcae_core.data.sources import find_images
+    from dcae_core.data.sources import describe_unread, find_images
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.pipelines.encode import encode_dataset, load_encoder
 
     chosen = select_device(device)
     images = find_images([str(settings.images)])
-    network, encoder = load_encoder(settings.model, device=chosen, dtype=parse_dtype(settings.dtype))
+    with progress("loading the weights", total=0):
+        network, encoder = load_encoder(settings.model, device=chosen, dtype=parse_dtype(settings.dtype))
     with process_group(chosen):
         copies, processes = 2 if settings.flipped_copies else 1, world_size()
         with progress("encode", total=len(images) * copies // processes, unit="latents") as advance:
@@ -102,14 +103,13 @@ def _encode(recipe: str | None, options: dict[str, Any], nproc: int, device: str
                 images, network, encoder, Path(str(settings.out)), settings, device=chosen, advance=advance
             )
     if is_main():
+        report.warnings.extend(describe_unread(images.unread))
         _print_report(report, str(settings.out), as_json)
 
 
 def _print_report(report: Any, out: str, as_json: bool) -> None:
-    import sys
-
     from dcae_cli.output import print_json, print_table
-    from dcae_core.errors import printable
+    from dcae_cli.progress import warn
 
     manifest = report.manifest
     facts = {
@@ -135,9 +135,9 @@ def _print_report(report: Any, out: str, as_json: bool) -> None:
         print_json(facts)
         return
     for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     for damage in manifest.damaged:
-        print(f"left out: {printable(damage.reason)}", file=sys.stderr)
+        warn(f"left out: {damage.reason}")
     rows = [(key.replace("_", " "), _show(value)) for key, value in facts.items() if key not in ("damaged", "warnings")]
     print_table("", ("", "latent dataset"), rows)
 

@@ -130,7 +130,7 @@ def evaluate(
         sys.stdout.flush()
         if report is not None:
             page = write_report(report, evaluation, settings.expected)
-            print(f"dcae: the report is {page}", file=sys.stderr)
+            print(f"the report is {page}", file=sys.stderr)
 
     with process_group(compute), _saying_that_it_goes_on():
         pipeline.evaluate(
@@ -214,21 +214,20 @@ def _saying_that_it_goes_on() -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):
         if is_main():
-            print("dcae: stopped; finished parts are kept, the same command goes on from there", file=sys.stderr)
+            print("finished parts are kept, the same command goes on from there", file=sys.stderr)
         raise
 
 
 def _show(evaluation: "Evaluation", settings: "EvaluateRecipe", json: bool) -> None:
-    import sys
-
     from dcae_cli.output import print_json, print_table
+    from dcae_cli.progress import warn
     from dcae_core.pipelines.evaluation.scores import compare_with_expected
 
     comparisons = compare_with_expected(evaluation, settings.expected)
     for line in (*evaluation.damaged[:5], *evaluation.warnings):
-        print(f"dcae: warning: {line}", file=sys.stderr)
+        warn(line)
     if len(evaluation.damaged) > 5:
-        print(f"dcae: warning: {len(evaluation.damaged)} damaged images in all", file=sys.stderr)
+        warn(f"{len(evaluation.damaged)} damaged images in all")
     if json:
         expected = {row.name: row.to_dict() for row in comparisons if row.expected is not None}
         print_json(evaluation.to_dict() | {"expected": expected})

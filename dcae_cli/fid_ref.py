@@ -50,7 +50,7 @@ def fid_ref(
     import sys
 
     from dcae_cli.output import print_json, print_table
-    from dcae_cli.progress import progress
+    from dcae_cli.progress import progress, warn
     from dcae_core.devices import allow_tf32, parse_dtype, select_device
     from dcae_core.distributed import process_group
     from dcae_core.errors import UsageError
@@ -75,7 +75,7 @@ def fid_ref(
     def publish(reference: "FidReference") -> None:
         write_reference(out, reference.gaussian, reference.description)
         for line in reference.warnings:
-            print(f"dcae: warning: {line}", file=sys.stderr)
+            warn(line)
         facts = {"file": str(out), "sha256": sha256_of_file(out)} | reference.description
         if json:
             print_json(facts)

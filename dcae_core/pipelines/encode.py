@@ -47,6 +47,7 @@ from dcae_core.weights import encoder_fingerprint, fingerprint
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
 SCALING_FACTOR_TOLERANCE = 0.05
+ENOUGH_LATENTS = 100  # to judge a scaling factor by
 NumberedCrop = tuple[int, DecodedCrop]
 """An image's place in the list, and what was decoded of it."""
 
@@ -240,9 +241,12 @@ def estimate_bytes(plan: DatasetPlan, num_images: int) -> int:
 
 
 def check_scaling_factor(manifest: Manifest) -> list[str]:
-    """One line of warning if 1 / rms of the latents is more than 5 % away from the encoder's scaling factor."""
+    """One line of warning if 1 / rms of the latents is more than 5 % away from the encoder's scaling factor.
+
+    None for a few latents, whose rms tells more about these images than about the crop or the model.
+    """
     published, statistics = manifest.encoder.scaling_factor, manifest.statistics
-    if published is None or statistics is None or statistics.rms == 0:
+    if published is None or statistics is None or statistics.rms == 0 or manifest.count < ENOUGH_LATENTS:
         return []
     measured = 1.0 / statistics.rms
     deviation = measured / published - 1.0

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -251,3 +253,66 @@ def test_offline_without_weights_is_a_download_error(dcae, tmp_path: Path, monke
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     dcae("eval", *COMMON, "--fid").assert_fails(5, "pt_inception-2015-12-05-6726825d.pth", "put it at")
     dcae("eval", *COMMON, "--lpips").assert_fails(5, "alexnet-owt-7be5be79.pth", "put it at")
+
+
+def test_a_folder_as_reference_is_compared_with_by_every_metric(dcae, cheap, folder: Path, tmp_path: Path) -> None:
+    arguments = ("eval", "--generated", "images", "--resolution", 32, "--ref", "images", "--json")
+    fid = json.loads(dcae(*arguments).stdout)["scores"]["fid"]
+    assert abs(fid["value"]) < 1e-6
+    assert fid["reference"] == "6 images in images"
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in range(5):
+        Image.new("RGB", (40, 40), (50 * number, 0, 0)).save(other / f"{number}.png")
+    run = dcae(
+        "eval", "--generated", "images", "--resolution", 32, "--ref", other, "--fid", "--precision-recall", "--json"
+    )
+    run.assert_succeeds()
+    assert json.loads(run.stdout)["scores"]["fid"]["value"] > 0.01
+    assert "recall" in json.loads(run.stdout)["scores"]
+
+
+def test_the_crop_is_said_and_enlarging_is_warned_of(dcae, tmp_path: Path) -> None:
+    run = dcae("eval", *COMMON)
+    assert "images: the central square of each, its short side brought to 32 pixels" in run.stdout
+    assert "enlarged" not in run.stderr
+    large = dcae("eval", *COMMON, "--resolution", 64, "--report", tmp_path / "report")
+    line = "6 of 6 images are smaller than 64 pixels and were enlarged"
+    assert f"dcae: warning: {line}" in large.stderr
+    assert line in (tmp_path / "report" / "index.html").read_text()
+    document = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert document["crop"].startswith("the central square of each")
+
+
+def test_no_part_of_the_report_is_wider_than_a_phone(dcae, tmp_path: Path) -> None:
+    dcae("eval", *COMMON, "--report", tmp_path / "report").assert_succeeds()
+    page = (tmp_path / "report" / "index.html").read_text()
+    styles = page[page.index("<style>") : page.index("</style>")]
+    assert "overflow-x" not in page  # what must be swiped at stays unseen
+    for name in set(re.findall(r"\.([a-z-]+)[ ,:{]", styles)) - {"same", "differs", "warning", "samples", "long"}:
+        assert re.search(rf'class="[^"]*\b{name}\b', page), f"a rule for .{name}, which is nowhere"
+
+
+def test_success_has_no_prefix(dcae, tmp_path: Path) -> None:
+    run = dcae("eval", *COMMON, "--report", tmp_path / "report")
+    assert f"\nthe report is {tmp_path}" in run.stderr
+    assert "dcae: the report" not in run.stderr
+
+
+def test_images_of_kinds_that_are_not_read_are_counted(dcae, folder: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(folder / "images", images)
+    for name in ("a.heic", "b.HEIC", "c.jxl", "notes.doc"):
+        (images / name).write_bytes(b"x")
+    line = "dcae: warning: left out 2 .heic, 1 .jxl: kinds of images that are not read; convert them to JPEG or PNG"
+    commands = (
+        ("eval", *COMMON, "--images", images),
+        ("encode-dataset", "--model", "model", "--images", images, "--out", tmp_path / "latents", "--resolution", 32),
+        ("reconstruct", images / "0.png", images, "--model", "model", "-o", tmp_path / "out"),
+    )
+    for command in commands:
+        assert line in dcae(*command).stderr
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "a.heic").write_bytes(b"x")
+    dcae("reconstruct", only).assert_fails(3, "no image in this folder", "left out 1 .heic")

@@ -282,7 +282,8 @@ def test_latents_that_overflow_are_refused_by_name(images, tmp_path):
         encode(images, tmp_path / "out", with_settings(latent_dtype="float16"), network=Loud())
 
 
-def test_a_scaling_factor_far_from_the_encoders_is_warned_of(images, tmp_path):
+def test_a_scaling_factor_far_from_the_encoders_is_warned_of(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("dcae_core.pipelines.encode.ENOUGH_LATENTS", 1)
     rms = encode(images, tmp_path / "a").manifest.statistics.rms
     fitting = ENCODER.model_copy(update={"scaling_factor": 1.04 / rms})
     (warning,) = encode(
@@ -290,3 +291,8 @@ def test_a_scaling_factor_far_from_the_encoders_is_warned_of(images, tmp_path):
     ).warnings
     assert "-6% from small's scaling factor" in warning
     assert encode(images, tmp_path / "b", encoder=fitting).warnings == []
+
+
+def test_a_few_latents_say_nothing_about_the_scaling_factor(images, tmp_path):
+    encoder = ENCODER.model_copy(update={"scaling_factor": 1000.0})
+    assert encode(images, tmp_path / "out", encoder=encoder).warnings == []

@@ -11,6 +11,7 @@ from torch import Tensor
 from dcae_core.checkpoints import load_autoencoder
 from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
 from dcae_core.checkpoints.training_runs import model_name
+from dcae_core.data.images import describe_crop, describe_enlarged
 from dcae_core.devices import allow_tf32, parse_dtype
 from dcae_core.distributed import broadcast_object
 from dcae_core.files import cache_directory
@@ -59,6 +60,7 @@ class _Plan:
     measure: Measure
     identity: dict[str, Any]
     show: Callable[[Tensor], Tensor] | None = None
+    has_files: bool = True
     notes: list[str] = field(default_factory=list)
 
 
@@ -109,11 +111,13 @@ def _evaluate(
     reference = None
     if recipe.reference is not None and not inputs.names_images(recipe.reference):
         reference = read_reference(Path(recipe.reference))
-    extractor = _load_extractor(recipe, device)
+    with progress("loading the weights of Inception", 0):
+        extractor = _load_extractor(recipe, device)
     if reference is not None and extractor is not None:
         require_comparable(reference)
     resize: ResizeRule = recipe.resize or (reference.resize if reference is not None else "half_pixel")
-    plan = _plan(recipe, device, extractor, resize)
+    with progress("loading the weights", 0):
+        plan = _plan(recipe, device, extractor, resize)
     their_images, identity_of_theirs = _their_images(recipe, reference, plan.source.size)
     key = evaluation_key(
         recipe=recipe.model_dump(exclude={"expected"}),
@@ -218,7 +222,7 @@ def _plan_autoencoder(recipe: EvaluateRecipe, device: torch.device | str, featur
         network, recipe.metrics, lpips=lpips, features=features, with_original_features=recipe.reference is None
     )
     subject = f"autoencoder {encoder_name(recipe.autoencoder.model)}"
-    return _Plan(subject, source, measure, identity, lambda u8: measure.reconstruct(u8)[0].cpu(), notes)
+    return _Plan(subject, source, measure, identity, lambda u8: measure.reconstruct(u8)[0].cpu(), notes=notes)
 
 
 def _plan_diffusion(recipe: EvaluateRecipe, device: torch.device | str, features: Measure) -> _Plan:
@@ -233,7 +237,7 @@ def _plan_diffusion(recipe: EvaluateRecipe, device: torch.device | str, features
     name = model_name(files.where) if files.where.is_dir() else files.name
     source = inputs.GeneratedSamples(pipeline, subject.num, settings, recipe.batch_size)
     networks = {"network": fingerprint(pipeline.denoiser), "autoencoder": fingerprint(pipeline.autoencoder)}
-    return _Plan(f"diffusion model {name}", source, features, networks, notes=list(parts.warnings))
+    return _Plan(f"diffusion model {name}", source, features, networks, notes=list(parts.warnings), has_files=False)
 
 
 def _conclude(
@@ -253,6 +257,9 @@ def _conclude(
         comparison = compare_with_images(f"{theirs.count} images in {recipe.reference}", theirs, resize=resize)
     elif plan.show is not None:
         comparison = compare_with_images(f"the {gathered.count} originals", gathered, ORIGINAL, resize)
+    enlarged = []
+    if gathered.num_enlarged and recipe.resolution is not None:
+        enlarged = [describe_enlarged(gathered.num_enlarged, gathered.count, recipe.resolution)]
     sha256 = extractor.sha256 if extractor else None
     scores = compute_scores(gathered, recipe.metrics, sha256, comparison)
     values = {name: gathered.columns[name].tolist() for name in PER_IMAGE if name in gathered.columns}
@@ -263,7 +270,8 @@ def _conclude(
         scores=scores,
         num_images=gathered.count,
         damaged=gathered.damaged,
-        warnings=plan.notes + warnings_about(scores, reference, sha256, plan.source.size, resize),
+        crop=f"{describe_crop(recipe.resolution)}; not turned by EXIF" if plan.has_files else None,
+        warnings=plan.notes + enlarged + warnings_about(scores, reference, sha256, plan.source.size, resize),
         latent=gathered.latent,
         names=[plan.source.name(index) for index in gathered.indices] if values else [],
         values=values,

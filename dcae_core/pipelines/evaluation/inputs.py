@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dcae_core.data.images import AlphaRule, center_crop_adm
 from dcae_core.data.read_ahead import read_ahead
-from dcae_core.data.sources import ImageReference, find_images
+from dcae_core.data.sources import ImageReference, describe_unread, find_images
 from dcae_core.errors import DataError, SourceLostError, printable
 from dcae_core.metrics.reference import Reference
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings, draw_classes
@@ -34,6 +34,7 @@ def sample_pack_directory() -> Path:
 
 
 _DECODING_THREADS = 8
+_ENLARGED = "dcae enlarged"  # a mark on a decoded image
 
 
 @dataclass
@@ -41,10 +42,12 @@ class ImageBatch:
     """Some images in order: uint8 (B, 3, H, W).
 
     `damaged`: place in the batch -> a line, for each image that could not be decoded and is black instead.
+    `enlarged`: places of the images that are smaller than the square that was cut from them.
     """
 
     images: Tensor
     damaged: dict[int, str] = field(default_factory=dict)
+    enlarged: set[int] = field(default_factory=set)
 
 
 class ImageSource(Protocol):
@@ -105,6 +108,8 @@ class ImageFiles:
         width, height = self.size
         batch = ImageBatch(torch.zeros(len(indices), 3, height, width, dtype=torch.uint8))
         for place, image in enumerate(images):
+            if isinstance(image, Image.Image) and _ENLARGED in image.info:
+                batch.enlarged.add(place)
             if isinstance(image, DataError):
                 if not self._skip_damaged:
                     raise image
@@ -123,7 +128,12 @@ class ImageFiles:
         try:
             # As stored: the published code does not turn images as their EXIF block says.
             image = self._images[index].open(apply_exif=False, alpha=self._alpha)
-            return image if self._resolution is None else center_crop_adm(image, self._resolution)
+            if self._resolution is None:
+                return image
+            cut = center_crop_adm(image, self._resolution)
+            if min(image.size) < self._resolution:
+                cut.info[_ENLARGED] = True
+            return cut
         except SourceLostError:
             raise
         except DataError as error:
@@ -230,7 +240,8 @@ def find_once(inputs: list[str]) -> tuple[Sequence[ImageReference], list[str]]:
         if place in seen:
             repeated.add(index)
         seen.add(place)
+    notes = describe_unread(images.unread)
     if not repeated:
-        return images, []
+        return images, notes
     once = [image for index, image in enumerate(images) if index not in repeated]
-    return once, [f"{len(repeated)} images are named more than once; each file is counted once"]
+    return once, [*notes, f"{len(repeated)} images are named more than once; each file is counted once"]

@@ -35,6 +35,7 @@ from dcae_core.progress import Advance
 FEATURES, LOGITS, EMBEDDED_FEATURES = "features", "logits", "embedded_features"
 ORIGINAL = "original_"  # before the name of features: of the image that went into an autoencoder
 ORIGINAL_FEATURES = ORIGINAL + FEATURES
+ENLARGED = "enlarged"
 LATENT_SUM, LATENT_SQUARE_SUM, LATENT_POSITIONS = "latent_sum", "latent_square_sum", "latent_positions"
 _NUM_PARTS = 64  # wanted at least, so that processes share evenly ...
 _LARGEST_PART = 1024  # ... and at most this many images are measured again after a stop
@@ -169,6 +170,7 @@ def _measure_part(source: ImageSource, measure: Measure, indices: range, batch_s
     for chosen, batch in zip(batches, source.batches(batches), strict=True):
         measured = measure(_pad(batch.images, batch_size))
         keep = torch.tensor([place for place in range(len(chosen)) if place not in batch.damaged], dtype=torch.int64)
+        measured[ENLARGED] = torch.tensor([place in batch.enlarged for place in range(len(batch.images))])
         for name, tensor in measured.items():
             rows.setdefault(name, []).append(tensor[keep])
         good += [chosen[place] for place in keep.tolist()]

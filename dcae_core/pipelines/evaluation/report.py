@@ -186,7 +186,7 @@ def _row(cells: Iterable[tuple[str, str]], tag: str = "td") -> str:
 
 
 def _table(rows: Iterable[str]) -> str:
-    return f'<div class="scroll"><table>{"".join(rows)}</table></div>'
+    return f"<table>{''.join(rows)}</table>"
 
 
 def _scores(evaluation: Evaluation, expected: Mapping[str, Expectation]) -> str:
@@ -272,7 +272,8 @@ def _flatten(settings: Mapping[str, object], prefix: str = "") -> Iterable[tuple
 
 
 def _settings(evaluation: Evaluation) -> str:
-    origins = [_row([("name", METRICS[s.name].label), ("long", escape(s.origin()))]) for s in evaluation.scores]
+    origins = [] if evaluation.crop is None else [_row([("name", "images"), ("long", escape(evaluation.crop))])]
+    origins += [_row([("name", METRICS[s.name].label), ("long", escape(s.origin()))]) for s in evaluation.scores]
     settings = [
         _row([("name", escape(name)), ("long", escape(value))]) for name, value in _flatten(evaluation.settings)
     ]

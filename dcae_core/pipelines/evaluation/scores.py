@@ -16,6 +16,7 @@ from dcae_core.metrics.inception import INCEPTION_SCORE_RESIZE, NUM_FEATURES, RE
 from dcae_core.metrics.reference import Reference
 from dcae_core.pipelines.evaluation.parts import (
     EMBEDDED_FEATURES,
+    ENLARGED,
     FEATURES,
     LATENT_POSITIONS,
     LATENT_SQUARE_SUM,
@@ -102,6 +103,7 @@ class Gathered:
     Attributes:
         indices: the images that were measured.
         damaged: a line for each that could not be decoded.
+        num_enlarged: how many are smaller than the square that was cut from them.
         columns: name -> (N,) per-image values, and (N, D) features or logits where a metric needs all at once.
         gaussians: statistics of each set of features, and of those of the originals.
     """
@@ -109,6 +111,7 @@ class Gathered:
     count: int = 0
     indices: list[int] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    num_enlarged: int = 0
     columns: dict[str, Tensor] = field(default_factory=dict)
     gaussians: dict[str, GaussianStatistics] = field(default_factory=dict)
     latent: LatentStatistics | None = None
@@ -128,6 +131,7 @@ def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
         gathered.count += len(part.indices)
         gathered.indices += part.indices.tolist()
         gathered.damaged += part.damaged
+        gathered.num_enlarged += int(part.tensors[ENLARGED].sum()) if ENLARGED in part.tensors else 0
         if LATENT_SUM in part.tensors:
             sums = [part.tensors[name].sum(dim=0) for name in (LATENT_SUM, LATENT_SQUARE_SUM, LATENT_POSITIONS)]
             latent.add(sums[0], sums[1], int(sums[2]))
@@ -311,6 +315,7 @@ class Evaluation:
         settings: the whole recipe, and the fingerprint of the network.
         scores: in the order they were asked for.
         damaged: a line for each image that could not be decoded.
+        crop: what was done to the size of the images; None for what a model made.
         warnings: what keeps the scores from being compared with published ones.
         latent: statistics of the latents, for an autoencoder.
         names: of the measured images, where each has values of its own.
@@ -323,6 +328,7 @@ class Evaluation:
     scores: list[Score]
     num_images: int
     damaged: list[str]
+    crop: str | None
     warnings: list[str]
     latent: LatentStatistics | None
     names: list[str]
@@ -337,10 +343,11 @@ class Evaluation:
         return figures
 
     def origins(self) -> list[str]:
-        """By which rules each score was measured, and what it depends on: a line each."""
+        """What was done to the images, by which rules each score was measured, what it depends on: a line each."""
+        crop = [] if self.crop is None else [f"images: {self.crop}"]
         tf32 = self.settings.get("execution", {}).get("tf32")
         computed = [] if tf32 is None else [f"float32 on NVIDIA GPUs: TF32 {'on' if tf32 else 'off'}"]
-        return [score.origin() for score in self.scores] + computed
+        return crop + [score.origin() for score in self.scores] + computed
 
     def to_dict(self) -> dict[str, Any]:
         """All but the images, for JSON; what is infinite (PSNR of equal images) becomes null."""
@@ -353,6 +360,7 @@ class Evaluation:
             "images": self.names,
             "per_image": self.values,
             "damaged": self.damaged,
+            "crop": self.crop,
             "warnings": self.warnings,
         }
         return _without_infinities(document)
