@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dcae_core.pipelines.encode import ENOUGH_LATENTS
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "tour.sh"
 
 
@@ -32,3 +34,11 @@ def test_the_tour_in_short(tmp_path):
         assert grid.size == (512, 4 * (128 + 14))  # each row with a line of class names
     assert (tmp_path / "out" / "reconstructed" / "astronaut.compare.png").exists()
     assert (tmp_path / "out" / "run" / "samples" / "step_1.png").exists()
+
+
+def test_the_tour_has_nothing_to_warn_of_about_its_own_images():
+    images = list((SCRIPT.parent / "photographs").rglob("*.jpg"))
+    assert 0 < len(images) < ENOUGH_LATENTS, "too few to judge a scaling factor by"
+    for path in images:
+        with Image.open(path) as image:
+            assert min(image.size) >= 256, f"{path.name} would be enlarged"

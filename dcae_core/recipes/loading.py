@@ -167,7 +167,7 @@ def _read_text(path: Path) -> str:
 
 def _mistyped_command(document: dict[str, Any]) -> str:
     near = near_names("command", map(str, document))
-    return f"; it has '{near[0]}': did you mean 'command'?" if near else ""
+    return f" (it has '{near[0]}'); did you mean 'command'?" if near else ""
 
 
 def _check_command(document: dict[str, Any], schema: type[Recipe], source: str) -> None:

@@ -165,5 +165,5 @@ def test_a_mistyped_command_line_is_answered_with_command(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("comand: eval\nautoencoder: {}\n")
     for read in (lambda: load_any_recipe(path), lambda: load_recipe(path, EvaluateRecipe)):
-        with pytest.raises(RecipeError, match="it has 'comand': did you mean 'command'"):
+        with pytest.raises(RecipeError, match=r"it has 'comand'\); did you mean 'command'"):
             read()
