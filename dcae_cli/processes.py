@@ -120,6 +120,8 @@ class _Launcher:
         self._send(signal.SIGCONT)
 
     def _send(self, number: int) -> None:
+        if os.name != "posix" and number != signal.SIGTERM:
+            return  # the console has sent Ctrl-C to the workers as well, and no other signal can be sent
         for worker in self._workers:
             worker.send_signal(number)
 
@@ -171,7 +173,7 @@ class _Launcher:
 
 def _killed(index: int, number: int) -> DcaeError:
     name = signal.Signals(number).name
-    if number == signal.SIGKILL:
+    if number == getattr(signal, "SIGKILL", None):
         return ResourceError(
             f"process {index} was killed ({name}), perhaps by the system for want of memory, and the others ended; "
             "take a smaller batch or fewer processes; the same command goes on from what is saved"

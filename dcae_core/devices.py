@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from dcae_core.errors import ResourceError, UsageError, unknown_name
+from dcae_core.limits import physical_memory
 
 DTYPES = {
     "fp32": torch.float32,
@@ -18,6 +19,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 
+_ASSUMED_MEMORY = 8 << 30  # bytes, where the system does not say
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -86,7 +88,7 @@ def memory_of(device: torch.device) -> int:
         return torch.cuda.get_device_properties(device).total_memory
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = physical_memory() or _ASSUMED_MEMORY
     for path in map(Path, _CGROUP_LIMITS):
         if path.is_file() and (text := path.read_text().strip()).isdecimal():
             total = min(total, int(text))

@@ -9,8 +9,9 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -135,7 +136,7 @@ def replace_directory(path: Path) -> Iterator[Path]:
             for file in partial.rglob("*"):
                 if file.is_file():
                     file.chmod(permissions)
-                    with open(file, "rb") as handle:
+                    with open(file, "r+b") as handle:  # Windows flushes only what may be written
                         os.fsync(handle.fileno())
             flush_directory(partial)
             replaced = path.with_name(f".{path.name}.{os.getpid()}{_REPLACED_SUFFIX}")
@@ -177,12 +178,13 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def lock(path: Path, in_use: str) -> Iterator[None]:
+def lock(path: Path, in_use: str | None, *, stays: bool = True) -> Iterator[None]:
     """Hold a file against every other process; the lock goes with this one, however that ends.
 
     Args:
-        path: of the lock, made if it is not there; it stays.
-        in_use: what to tell where another process holds it.
+        path: of the lock, made if it is not there.
+        in_use: what to tell where another process holds it; None waits until it does not.
+        stays: leave the file where it is; False removes it at the end.
 
     Raises:
         UsageError: another process holds it.
@@ -190,7 +192,7 @@ def lock(path: Path, in_use: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    holder = FileLock(path, timeout=0)
+    holder = FileLock(path, timeout=-1 if in_use is None else 0)
     with explain_write_errors(path):
         try:
             holder.acquire()
@@ -199,7 +201,38 @@ def lock(path: Path, in_use: str) -> Iterator[None]:
     try:
         yield
     finally:
+        if not stays:
+            with suppress(OSError):  # Windows removes no file that is held; there the release does
+                path.unlink()
         holder.release()
+
+
+def open_for_reading(path: str | Path) -> int:
+    """A descriptor for `read_at` and `read_into`. Raises OSError as `os.open`."""
+    binary = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
+    at_once = getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for whoever writes to it
+    return os.open(path, os.O_RDONLY | binary | at_once)
+
+
+_one_seek_at_a_time = threading.Lock()
+
+
+def read_at(descriptor: int, length: int, offset: int) -> bytes:
+    """`length` bytes from `offset` on, fewer at the end of the file; any number of threads may share the descriptor."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, length, offset)
+    with _one_seek_at_a_time:  # Windows
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, length)
+
+
+def read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Fill `buffer` (contiguous) from `offset` on; how many bytes were there. Threads as in `read_at`."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [buffer], offset)
+    content = read_at(descriptor, buffer.nbytes, offset)
+    buffer.cast("B")[: len(content)] = content
+    return len(content)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -30,7 +30,38 @@ def free_memory() -> int | None:
     return max(min(limits), 0) if limits else None
 
 
+class _WindowsMemory(ctypes.Structure):
+    """MEMORYSTATUSEX of the Windows API."""
+
+    _fields_ = (
+        *(
+            ("length", ctypes.c_uint32),
+            ("load", ctypes.c_uint32),
+            ("total", ctypes.c_uint64),
+            ("free", ctypes.c_uint64),
+        ),
+        ("others", ctypes.c_uint64 * 5),
+    )
+
+
+def _windows_memory() -> _WindowsMemory | None:
+    memory = _WindowsMemory(length=ctypes.sizeof(_WindowsMemory))
+    libraries = getattr(ctypes, "windll", None)
+    found = libraries is not None and libraries.kernel32.GlobalMemoryStatusEx(ctypes.byref(memory))
+    return memory if found else None
+
+
+def physical_memory() -> int | None:
+    """Bytes of memory of this machine; None where the system does not say."""
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = _windows_memory()
+    return None if memory is None else memory.total
+
+
 def _free_on_machine() -> int | None:
+    if (memory := _windows_memory()) is not None:
+        return memory.free
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = dict(line.split(":", 1) for line in file)

@@ -15,12 +15,11 @@ from typing import Any
 from urllib.error import URLError
 
 import torch
-from huggingface_hub.utils import WeakFileLock
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dcae_core.errors import CheckpointError, DataError, DownloadError
-from dcae_core.files import explain_write_errors, make_directory, sha256_of_file
+from dcae_core.files import explain_write_errors, lock, make_directory, sha256_of_file
 from dcae_core.json_reader import parse_json
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
@@ -276,7 +275,7 @@ def fetch_published_weights(published: PublishedWeights) -> Path:
     if not path.exists():
         make_directory(path.parent)
         # One process of several downloads, the others find the file.
-        with explain_write_errors(path), WeakFileLock(path.with_suffix(".lock")):
+        with explain_write_errors(path), lock(path.with_suffix(".lock"), in_use=None):
             if not path.exists():
                 _download(published, path)
     if sha256_of_file(path) != published.sha256:

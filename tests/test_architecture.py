@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "json_reader": {"errors"},
     "progress": set(),
     "files": {"errors"},
-    "devices": {"errors"},
+    "devices": {"errors", "limits"},
     "distributed": COMMON,
     "weights": COMMON,
     "diffusion": COMMON,

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dcae_core.data.remote import is_url, read_remote, size_of_remote
 from dcae_core.data.sources import ImageReference
 from dcae_core.errors import DataError
+from dcae_core.files import open_for_reading, read_at
 
 _SAMPLE_BYTES = 4096  # from the middle of each image
 _CHUNK, _NUM_THREADS = 32, 32
@@ -63,10 +64,10 @@ def _sample(image: ImageReference) -> tuple[int, bytes]:
 
 
 def _sample_local(image: ImageReference) -> tuple[int, bytes]:
-    descriptor = os.open(image.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for whoever writes to it
+    descriptor = open_for_reading(image.path)
     try:
         start, size = (image.offset, image.size) if image.offset >= 0 else (0, os.fstat(descriptor).st_size)
-        return size, os.pread(descriptor, min(_SAMPLE_BYTES, size), start + _middle(size))
+        return size, read_at(descriptor, min(_SAMPLE_BYTES, size), start + _middle(size))
     finally:
         os.close(descriptor)
 

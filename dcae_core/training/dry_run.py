@@ -1,6 +1,5 @@
 """`--dry-run`: everything that can go wrong with a training, before it begins."""
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dcae_core.data.batches import BatchPlan
+from dcae_core.devices import memory_of
 from dcae_core.distributed import rank, world_size
+from dcae_core.limits import free_memory
 from dcae_core.models import build_denoiser
 from dcae_core.models.autoencoder import build_on_meta
 from dcae_core.models.denoiser import DenoiserConfig
@@ -85,12 +86,8 @@ def available_memory(device: torch.device) -> int:
     """Free bytes on a device; for CPUs what the operating system would give without swapping."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = free_memory()
+    return memory_of(device) if free is None else free
 
 
 _LOADER_SECONDS = 3.0

@@ -26,6 +26,7 @@ from dcae_core.data.latents.manifest import (
 from dcae_core.data.latents.statistics import LatentMoments
 from dcae_core.data.latents.store import DEFAULT_CACHE_BYTES, LocalStore, ShardStore, open_store
 from dcae_core.errors import DataError
+from dcae_core.files import open_for_reading, read_at, read_into
 from dcae_core.json_reader import parse_json
 from dcae_core.progress import Advance
 
@@ -131,12 +132,12 @@ class _OpenShard:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         try:
-            self.descriptor = os.open(path, os.O_RDONLY)
+            self.descriptor = open_for_reading(path)
         except OSError as error:
             raise DataError(f"cannot open {path}: {error.strerror}; restore it or encode the dataset again") from error
         self.path = path
-        header_bytes = parse_header_length(os.pread(self.descriptor, 8, 0), str(path))
-        header = os.pread(self.descriptor, header_bytes, 8)
+        header_bytes = parse_header_length(read_at(self.descriptor, 8, 0), str(path))
+        header = read_at(self.descriptor, header_bytes, 8)
         self.layout: ShardLayout = parse_header(
             header, str(path), dtype=manifest.dtype, latent_shape=manifest.latent_shape
         )
@@ -147,14 +148,14 @@ class _OpenShard:
             raise DataError(f"{path} has label {wrong}, the manifest knows 0 to {num_labels - 1}; encode again")
 
     def read(self, offset: int, length: int) -> bytes:
-        content = os.pread(self.descriptor, length, offset)
+        content = read_at(self.descriptor, length, offset)
         if len(content) != length:
             raise self._cut_short()
         return content
 
     def read_into(self, row: np.ndarray, offset: int) -> None:
         try:
-            length = os.preadv(self.descriptor, [row.data], offset)
+            length = read_into(self.descriptor, row.data, offset)
         except OSError as error:
             raise DataError(f"cannot read {self.path}: {error.strerror}") from error
         if length != row.nbytes:

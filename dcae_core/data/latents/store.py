@@ -6,14 +6,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from dcae_core.data.latents.manifest import ShardRecord
 from dcae_core.data.remote import explain_remote_errors, first_line, is_url
 from dcae_core.errors import DataError, DownloadError, UsageError
-from dcae_core.files import cache_directory, make_directory, replace_file, sha256_of_file
+from dcae_core.files import cache_directory, lock, make_directory, replace_file, sha256_of_file
 
 DEFAULT_CACHE_BYTES = 64 << 30
 _BLOCK = 1 << 20
@@ -144,7 +144,7 @@ class RemoteStore:
 
     def _download(self, shard: ShardRecord) -> Path:
         path = self.cache / f"{shard.sha256}.safetensors"
-        with _one_process_at_a_time(self.cache / f".{shard.sha256}.lock"):
+        with lock(self.cache / f".{shard.sha256}.lock", in_use=None, stays=False):
             if path.exists():  # another process was faster
                 return path
             self._make_room(shard.bytes)
@@ -187,20 +187,9 @@ class RemoteStore:
         for _, size, file in sorted(files):
             if total + wanted <= self.cache_bytes:
                 return
-            file.unlink(missing_ok=True)  # a reader that has it open keeps its bytes
-            total -= size
-
-
-@contextmanager
-def _one_process_at_a_time(lock: Path) -> Iterator[None]:
-    import fcntl
-
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+            with suppress(PermissionError):  # Windows removes no file that is open; elsewhere a reader keeps its bytes
+                file.unlink(missing_ok=True)
+                total -= size
 
 
 def _unreadable(where: str, error: OSError) -> DataError:

@@ -71,10 +71,9 @@ class LatentDatasetWriter:
     def locked(self) -> Iterator[None]:
         """Hold the directory against a second run (UsageError); the lock goes with the process, however that ends."""
         make_directory(self.directory)
-        file = self.directory / ".lock"
-        with lock(file, f"{self.directory} is being written by another run; wait, or choose another"):
+        in_use = f"{self.directory} is being written by another run; wait, or choose another"
+        with lock(self.directory / ".lock", in_use, stays=False):
             yield
-            file.unlink(missing_ok=True)
 
     def begin(self) -> None:
         """Create the directory, or recognise an earlier run of the same plan in it.
