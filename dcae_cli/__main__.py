@@ -18,6 +18,7 @@ except KeyboardInterrupt:  # while this is imported there is nothing to stop yet
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+_COMPLETION = "_DCAE_COMPLETE"  # set by a shell that asks how a line may go on
 
 
 class _Standard(io.RawIOBase):
@@ -46,6 +47,8 @@ def _run(arguments: list[str]) -> int:
     from dcae_cli.app import app
 
     command = typer.main.get_command(app)
+    if _COMPLETION in os.environ:
+        command(prog_name="dcae")
     try:
         with command.make_context("dcae", arguments) as context:
             command.invoke(context)
@@ -128,6 +131,8 @@ def main() -> NoReturn:
             sys.exit(EXIT_LOST)  # the launcher says which process was the first to end
         _fail(str(error), error.exit_code, debug)
     except Exception as error:
+        if _COMPLETION in os.environ:
+            sys.exit(1)  # a half-written line may be wrong; what is said about it would land in the middle of it
         _give_up_output()
         if stops:
             sys.exit(128 + stops[0])

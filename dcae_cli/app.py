@@ -11,7 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from dcae_cli.options import Debug
-from dcae_core.errors import unknown_name
+from dcae_cli.progress import listen_to_library
+from dcae_core.errors import UsageError, unknown_name
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "reconstruct": ("dcae_cli.reconstruct:reconstruct", "Images through an autoencoder and back, with the figures."),
@@ -61,14 +62,13 @@ class LazyGroup(TyperGroup):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: D102
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             raise unknown_name("command", args[0], COMMANDS)
         return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(
     cls=LazyGroup,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"]},  # commands take it over
 )
@@ -87,6 +87,12 @@ def dcae(
     version: Annotated[
         bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no notes: results, warnings and failures alone.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also say what is read, from where, and where it computes.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Deep Compression Autoencoders and the latent diffusion models on top of them.
@@ -95,4 +101,8 @@ def dcae(
     dcae reconstruct photo.jpg -o out    a photograph through the embedded model
     dcae models                          every released model
     dcae COMMAND --help                  what a command takes, with whole examples
+    dcae -q COMMAND, dcae -v COMMAND     say less, say more
     """
+    if quiet and verbose:
+        raise UsageError("-q says less and -v says more; take one of them")
+    listen_to_library(quiet=quiet, verbose=verbose)

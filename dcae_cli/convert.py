@@ -5,11 +5,19 @@ from typing import Annotated
 
 import typer
 
+from dcae_cli.completion import complete_autoencoder
 from dcae_cli.options import Debug, Dtype, Json, Revision
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help="Zoo name, hub id, local directory or weights file.", metavar="MODEL")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Zoo name, hub id, local directory or weights file.",
+            metavar="MODEL",
+            autocompletion=complete_autoencoder,
+        ),
+    ],
     to: Annotated[str, typer.Option(help="Layout to write: original, diffusers or dcae.", metavar="LAYOUT")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; new or empty.", metavar="DIR")],
     name: Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dcae_cli.completion import complete_own_recipe, complete_sampler
 from dcae_cli.options import Alpha, Debug, Device, Json, Model, NumProcesses, Overrides, Resize, Tf32, Work
 from dcae_cli.processes import start_processes
 
@@ -19,7 +20,12 @@ _NUM_SHOWN = 3  # in the report: of the best, the middle and the worst each
 
 def evaluate(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe file, or the name of a shipped recipe.", metavar="[RECIPE]")
+        str | None,
+        typer.Argument(
+            help="A recipe file, or the name of a shipped recipe.",
+            metavar="[RECIPE]",
+            autocompletion=complete_own_recipe,
+        ),
     ] = None,
     overrides: Overrides = None,
     model: Model = None,
@@ -57,7 +63,9 @@ def evaluate(
         int | None, typer.Option(min=1, help="How many samples (default 50000), or images (all).", metavar="N")
     ] = None,
     cfg: Annotated[float | None, typer.Option(help="Guidance scale of a diffusion model.", metavar="SCALE")] = None,
-    sampler: Annotated[str | None, typer.Option(help="Left out: the published one.", metavar="NAME")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Left out: the published one.", metavar="NAME", autocompletion=complete_sampler)
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Left out: the sampler's default.", metavar="N")] = None,
     seed: Annotated[int | None, typer.Option(help="Of noise and labels (default 0).", metavar="N")] = None,
     inception_weights: Annotated[
@@ -97,7 +105,7 @@ def evaluate(
 
     import sys
 
-    from dcae_cli.progress import progress
+    from dcae_cli.progress import note, progress
     from dcae_core.devices import select_device
     from dcae_core.distributed import process_group
     from dcae_core.files import prove_writable
@@ -130,7 +138,7 @@ def evaluate(
         sys.stdout.flush()
         if report is not None:
             page = write_report(report, evaluation, settings.expected)
-            print(f"the report is {page}", file=sys.stderr)
+            note(f"the report is {page}")
 
     with process_group(compute), _saying_that_it_goes_on():
         pipeline.evaluate(

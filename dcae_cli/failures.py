@@ -17,7 +17,7 @@ _ENVIRONMENT: list[tuple[type[Exception], str, str, int]] = [
     (
         RuntimeError,
         "determine home directory",
-        "there is no home directory; set HOME, or XDG_CACHE_HOME and HF_HOME",
+        "there is no home directory; set HOME, or DCAE_CACHE and HF_HOME",
         ResourceError.exit_code,
     ),
     (

@@ -9,7 +9,7 @@ _PACKAGES = ("dcae", "torch", "numpy", "pillow", "safetensors", "huggingface_hub
 
 
 def info(json: Json = False, debug: Debug = False) -> None:
-    """Print versions, devices, threads, the place and size of the cache, and the embedded model.
+    """Print versions, devices, threads, the places and sizes of caches, and the embedded model.
 
     \b
     Examples:
@@ -25,7 +25,8 @@ def info(json: Json = False, debug: Debug = False) -> None:
     rows = [(name, version or "not installed") for name, version in facts["versions"].items()]
     rows += [("device", device["text"]) for device in facts["devices"]]
     rows.append(("threads", f"{facts['threads']} of {facts['cpus']} processors"))
-    rows.append(("cache", f"{facts['cache']['path']} ({facts['cache']['bytes'] / 1e6:.1f} MB)"))
+    for name, what in (("cache", "cache of models"), ("own_cache", "cache of dcae"), ("torch_cache", "cache of torch")):
+        rows.append((what, f"{facts[name]['path']} ({facts[name]['bytes'] / 1e6:.1f} MB)"))
     embedded = facts["embedded_model"]
     rows.append(("embedded model", f"{embedded['name']} ({embedded['bytes'] / 1e6:.1f} MB)"))
     print_table("", ("what", "value"), rows)
@@ -40,6 +41,7 @@ def gather_facts() -> dict[str, Any]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from dcae_core.checkpoints.autoencoders import embedded_directory
+    from dcae_core.files import cache_directory
     from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
     return {
@@ -50,7 +52,9 @@ def gather_facts() -> dict[str, Any]:
         "devices": list(_devices()),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
-        "cache": {"path": HF_HUB_CACHE, "bytes": _size_of(Path(HF_HUB_CACHE))},
+        "cache": _cache(Path(HF_HUB_CACHE)),  # HF_HOME moves it
+        "own_cache": _cache(cache_directory()),  # DCAE_CACHE moves it
+        "torch_cache": _cache(Path(torch.hub.get_dir())),  # TORCH_HOME moves it; networks that metrics need
         "embedded_model": {"name": EMBEDDED_AUTOENCODER, "bytes": _size_of(embedded_directory())},
     }
 
@@ -75,6 +79,10 @@ def _devices() -> list[dict[str, Any]]:
         text = f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
         devices.append({"name": f"cuda:{index}", "text": text, "bytes": properties.total_memory})
     return devices
+
+
+def _cache(directory: Path) -> dict[str, Any]:
+    return {"path": str(directory), "bytes": _size_of(directory)}
 
 
 def _size_of(directory: Path) -> int:

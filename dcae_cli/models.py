@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dcae_cli.completion import complete_model
 from dcae_cli.options import Debug, Json, Revision
 
 models = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -64,7 +65,9 @@ def list_zoo(pattern: _Pattern = "*", json: Json = False, debug: Debug = False) 
 
 @models.command(short_help="Download models into the cache.")
 def download(
-    names: Annotated[list[str], typer.Argument(help="Zoo names or hub ids.", metavar="NAME...")],
+    names: Annotated[
+        list[str], typer.Argument(help="Zoo names or hub ids.", metavar="NAME...", autocompletion=complete_model)
+    ],
     revision: Revision = None,
     json: Json = False,
     debug: Debug = False,

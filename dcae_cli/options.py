@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dcae_cli.completion import complete_model, complete_own_recipe
+
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.", metavar="NAME")]
 Dtype = Annotated[str, typer.Option(help="Number type of the networks: fp32, bf16 or fp16.", metavar="TYPE")]
 ComputingDtype = Annotated[
@@ -15,14 +17,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for 
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Zoo name (see `dcae models`), hub id or local directory; left out: the embedded model.", metavar="MODEL"
+        help="Zoo name (see `dcae models`), hub id or local directory; left out: the embedded model.",
+        metavar="MODEL",
+        autocompletion=complete_model,
     ),
 ]
 Revision = Annotated[
     str | None,
     typer.Option(help="Branch, tag or commit of the hub repository; left out: its main branch.", metavar="REV"),
 ]
-Recipe = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.", metavar="RECIPE")]
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe file, or the name of a shipped recipe.", metavar="RECIPE", autocompletion=complete_own_recipe
+    ),
+]
+Pairs = Annotated[
+    list[str] | None, typer.Argument(help="Settings of the recipe to change, as with --set.", metavar="[KEY=VALUE]...")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

@@ -5,6 +5,7 @@ gone on for a moment, and go on while nothing is reported: whoever waits sees wi
 happens, and what. Work that is over before says nothing, or, of several units, one last line.
 """
 
+import logging
 import sys
 import threading
 import time
@@ -20,6 +21,28 @@ SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_BARS = 0.5
 
 
+class _StandardError(logging.Handler):
+    """Lines of the library's logger, where all else goes that is no result."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"dcae: {printable(record.getMessage())}", file=sys.stderr, flush=True)
+
+
+_library = logging.getLogger("dcae_core")
+_handler = _StandardError()
+
+
+def listen_to_library(*, quiet: bool = False, verbose: bool = False) -> None:
+    """Print what the library logs: warnings; nothing below an error if `quiet`, also its notes if `verbose`."""
+    _library.addHandler(_handler)
+    _library.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
+
+
+def is_quiet() -> bool:
+    """Whether progress and notes are unwanted (`dcae -q`)."""
+    return _library.level == logging.ERROR
+
+
 @contextmanager
 def progress(description: str, *, total: int | None, unit: str = "images") -> Iterator[Advance]:
     """Show progress on standard error while the body runs; under torchrun the first process alone shows it.
@@ -31,7 +54,7 @@ def progress(description: str, *, total: int | None, unit: str = "images") -> It
     """
     from dcae_core.distributed import is_main
 
-    if not is_main():
+    if is_quiet() or not is_main():
         yield lambda count=1, note="", part=0.0: None
         return
     shown = show_progress(description, total, unit)
@@ -220,6 +243,12 @@ class _Bar(Shown):
 def report_failure(error: Exception) -> None:
     """Say that one of many files failed, while the command goes on with the others."""
     print(f"dcae: {error}", file=sys.stderr, flush=True)
+
+
+def note(line: str) -> None:
+    """Say what is good to know and changes nothing."""
+    if not is_quiet():
+        print(line, file=sys.stderr, flush=True)
 
 
 def warn(line: str) -> None:

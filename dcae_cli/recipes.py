@@ -1,22 +1,31 @@
 """`dcae recipes`: what recipes there are, what they say, and whether they are right."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dcae_cli.completion import complete_recipe
 from dcae_cli.options import Debug, Json
 
 recipes = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     no_args_is_help=False,
-    help="List, show and check recipes.\n\n\b\ndcae recipes list\ndcae recipes show train_ae/tiny\ndcae recipes check",
+    help="List, show, copy and check recipes.\n\n\b\n"
+    "dcae recipes list\ndcae recipes copy train_ae/tiny mine.yaml\ndcae recipes check",
 )
+
+
+_Name = Annotated[
+    str,
+    typer.Argument(help="A shipped recipe, such as train_ae/tiny.", metavar="NAME", autocompletion=complete_recipe),
+]
 
 
 @recipes.callback(invoke_without_command=True)
 def default(context: typer.Context, as_json: Json = False, debug: Debug = False) -> None:
-    """List, show and check recipes; without a subcommand: list them."""
+    """List, show, copy and check recipes; without a subcommand: list them."""
     if context.invoked_subcommand is None:
         list_recipes(as_json)
 
@@ -40,14 +49,14 @@ def list_recipes(as_json: Json = False, debug: Debug = False) -> None:
 
 @recipes.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A shipped recipe, such as train_ae/tiny.", metavar="NAME")],
+    name: _Name,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Print a shipped recipe as it is, comments and all: the start of your own.
+    """Print a shipped recipe as it is, comments and all.
 
     \b
-    dcae recipes show train_ae/finetune-decoder > mine.yaml
+    dcae recipes show train_ae/finetune-decoder
     """
     from dcae_cli.output import print_json
     from dcae_core.recipes.loading import find_recipe
@@ -60,9 +69,42 @@ def show(
 
 
 @recipes.command()
+def copy(
+    name: _Name,
+    file: Annotated[Path, typer.Argument(help="Where to; a file that is there is not replaced.", metavar="FILE")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Copy a shipped recipe, comments and all: the start of your own.
+
+    \b
+    dcae recipes copy train_ae/finetune-decoder mine.yaml
+    """
+    from dcae_cli.output import print_json
+    from dcae_core.errors import UsageError
+    from dcae_core.files import make_directory, write_bytes
+    from dcae_core.recipes.loading import find_recipe
+
+    recipe = find_recipe(name)
+    if file.is_dir():
+        file /= recipe.name
+    if file.exists():
+        raise UsageError(f"{file} is there already; give another name, or remove it first")
+    make_directory(file.parent)
+    write_bytes(file, recipe.read_bytes())
+    if as_json:
+        print_json({"name": name, "file": file})
+    else:
+        typer.echo(f"{file}: a copy of {name}")
+
+
+@recipes.command()
 def check(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Recipe files or names; left out: every shipped one.", metavar="RECIPE")
+        list[str] | None,
+        typer.Argument(
+            help="Recipe files or names; left out: every shipped one.", metavar="RECIPE", autocompletion=complete_recipe
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,

@@ -1,6 +1,5 @@
 """`dcae reconstruct`: images through one or several autoencoders and back, with the numbers beside them."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -8,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dcae_cli.completion import complete_autoencoder
 from dcae_cli.options import Debug, Device, Dtype, Json, Output, Revision
-from dcae_cli.progress import progress, report_failure, warn
+from dcae_cli.progress import note, progress, report_failure, warn
 
 if TYPE_CHECKING:
     from dcae_core.errors import DataError
@@ -30,6 +30,7 @@ def reconstruct(
             help="Zoo name (see `dcae models`), hub id or local directory; left out: the embedded model. Several "
             "--model are set side by side.",
             metavar="MODEL",
+            autocompletion=complete_autoencoder,
         ),
     ] = None,
     output: Output = Path("out"),
@@ -123,7 +124,7 @@ def _say_what_was_left_out(inputs: "Inputs", output: Path) -> None:
 
     if inputs.own_results:
         text = f"left out {inputs.own_results} results of earlier runs (.recon.png, .compare.png, or in {output})"
-        print(text, file=sys.stderr, flush=True)
+        note(text)
     for line in describe_unread(inputs.unread):
         warn(line)
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dcae_cli.completion import complete_diffusion_model, complete_sampler
 from dcae_cli.options import Debug, Device, Dtype, Json, NumProcesses, Output, Revision
 from dcae_cli.processes import start_processes
 
@@ -25,6 +26,7 @@ def sample(
         typer.Option(
             help="Zoo name, hub id, directory laid out like the hub's, or a run directory of `dcae train-diffusion`.",
             metavar="MODEL",
+            autocompletion=complete_diffusion_model,
         ),
     ] = None,
     classes: Annotated[
@@ -47,6 +49,7 @@ def sample(
             help="dpm-solver, dpm-2m, dpm-3m, ddim or ddpm for networks that predict noise; dopri5, heun, euler or "
             "euler-maruyama for velocity; left out: the published one.",
             metavar="NAME",
+            autocompletion=complete_sampler,
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Sample i depends on the seed and on i alone.", metavar="N")] = 0,

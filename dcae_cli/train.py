@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcae_cli.options import ComputingDtype, Debug, Device, DryRun, Json, NumProcesses, Overrides, Recipe, Resume, Tf32
+from dcae_cli.options import (
+    ComputingDtype,
+    Debug,
+    Device,
+    DryRun,
+    Json,
+    NumProcesses,
+    Overrides,
+    Pairs,
+    Recipe,
+    Resume,
+    Tf32,
+)
 from dcae_cli.processes import start_processes
 
 if TYPE_CHECKING:
@@ -17,6 +29,7 @@ if TYPE_CHECKING:
 
 def train_ae(
     recipe: Recipe,
+    pairs: Pairs = None,
     overrides: Overrides = None,
     resume: Resume = "auto",
     phase: Annotated[str | None, typer.Option(help="Go through this phase only.", metavar="NAME")] = None,
@@ -36,7 +49,7 @@ def train_ae(
     Stop it at any moment with Ctrl-C or SIGTERM; the same command continues.
 
     \b
-    dcae train-ae tiny --set run_dir=runs/mine --set data.sources.0.path=IMAGES
+    dcae train-ae tiny run_dir=runs/mine data.sources.0.path=IMAGES
     dcae train-ae finetune-decoder --dry-run
     """
     start_processes(nproc)
@@ -52,7 +65,7 @@ def train_ae(
     from dcae_core.training.train_ae import train_autoencoder
 
     options = RunOptions(select_device(device), resume, phase, allow_changed_data)
-    changes = _with_options(overrides, dtype, tf32)
+    changes = _all_changes(overrides, pairs, dtype, tf32)
     settings = load_recipe(recipe, TrainAutoencoderRecipe, changes, check_autoencoder_recipe)
     with process_group(options.device):
         if dry_run:
@@ -65,6 +78,7 @@ def train_ae(
 
 def train_diffusion(
     recipe: Recipe,
+    pairs: Pairs = None,
     overrides: Overrides = None,
     resume: Resume = "auto",
     dry_run: DryRun = False,
@@ -80,7 +94,7 @@ def train_diffusion(
     Stop it at any moment with Ctrl-C or SIGTERM; the same command continues.
 
     \b
-    dcae train-diffusion tiny --set latents=LATENTS --set run_dir=runs/mine
+    dcae train-diffusion tiny latents=LATENTS run_dir=runs/mine
     dcae train-diffusion usit-h-f32 --nproc 8
     dcae sample --model runs/mine
     """
@@ -97,7 +111,7 @@ def train_diffusion(
     from dcae_core.training.run import RunOptions
 
     options = RunOptions(select_device(device), resume)
-    changes = _with_options(overrides, dtype, tf32)
+    changes = _all_changes(overrides, pairs, dtype, tf32)
     settings = load_recipe(recipe, TrainDiffusionRecipe, changes, check_diffusion_recipe)
     with process_group(options.device):
         if dry_run:
@@ -108,15 +122,22 @@ def train_diffusion(
         _print_result(directory, json, f"trained diffusion model: {directory} (dcae sample --model {directory})")
 
 
-def _with_options(overrides: list[str] | None, dtype: str | None, tf32: bool | None) -> list[str]:
-    """The recipe's overrides, and `--dtype` and `--tf32` as more where they are given."""
+def _all_changes(
+    overrides: list[str] | None, pairs: list[str] | None, dtype: str | None, tf32: bool | None
+) -> list[str]:
+    """What `--set`, bare `key=value`, `--tf32` and `--dtype` change in the recipe, in this order: the last counts."""
+    from dcae_core.errors import UsageError
+
+    for pair in pairs or []:
+        if "=" not in pair:
+            raise UsageError(f"{pair!r} is one argument too many: after the recipe come settings, such as seed=1")
     more = [] if tf32 is None else [f"execution.tf32={str(tf32).lower()}"]
     if dtype is not None:
         from dcae_core.devices import parse_dtype
 
         parse_dtype(dtype)
         more.append(f"execution.precision={dtype}")
-    return [*(overrides or []), *more]
+    return [*(overrides or []), *(pairs or []), *more]
 
 
 def _print_result(directory: Path, as_json: bool, text: str) -> None:

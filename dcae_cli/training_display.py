@@ -16,10 +16,11 @@ _SHOWN_IN_BAR = 4
 @contextmanager
 def training_display() -> Iterator[Any]:
     """A `RunLogger` for the main process, and a silent one for the others."""
+    from dcae_cli.progress import is_quiet
     from dcae_core.distributed import is_main
     from dcae_core.training.task import SilentLogger
 
-    if not is_main():
+    if is_quiet() or not is_main():
         yield SilentLogger()
         return
     shown = show_progress("starting", None, "steps")

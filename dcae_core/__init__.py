@@ -5,10 +5,20 @@ The names below are the library's public face; each is imported when it is first
 
 import os
 from importlib import import_module, metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Read by huggingface_hub when it is first imported: it sends statistics of its own unless told not to.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+if TYPE_CHECKING:  # what editors and type checkers see; `_PUBLIC_NAMES` below is what happens
+    from dcae_core import diffusion as diffusion
+    from dcae_core.checkpoints import load_autoencoder as load_autoencoder
+    from dcae_core.pipelines.generate import load_diffusion as load_diffusion
+    from dcae_core.zoo import create_autoencoder as create_autoencoder
+    from dcae_core.zoo import create_denoiser as create_denoiser
+    from dcae_core.zoo import list_models as list_models
+
+    __version__: str
 
 _PUBLIC_NAMES = {
     "create_autoencoder": "dcae_core.zoo",
@@ -23,14 +33,16 @@ _PUBLIC_MODULES = ("diffusion",)
 __all__ = sorted([*_PUBLIC_NAMES, *_PUBLIC_MODULES, "__version__"])
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC_NAMES:
-        return getattr(import_module(_PUBLIC_NAMES[name]), name)
-    if name in _PUBLIC_MODULES:
-        return import_module(f"dcae_core.{name}")
-    if name == "__version__":
-        return metadata.version("dcae")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker that saw it would take every name for right
+
+    def __getattr__(name: str) -> Any:
+        if name in _PUBLIC_NAMES:
+            return getattr(import_module(_PUBLIC_NAMES[name]), name)
+        if name in _PUBLIC_MODULES:
+            return import_module(f"dcae_core.{name}")
+        if name == "__version__":
+            return metadata.version("dcae")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,6 @@
 """Names of devices and number types, as people type them, turned into what torch wants."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ DTYPES = {
     "fp16": torch.float16,
     "float16": torch.float16,
 }
+
+_log = logging.getLogger(__name__)
 
 _ASSUMED_MEMORY = 8 << 30  # bytes, where the system does not say
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -45,6 +48,7 @@ def select_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        _log.info("computing on %s", name)
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
         raise UsageError(f"unknown --device {name!r}; choose from auto, cpu, cuda, cuda:N, mps")

@@ -42,9 +42,11 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         raise _explain(error, path) from error
 
 
-def cache_directory(name: str) -> Path:
-    """Where dcae caches things of one kind: `name` in its part of the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcae" / name
+def cache_directory(kind: str = "") -> Path:
+    """Where dcae caches things of one kind, or all of them: below DCAE_CACHE, or its part of the user's cache."""
+    own = os.environ.get("DCAE_CACHE")
+    users = os.environ.get("XDG_CACHE_HOME")
+    return (Path(own) if own else Path(users or Path.home() / ".cache") / "dcae") / kind
 
 
 def make_directory(path: Path) -> Path:

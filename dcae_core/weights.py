@@ -52,6 +52,7 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: weights are read from {', '.join(WEIGHT_SUFFIXES)} files only")
     if sha256 is not None and sha256_of_file(path) != sha256:
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not the recorded {sha256[:12]}...; fetch it again")
+    _log.info("reading %s", path)
     try:
         loaded = _load_safetensors(path) if path.suffix == ".safetensors" else _load_plain_tensors(path)
     except CheckpointError:

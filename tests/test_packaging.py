@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +30,28 @@ def test_the_wheel_holds_every_module_recipe_and_weight(wheel) -> None:
     weights = {str(path.relative_to(ROOT)) for path in (ROOT / "dcae_core" / "embedded").rglob("*.safetensors")}
     assert weights
     assert weights <= files
+    assert {"dcae_core/py.typed", "dcae_cli/py.typed"} <= files
+
+
+def test_the_package_says_who_made_it_where_it_runs_and_what_more_there_is(wheel) -> None:
+    metadata = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/METADATA"))
+    for line in (
+        "License-Expression: Apache-2.0",
+        "Author: The dcae authors",
+        "Classifier: Operating System :: Microsoft :: Windows",
+        "Classifier: Programming Language :: Python :: 3.13",
+    ):
+        assert line in metadata
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    together = set(extras["all"][0].removeprefix("dcae[").removesuffix("]").split(","))
+    assert together == extras.keys() - {"all", "dev"}
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert citation["authors"] == project["authors"]
 
 
 def test_the_wheel_holds_nothing_else(wheel) -> None:

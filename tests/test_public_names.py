@@ -1,8 +1,10 @@
 """The names that users build on exist, take what they promise, and cost nothing until they are used."""
 
+import ast
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +51,40 @@ def test_public_functions_say_what_they_do(name) -> None:
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="load_autoencodr"):
         dcae_core.load_autoencodr  # noqa: B018
+
+
+USER_SCRIPT = """
+import torch
+
+import dcae_core
+
+autoencoder = dcae_core.load_autoencoder(device="cpu")
+latent = autoencoder.encode(torch.zeros(1, 3, 64, 64))
+reveal_type(autoencoder)
+reveal_type(latent)
+reveal_type(dcae_core.diffusion.sample_heun)
+dcae_core.load_autoencodr()
+"""
+
+
+def test_type_checkers_and_editors_see_what_the_public_names_are(tmp_path) -> None:
+    (tmp_path / "script.py").write_text(USER_SCRIPT)
+    root = Path(__file__).parent.parent
+    # With the project's own settings, so that what `make test` has checked before is not checked again.
+    command = [sys.executable, "-m", "mypy", "--config-file", root / "pyproject.toml", tmp_path / "script.py"]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    notes = [line.partition(": note: ")[2] for line in run.stdout.splitlines() if ": note: " in line]
+    assert 'Revealed type is "dcae_core.models.autoencoder.Autoencoder"' in notes, run.stdout
+    assert any(line.startswith('Revealed type is "torch.') and line.endswith('Tensor"') for line in notes), run.stdout
+    assert not [line for line in notes if '"Any"' in line]
+    assert 'Module has no attribute "load_autoencodr"' in run.stdout
+
+
+def test_type_checkers_see_exactly_the_public_names() -> None:
+    tree = ast.parse(Path(dcae_core.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    shown = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert shown == set(dcae_core.__all__)
 
 
 def test_importing_the_library_imports_no_torch_until_a_name_is_used() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from dcae_cli.__main__ import main
+from dcae_cli.progress import listen_to_library
 
 
 @dataclass(frozen=True)
@@ -47,5 +48,6 @@ def dcae(monkeypatch, capsys) -> Iterator[Callable[..., Run]]:
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield run
+    listen_to_library()  # as loudly as before
     for number, handler in handlers.items():
         signal.signal(number, handler)

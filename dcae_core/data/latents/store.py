@@ -1,6 +1,7 @@
 """Where a dataset's shards lie: a local directory, or any fsspec URL behind a local cache of whole shards."""
 
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -18,6 +19,8 @@ from dcae_core.files import cache_directory, lock, make_directory, replace_file,
 DEFAULT_CACHE_BYTES = 64 << 30
 _BLOCK = 1 << 20
 _ATTEMPTS = 3
+
+_log = logging.getLogger(__name__)
 
 
 class ShardStore(Protocol):
@@ -147,6 +150,7 @@ class RemoteStore:
         with lock(self.cache / f".{shard.sha256}.lock", in_use=None, stays=False):
             if path.exists():  # another process was faster
                 return path
+            _log.info("fetching %s/%s (%d bytes)", self.where, shard.file, shard.bytes)
             self._make_room(shard.bytes)
             digest = hashlib.sha256()
             with replace_file(path) as target:
