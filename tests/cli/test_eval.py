@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dcae_core.checkpoints import save_autoencoder
+from dcae_core.pipelines.evaluation import report
 from tests.metrics.cheap_inception import CheapExtractor
 from tests.small import small_autoencoder
 
@@ -120,6 +121,30 @@ def test_the_report_is_one_page_that_needs_nothing_else(dcae, tmp_path: Path) ->
     dcae("eval", *COMMON, "--report", report).assert_succeeds()
     assert (report / "index.html").read_text() == before
     assert json.loads((report / "evaluation.json").read_text())["num_images"] == 6
+
+
+def test_the_page_is_a_template_beside_the_code_and_every_class_has_its_style(dcae, tmp_path: Path) -> None:
+    dcae("eval", *COMMON, "--report", tmp_path / "report").assert_succeeds()
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.startswith("<!doctype html>\n<html")
+    beside = Path(report.__file__).parent
+    assert "</" not in Path(report.__file__).read_text()
+    style = (beside / "report.css").read_text()
+    used = {name for names in re.findall(r'class="([^"]*)"', page) for name in names.split()}
+    assert {"image", "trio", "bar", "dot", "span", "score"} <= used
+    assert {name for name in used if not re.search(rf"\.{name}\b", style)} == set()
+
+
+def test_a_name_is_neither_markup_nor_template(dcae, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("{{ 7 * 191 }}'\" onload=x.png", "b.png"):
+        Image.new("RGB", (32, 32), "red").save(images / name)
+    dcae("eval", *COMMON, "--images", images, "--report", tmp_path / "report").assert_succeeds()
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "1337" not in page
+    assert "{{ 7 * 191 }}&#39;&#34; onload=x.png" in page
+    assert '" onload' not in page
 
 
 def test_names_are_text_in_the_report(dcae, tmp_path: Path) -> None:

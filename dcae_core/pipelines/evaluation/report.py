@@ -1,23 +1,27 @@
-"""One page to look at an evaluation with: no network, no script, readable on a phone and in the dark."""
+"""One page to look at an evaluation with: no network, no script, readable on a phone and in the dark.
+
+What is on it is gathered here; how it looks is in report.html (a Jinja template) and report.css beside this file.
+"""
 
 import base64
 import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from dcae_core.data.images import uint8_to_image
-from dcae_core.data.latents.statistics import LatentStatistics
 from dcae_core.files import make_directory, write_text
 from dcae_core.pipelines.comparison import ERROR_AT_WHITE, ERROR_COLOURS, colour_errors, error_levels
-from dcae_core.pipelines.evaluation.scores import METRICS, Evaluation, ShownImage, compare_with_expected
+from dcae_core.pipelines.evaluation.scores import METRICS, Evaluation, ExpectedFigure, ShownImage, compare_with_expected
 from dcae_core.recipes.evaluate import Expectation
 
 
@@ -61,38 +65,50 @@ def _round_step(step: float) -> float:
     return next(multiple * power for multiple in (1, 2, 5, 10) if multiple * power >= step * 0.999)
 
 
-def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str, marks: str, description: str) -> str:
-    base = _HEIGHT - _BOTTOM
-    grid = "".join(
-        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y.place(t):.1f}" y2="{y.place(t):.1f}"/>'
-        f'<text class="tick" x="{_LEFT - 6}" y="{y.place(t) + 4:.1f}" text-anchor="end">{y.label(t)}</text>'
-        for t in y.ticks
-    )
-    ticks = "".join(
-        f'<text class="tick" x="{x.place(t):.1f}" y="{base + 18}" text-anchor="middle">{x.label(t)}</text>'
-        for t in x.ticks
-    )
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    labels = (
-        f'<text class="axis" x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
-        f'<text class="axis upright" x="12" y="{(_TOP + base) / 2}" text-anchor="middle" '
-        f'transform="rotate(-90 12 {(_TOP + base) / 2})">{escape(y_label)}</text>'
-    )
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(description)}">'
-        f"{grid}{ticks}{labels}{marks}</svg>"
-    )
+@dataclass(frozen=True)
+class _Bar:
+    x: float
+    y: float
+    width: float
+    height: float
+    title: str
+
+
+@dataclass(frozen=True)
+class _Dot:
+    x: float
+    y: float
+    title: str
+    radius: float
+    span: tuple[float, float] | None = None  # of a line behind it, from top to bottom
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What the template draws: two axes, and bars or dots, all in pixels."""
+
+    x: _Axis
+    y: _Axis
+    x_label: str
+    y_label: str
+    description: str
+    bars: list[_Bar] = field(default_factory=list)
+    dots: list[_Dot] = field(default_factory=list)
+
+    width, height = _WIDTH, _HEIGHT
+    left, right, base = _LEFT, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    middle, half = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
 
 
 def _x_axis(low: float, high: float, *, include_ends: bool = True) -> _Axis:
-    return _Axis(low, high, _LEFT, _WIDTH - _RIGHT, include_ends=include_ends)
+    return _Axis(low, high, Chart.left, Chart.right, include_ends=include_ends)
 
 
 def _y_axis(low: float, high: float) -> _Axis:
-    return _Axis(low, high, _HEIGHT - _BOTTOM, _TOP)
+    return _Axis(low, high, Chart.base, _TOP)
 
 
-def histogram(values: Sequence[float], label: str) -> str:
+def histogram(values: Sequence[float], label: str) -> Chart:
     """How many images have which value."""
     finite = [value for value in values if math.isfinite(value)]
     bins = min(_MAX_BINS, max(5, math.ceil(math.sqrt(len(finite)))))
@@ -100,44 +116,38 @@ def histogram(values: Sequence[float], label: str) -> str:
     x, y = _x_axis(float(edges[0]), float(edges[-1])), _y_axis(0, float(max(counts.max(), 5)))
     bars = []
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        if count == 0:
-            continue
-        left, right, top = x.place(low) + 1, x.place(high) - 1, y.place(count)
-        bars.append(
-            f'<rect class="bar" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{y.place(0) - top:.1f}"'
-            f' rx="2"><title>{count} images from {low:.4g} to {high:.4g}</title></rect>'
-        )
-    return _frame(x, y, label, "images", "".join(bars), f"histogram of {label}")
+        if count > 0:
+            left, right, top = x.place(low) + 1, x.place(high) - 1, y.place(count)
+            title = f"{count} images from {low:.4g} to {high:.4g}"
+            bars.append(_Bar(left, top, right - left, y.place(0) - top, title))
+    return Chart(x, y, label, "images", f"histogram of {label}", bars=bars)
 
 
-def sorted_values(values: Sequence[float], names: Sequence[str], label: str) -> str:
+def sorted_values(values: Sequence[float], names: Sequence[str], label: str) -> Chart:
     """Every image's value, from the lowest to the highest (evenly chosen ones where there are very many)."""
     order = sorted((i for i, value in enumerate(values) if math.isfinite(values[i])), key=lambda i: values[i])
     if len(order) > _MAX_POINTS:
         order = [order[round(k * (len(order) - 1) / (_MAX_POINTS - 1))] for k in range(_MAX_POINTS)]
     shares = [100 * (k + 0.5) / len(order) for k in range(len(order))]
     x, y = _x_axis(0, 100), _y_axis(values[order[0]], values[order[-1]])
-    dots = "".join(
-        f'<circle class="dot" cx="{x.place(share):.1f}" cy="{y.place(values[i]):.1f}" r="3.5">'
-        f"<title>{escape(names[i])}: {values[i]:.4g}</title></circle>"
+    dots = [
+        _Dot(x.place(share), y.place(values[i]), f"{names[i]}: {values[i]:.4g}", 3.5)
         for share, i in zip(shares, order, strict=True)
-    )
-    return _frame(x, y, "share of images below (%)", label, dots, f"{label} of every image, sorted")
+    ]
+    return Chart(x, y, "share of images below (%)", label, f"{label} of every image, sorted", dots=dots)
 
 
-def channel_statistics(mean: Sequence[float], std: Sequence[float]) -> str:
+def channel_statistics(mean: Sequence[float], std: Sequence[float]) -> Chart:
     """Mean of every latent channel, with a line that reaches one standard deviation to each side."""
     low = min(m - s for m, s in zip(mean, std, strict=True))
     high = max(m + s for m, s in zip(mean, std, strict=True))
     x, y = _x_axis(-1, len(mean), include_ends=False), _y_axis(min(low, 0), max(high, 0))
     x.ticks = [float(tick) for tick in range(0, len(mean), max(1, round(_round_step(len(mean) / 6))))]
-    marks = "".join(
-        f"<g><title>channel {i}: mean {m:.3g}, standard deviation {s:.3g}</title>"
-        f'<line class="span" x1="{x.place(i):.1f}" x2="{x.place(i):.1f}" y1="{y.place(m - s):.1f}" '
-        f'y2="{y.place(m + s):.1f}"/><circle class="dot" cx="{x.place(i):.1f}" cy="{y.place(m):.1f}" r="3"/></g>'
-        for i, (m, s) in enumerate(zip(mean, std, strict=True))
-    )
-    return _frame(x, y, "latent channel", "value", marks, "mean and standard deviation of every latent channel")
+    dots = []
+    for i, (m, s) in enumerate(zip(mean, std, strict=True)):
+        title = f"channel {i}: mean {m:.3g}, standard deviation {s:.3g}"
+        dots.append(_Dot(x.place(i), y.place(m), title, 3, (y.place(m - s), y.place(m + s))))
+    return Chart(x, y, "latent channel", "value", "mean and standard deviation of every latent channel", dots=dots)
 
 
 REPORT_NAME = "index.html"
@@ -160,105 +170,67 @@ def write_report(directory: Path, evaluation: Evaluation, expected: Mapping[str,
 
 
 def _page(evaluation: Evaluation, expected: Mapping[str, Expectation]) -> str:
-    style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
-    title = f"Evaluation: {evaluation.subject}"
-    sections = (
-        _scores(evaluation, expected),
-        _distributions(evaluation),
-        _images(evaluation.shown),
-        "" if evaluation.latent is None else _latent(evaluation.latent),
-        _settings(evaluation),
-        _damaged(evaluation.damaged),
+    beside = files(__package__)
+    pages = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: beside.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{escape(title)}</h1>\n"
-        f'<p class="quiet">{evaluation.num_images} images, measured with dcae</p>\n'
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
+    latent, shown = evaluation.latent, evaluation.shown
+    crop = [] if evaluation.crop is None else [("images", evaluation.crop)]
+    has_reconstructions = bool(shown) and shown[0].reconstruction is not None
+    return pages.get_template("report.html").render(
+        title=f"Evaluation: {evaluation.subject}",
+        num_images=evaluation.num_images,
+        warnings=evaluation.warnings,
+        has_expected=bool(expected),
+        scores=[_score(comparison) for comparison in compare_with_expected(evaluation, expected)],
+        distributions=list(_distributions(evaluation)),
+        samples=[] if has_reconstructions else [{"name": s.name, "url": data_url(s.original)} for s in shown],
+        reconstructions=[_reconstruction(item) for item in shown] if has_reconstructions else [],
+        error_colours=", ".join(f"rgb{colour}" for colour in ERROR_COLOURS),
+        error_at_white=ERROR_AT_WHITE,
+        latent=latent,
+        latent_chart=None if latent is None else channel_statistics(latent.channel_mean, latent.channel_std),
+        origins=crop + [(METRICS[score.name].label, score.origin()) for score in evaluation.scores],
+        settings=list(_flatten(evaluation.settings)),
+        damaged=evaluation.damaged,
     )
 
 
-def _row(cells: Iterable[tuple[str, str]], tag: str = "td") -> str:
-    return "<tr>" + "".join(f'<{tag} class="{kind}">{text}</{tag}>' for kind, text in cells) + "</tr>"
+def _score(comparison: ExpectedFigure) -> dict[str, str]:
+    arrow = ""
+    if comparison.name in METRICS:
+        arrow = " ↑" if METRICS[comparison.name].higher_is_better else " ↓"
+    texts = ("label", "measured_text", "spread_text", "expected_text", "verdict")
+    return {name: getattr(comparison, name) for name in texts} | {"arrow": arrow}
 
 
-def _table(rows: Iterable[str]) -> str:
-    return f"<table>{''.join(rows)}</table>"
-
-
-def _scores(evaluation: Evaluation, expected: Mapping[str, Expectation]) -> str:
-    head = [("", "Metric"), ("number", "Measured"), ("number", "Spread")]
-    if expected:
-        head += [("number", "Published"), ("", "Verdict")]
-    rows = [_row(head, "th")]
-    for comparison in compare_with_expected(evaluation, expected):
-        better = ""
-        if comparison.name in METRICS:
-            better = " ↑" if METRICS[comparison.name].higher_is_better else " ↓"
-        cells = [("name", escape(comparison.label) + better), ("number score", comparison.measured_text)]
-        cells.append(("number", comparison.spread_text))
-        if expected:
-            cells += [("number", comparison.expected_text), (comparison.verdict, comparison.verdict)]
-        rows.append(_row(cells))
-    warnings = "".join(f'<p class="warning">{escape(line)}</p>' for line in evaluation.warnings)
-    arrows = '<p class="quiet">↑ higher is better, ↓ lower is better; ± one standard deviation.</p>'
-    return f"<h2>Scores</h2>{warnings}{_table(rows)}{arrows}"
-
-
-def _distributions(evaluation: Evaluation) -> str:
-    cards = []
+def _distributions(evaluation: Evaluation) -> Iterable[tuple[str, Chart]]:
     for name, values in evaluation.values.items():
-        if sum(map(math.isfinite, values)) < 2:
-            continue
-        label = METRICS[name].label
-        cards.append(f'<div class="card"><h3>{label}: how often</h3>{histogram(values, label)}</div>')
-        chart = sorted_values(values, evaluation.names, label)
-        cards.append(f'<div class="card"><h3>{label}: image by image</h3>{chart}</div>')
-    return f'<h2>Over the images</h2><div class="charts">{"".join(cards)}</div>' if cards else ""
+        if sum(map(math.isfinite, values)) >= 2:
+            label = METRICS[name].label
+            yield f"{label}: how often", histogram(values, label)
+            yield f"{label}: image by image", sorted_values(values, evaluation.names, label)
 
 
-def _figure(url: str, caption: str, alternative: str) -> str:
-    image = f'<img src="{url}" alt="{escape(alternative)}" loading="lazy">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
-
-
-def _images(shown: list[ShownImage]) -> str:
-    if not shown:
-        return ""
-    if shown[0].reconstruction is None:
-        figures = "".join(_figure(data_url(item.original), escape(item.name), item.name) for item in shown)
-        return f'<h2>Samples</h2><div class="samples">{figures}</div>'
-    colours = ", ".join(f"rgb{colour}" for colour in ERROR_COLOURS)
-    scale = f'<span class="scale" style="background: linear-gradient(90deg, {colours})"></span>'
-    legend = f"Error: mean absolute difference, 0 {scale} {ERROR_AT_WHITE} grey levels and more."
-    return f'<h2>Best, median and worst images</h2><p class="quiet">{legend}</p>' + "".join(map(_trio, shown))
-
-
-def _trio(item: ShownImage) -> str:
+def _reconstruction(item: ShownImage) -> dict[str, Any]:
     assert item.reconstruction is not None
     error = colour_errors(error_levels(item.original, item.reconstruction))
-    values = "".join(f"<span>{METRICS[name].label} {value:.4g}</span>" for name, value in item.values.items())
-    figures = (
-        _figure(data_url(item.original), "original", f"{item.name}, original")
-        + _figure(data_url(item.reconstruction), "reconstruction", f"{item.name}, reconstruction")
-        + _figure(data_url(error), "error", f"{item.name}, error map")
-    )
-    return (
-        f'<div class="card image"><div class="image-name"><strong>{item.standing}</strong>'
-        f'<span>{escape(item.name)}</span>{values}</div><div class="trio">{figures}</div></div>'
-    )
-
-
-def _latent(latent: LatentStatistics) -> str:
-    numbers = f"Over all values: mean {latent.mean:.4f}, rms {latent.rms:.4f}, standard deviation {latent.std:.4f}."
-    factor = f"A scaling factor of 1 / rms would be {1 / latent.rms:.4f}." if latent.rms > 0 else ""
-    chart = channel_statistics(latent.channel_mean, latent.channel_std)
-    text = "Dots are means, lines reach one standard deviation to each side."
-    card = f'<div class="card single">{chart}</div><p class="quiet">{text}</p>'
-    return f"<h2>Latent channels</h2><p>{numbers} {factor}</p>{card}"
+    images: dict[str, Image.Image | Tensor] = {
+        "original": item.original,
+        "reconstruction": item.reconstruction,
+        "error": error,
+    }
+    return {
+        "name": item.name,
+        "standing": item.standing,
+        "scores": [(METRICS[name].label, value) for name, value in item.values.items()],
+        "figures": [(kind, data_url(image)) for kind, image in images.items()],
+    }
 
 
 def _flatten(settings: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -269,19 +241,3 @@ def _flatten(settings: Mapping[str, object], prefix: str = "") -> Iterable[tuple
             yield f"{prefix}{name}", ", ".join(map(str, value))
         else:
             yield f"{prefix}{name}", str(value)
-
-
-def _settings(evaluation: Evaluation) -> str:
-    origins = [] if evaluation.crop is None else [_row([("name", "images"), ("long", escape(evaluation.crop))])]
-    origins += [_row([("name", METRICS[s.name].label), ("long", escape(s.origin()))]) for s in evaluation.scores]
-    settings = [
-        _row([("name", escape(name)), ("long", escape(value))]) for name, value in _flatten(evaluation.settings)
-    ]
-    return f"<h2>How it was measured</h2>{_table(origins)}<h2>Settings</h2>{_table(settings)}"
-
-
-def _damaged(lines: list[str]) -> str:
-    if not lines:
-        return ""
-    rows = [_row([("long", escape(line))]) for line in lines]
-    return f"<h2>Damaged images, left out ({len(lines)})</h2>{_table(rows)}"
