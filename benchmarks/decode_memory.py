@@ -14,7 +14,7 @@ import torch
 from dcae_core.benchmarking.measuring import held_bytes, peak_bytes
 from dcae_core.benchmarking.networks import open_autoencoder
 from dcae_core.models.inference import prepare_for_inference
-from dcae_core.pipelines.reconstruct import decode_latent
+from dcae_core.pipelines.tiling import decode_latent
 
 
 def main() -> None:

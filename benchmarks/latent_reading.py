@@ -22,7 +22,7 @@ from safetensors import safe_open
 from dcae_core.benchmarking.subjects import write_noise
 from dcae_core.data.batches import BatchPlan
 from dcae_core.data.latents import GlobalShuffle, LatentDataset, load_latents
-from dcae_core.data.latents.reader import shard_file_name
+from dcae_core.data.latents.shard import shard_file_name
 
 SHARD_SIZE = 1000
 READS = {"cold": 2000, "warm": 10000}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dcae_core import load_diffusion
-from dcae_core.data.decoding import decode_crops
+from dcae_core.data.decoded_crops import decode_crops
 from dcae_core.data.sources import find_images
 from dcae_core.metrics.frechet import Gaussian, GaussianStatistics, frechet_distance
 from dcae_core.pipelines.generate import SampleSettings, draw_classes

@@ -98,8 +98,8 @@ def sample(
     from dcae_core.errors import UsageError, unknown_name
     from dcae_core.pipelines.encode import encoder_name
     from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
-    from dcae_core.pipelines.reconstruct import check_tile
     from dcae_core.pipelines.sample_directory import SampleDirectory, sample_into
+    from dcae_core.pipelines.tiling import check_tile
     from dcae_core.zoo import find_denoiser
 
     if preset is not None and preset not in _PRESETS:

@@ -32,7 +32,7 @@ from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.complexity import autoencoder_complexity, denoiser_complexity
 from dcae_core.models.inference import CompiledDenoiser, compile_autoencoder, prepare_for_inference
 from dcae_core.pipelines.generate import DiffusionPipeline
-from dcae_core.pipelines.reconstruct import reconstruct
+from dcae_core.pipelines.tiling import reconstruct
 from dcae_core.recipes.settings import ExecutionSettings, OptimiserSettings
 from dcae_core.recipes.train_ae import LossSettings, PhaseSettings
 from dcae_core.recipes.train_diffusion import DenoiserSettings, TrainDiffusionRecipe

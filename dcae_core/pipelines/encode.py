@@ -24,7 +24,7 @@ from dcae_core.checkpoints import load_autoencoder
 from dcae_core.checkpoints.kl_autoencoder import KLAutoencoder
 from dcae_core.checkpoints.training_runs import model_name
 from dcae_core.data.content import digest_of_images
-from dcae_core.data.decoding import DecodedCrop, decode_crops
+from dcae_core.data.decoded_crops import DecodedCrop, decode_crops
 from dcae_core.data.images import uint8_to_tensor
 from dcae_core.data.latents import DatasetPlan, LatentDatasetWriter, Manifest
 from dcae_core.data.latents.manifest import (
@@ -33,7 +33,7 @@ from dcae_core.data.latents.manifest import (
     EncoderRecord,
     TransformRecord,
 )
-from dcae_core.data.latents.reader import TORCH_DTYPES
+from dcae_core.data.latents.shard import TORCH_DTYPES
 from dcae_core.data.latents.writer import IMAGES_KEY
 from dcae_core.data.sources import ImageList, ImageReference
 from dcae_core.devices import parse_dtype

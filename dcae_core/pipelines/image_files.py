@@ -22,7 +22,7 @@ from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.pipelines.comparison import Column, compare
 from dcae_core.pipelines.encode import load_encoder
 from dcae_core.pipelines.image_inputs import COMPARISON_SUFFIX, RECONSTRUCTION_SUFFIX, name_outputs
-from dcae_core.pipelines.reconstruct import MIN_TILE, check_tile, choose_tile, decode_rows, encode_rows
+from dcae_core.pipelines.tiling import MIN_TILE, check_tile, choose_tile, decode_rows, encode_rows
 from dcae_core.progress import ProgressCallback
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
 

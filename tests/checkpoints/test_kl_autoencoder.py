@@ -15,7 +15,7 @@ from dcae_core.data.sources import find_images
 from dcae_core.diffusion.guidance import sample_noise
 from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.pipelines.encode import encode_dataset, load_encoder
-from dcae_core.pipelines.reconstruct import choose_tile
+from dcae_core.pipelines.tiling import choose_tile
 from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
 from dcae_core.weights import fingerprint
 

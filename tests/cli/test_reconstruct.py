@@ -17,7 +17,7 @@ from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.pipelines import encode
 from dcae_core.pipelines.image_inputs import name_outputs
-from dcae_core.pipelines.reconstruct import reconstruct
+from dcae_core.pipelines.tiling import reconstruct
 from tests.small import small_autoencoder
 
 

@@ -113,7 +113,7 @@ def test_a_manifest_that_is_no_json_is_refused(tmp_path, content) -> None:
 
 @pytest.mark.parametrize("header", [NESTED, f'{{"latents": {DIGITS}}}', '{"latents": {"shape": [1e999]}}'])
 def test_a_shard_whose_header_is_no_header_is_refused(tmp_path, header) -> None:
-    from dcae_core.data.latents.reader import parse_header
+    from dcae_core.data.latents.shard import parse_header
     from dcae_core.errors import DataError
 
     with pytest.raises(DataError, match="shard-0"):

@@ -6,7 +6,7 @@ import torch
 
 from dcae_core.data.latents import DatasetPlan, LatentDatasetWriter, Manifest
 from dcae_core.data.latents.manifest import DamagedRecord, EncoderRecord, TransformRecord
-from dcae_core.data.latents.reader import TORCH_DTYPES
+from dcae_core.data.latents.shard import TORCH_DTYPES
 
 ENCODER = EncoderRecord(name="dc-ae-f32c32-tiny-1.0", fingerprint="a" * 64, scaling_factor=0.5)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dcae_core.data.latents.manifest import EncoderRecord, LatentDtype, Manifest, TransformRecord
-from dcae_core.data.latents.reader import TORCH_DTYPES, LatentDataset
+from dcae_core.data.latents.reader import LatentDataset
+from dcae_core.data.latents.shard import TORCH_DTYPES
 from dcae_core.data.latents.writer import DatasetPlan, LatentDatasetWriter
 from dcae_core.errors import DataError, UsageError
 from dcae_core.files import make_directory, replace_file

@@ -23,7 +23,7 @@ from dcae_core.data.latents.manifest import (
     TransformRecord,
     parse_manifest,
 )
-from dcae_core.data.latents.reader import build_shard
+from dcae_core.data.latents.shard import build_shard
 from dcae_core.data.latents.statistics import merge_statistics
 from dcae_core.errors import DataError, UsageError
 from dcae_core.files import lock, make_directory, remove_leftovers, write_bytes, write_text

@@ -5,8 +5,8 @@ from torch import Tensor
 from dcae_core.data.images import tensor_to_uint8, uint8_to_tensor
 from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.pipelines import reconstruct as memory
-from dcae_core.pipelines.reconstruct import (
+from dcae_core.pipelines import tiling
+from dcae_core.pipelines.tiling import (
     decode_latent,
     decode_rows,
     encode_image,
@@ -155,9 +155,9 @@ def test_a_network_that_gives_nan_is_refused(network: Autoencoder) -> None:
 
 
 def test_large_images_are_tiled_where_memory_asks_for_it(network: Autoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "memory_of", lambda device: 16 << 30)
-    assert memory.choose_tile(network, 512, 512) is None
-    assert memory.choose_tile(network, 8192, 8192) == 1024
-    assert memory.choose_tile(network, 3000, 3000) is None
-    monkeypatch.setattr(memory, "memory_of", lambda device: 1 << 30)
-    assert memory.choose_tile(network, 3000, 3000) == 1024
+    monkeypatch.setattr(tiling, "memory_of", lambda device: 16 << 30)
+    assert tiling.choose_tile(network, 512, 512) is None
+    assert tiling.choose_tile(network, 8192, 8192) == 1024
+    assert tiling.choose_tile(network, 3000, 3000) is None
+    monkeypatch.setattr(tiling, "memory_of", lambda device: 1 << 30)
+    assert tiling.choose_tile(network, 3000, 3000) == 1024
