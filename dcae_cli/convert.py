@@ -46,9 +46,9 @@ def convert(
         LAYOUTS,
         locate_autoencoder,
         read_autoencoder,
-        save_autoencoder,
     )
     from dcae_core.checkpoints.layouts import note_on_diffusers
+    from dcae_core.checkpoints.saving import save_autoencoder
     from dcae_core.devices import parse_dtype
     from dcae_core.errors import UsageError, unknown_name
     from dcae_core.zoo import AUTOENCODERS, unknown_model

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dcae_core import create_autoencoder
-from dcae_core.checkpoints.autoencoders import save_autoencoder
 from dcae_core.checkpoints.denoisers import describe_denoiser
+from dcae_core.checkpoints.saving import save_autoencoder
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
 from tests.denoisers import random_denoiser
 from tests.golden import golden_state

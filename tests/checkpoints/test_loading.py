@@ -254,7 +254,7 @@ def test_writing_replaces_a_directory_whole_or_not_at_all(network, tmp_path, mon
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dcae_core.checkpoints.autoencoders.save_file", fail)
+    monkeypatch.setattr("dcae_core.checkpoints.saving.save_file", fail)
     with pytest.raises(Exception, match="disk is full"):
         save_autoencoder(small_autoencoder(seed=5), tmp_path / "m")
     assert fingerprint(load_autoencoder(tmp_path / "m", prepare=False)) == before
@@ -262,7 +262,7 @@ def test_writing_replaces_a_directory_whole_or_not_at_all(network, tmp_path, mon
 
 
 def test_our_own_layout_keeps_files_small_and_readable_by_others(network, tmp_path, monkeypatch):
-    monkeypatch.setattr("dcae_core.checkpoints.autoencoders._MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr("dcae_core.checkpoints.saving._MAX_FILE_BYTES", 10_000)
     previous = os.umask(0o022)
     try:
         save_autoencoder(network, tmp_path / "m", layout="dcae")

@@ -1,0 +1,123 @@
+"""Autoencoders written to disk, in our own layout and both published ones."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dcae_core.checkpoints import layouts
+from dcae_core.checkpoints.autoencoders import CONFIG_NAME, DIFFUSERS, ORIGINAL, OWN
+from dcae_core.checkpoints.layouts import (
+    DIFFUSERS_WEIGHTS_NAME,
+    OWN_CONFIG_NAME,
+    WEIGHTS_STEM,
+)
+from dcae_core.errors import UsageError
+from dcae_core.files import replace_directory, sha256_of_file
+from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER
+
+_MAX_FILE_BYTES = 14_900_000  # of tensors; names and shapes come on top
+
+
+def best_layout(network: Autoencoder) -> str:
+    """The diffusers layout where AutoencoderDC can express the network, else our own."""
+    try:
+        layouts.to_diffusers_config(network.config, None)
+    except UsageError:
+        return OWN
+    return DIFFUSERS
+
+
+def save_autoencoder(
+    network: Autoencoder,
+    directory: Path,
+    *,
+    layout: str | None = None,
+    name: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Write a plain (unprepared) network to a directory, whole or not at all.
+
+    The diffusers layout opens in `diffusers.AutoencoderDC.from_pretrained`; beside it, as in our own layout, lies
+    `dcae.json` with the configuration, the scaling factor, checksums and `metadata`. The original layout holds what
+    the published code reads, and nothing else. Our own layout keeps its weights in files of at most 15 MB, as the
+    hosting of source code likes them.
+
+    Args:
+        network: the plain network, with its `.scaling_factor`.
+        directory: where to; replaced if it exists.
+        layout: "original", "diffusers" or "dcae"; by default diffusers where that can express the network.
+        name: a zoo name, needed for the original layout, kept by the others.
+        dtype: of the stored weights.
+        metadata: JSON values to keep beside the weights.
+
+    Raises:
+        UsageError: the layout cannot express the network.
+        ResourceError: the disk is full or the place cannot be written to.
+    """
+    if not isinstance(network, Autoencoder):
+        raise UsageError("these layouts hold deep-compression autoencoders only, and this is none")
+    layout = layout or best_layout(network)
+    state = {key: _stored(tensor, dtype) for key, tensor in network.state_dict().items()}
+    with replace_directory(directory) as partial:
+        if layout == ORIGINAL:
+            _write_original(network, state, name, partial)
+            return
+        if layout == DIFFUSERS:
+            config = layouts.to_diffusers_config(network.config, network.scaling_factor)
+            _write_json(partial / CONFIG_NAME, config)
+            # diffusers refuses weights whose metadata does not name the framework.
+            converted = layouts.to_diffusers(network.config, state)
+            save_file(converted, partial / DIFFUSERS_WEIGHTS_NAME, metadata={"format": "pt"})
+        else:
+            for number, tensors in enumerate(_split(state), start=1):
+                save_file(tensors, partial / f"weights-{number}.safetensors")
+        description = {
+            "layout": layout,
+            "name": name,
+            "scaling_factor": network.scaling_factor,
+            "config": network.config.to_dict(),
+            "weights": {file.name: sha256_of_file(file) for file in sorted(partial.glob("*.safetensors"))},
+            "metadata": metadata or {},
+        }
+        _write_json(partial / OWN_CONFIG_NAME, description)
+
+
+def _write_original(network: Autoencoder, state: dict[str, Tensor], name: str | None, directory: Path) -> None:
+    if name not in AUTOENCODERS or AUTOENCODERS[name].config != network.config:
+        raise UsageError(
+            "the original layout only names released networks, and this one is none of them; "
+            "use the diffusers or the dcae layout"
+        )
+    if name == EMBEDDED_AUTOENCODER:
+        raise UsageError(
+            f"the original layout only names networks that the published code knows, and {name} is ours; "
+            "use the dcae layout"
+        )
+    save_file(layouts.to_original(network.config, state), directory / f"{WEIGHTS_STEM}.safetensors")
+    _write_json(directory / CONFIG_NAME, {"model_name": name})
+
+
+def _split(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors in their order, as many together as fit into one file."""
+    together: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if together and sum(each.nbytes for each in together.values()) + tensor.nbytes > _MAX_FILE_BYTES:
+            yield together
+            together = {}
+        together[key] = tensor
+    yield together
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
