@@ -84,6 +84,7 @@ def test_type_checkers_see_exactly_the_public_names() -> None:
     tree = ast.parse(Path(dcae_core.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     shown = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    shown |= {ast.unparse(node.target) for node in block.body if isinstance(node, ast.AnnAssign)}
     assert shown == set(dcae_core.__all__)
 
 

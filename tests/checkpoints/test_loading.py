@@ -281,7 +281,7 @@ def structured(monkeypatch, tmp_path):
     network = Autoencoder(SMALL_CONFIGS["1.0"].replace(latent_shortcuts=False))
     randomise(network)
     network.scaling_factor = 0.25
-    entry = AutoencoderEntry(NAME, network.config, 0.25, None)
+    entry = AutoencoderEntry(NAME, network.config, 0.25, (Cost(0, 0), Cost(0, 0)), None)
     monkeypatch.setitem(AUTOENCODERS, NAME, entry)
     leading = dataclasses.replace(
         entry, name=f"{NAME}-c3", config=entry.config.replace(latent_channels=3), whole=entry.name
