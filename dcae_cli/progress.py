@@ -210,21 +210,24 @@ class _Bar(Shown):
         if self._bar is None:
             self._bar = self._begin()
         done = self.done + self.part
-        state = {"description": self.description, "total": self.total, "completed": done, "unit": self.unit}
+        state = {"description": self.description, "total": self.total, "completed": done}
         self._bar.update(self._task, **state, note=printable(figures))
 
     def _begin(self) -> Any:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
 
+        # On a narrow terminal the words at the end are cut, never the count.
+        words = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         columns = (
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]} {task.fields[note]}", markup=False),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", markup=False, table_column=words),
         )
-        bar = Progress(*columns, console=Console(stderr=True))
-        self._task = bar.add_task(self.description, total=self.total, unit=self.unit, note="")
+        bar = Progress(*columns, console=Console(stderr=True), expand=True)
+        self._task = bar.add_task(self.description, total=self.total, note="")
         bar.start()
         return bar
 

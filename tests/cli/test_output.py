@@ -141,6 +141,17 @@ def test_a_training_on_a_terminal_counts_each_step(monkeypatch) -> None:
         assert words in shown
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+def test_a_narrow_terminal_cuts_the_words_and_never_the_count(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+
+    def work() -> None:
+        with progress("a description", total=1000) as advance:
+            advance(1000, note="a very long name of a file " * 4)
+
+    assert "1000/1000" in on_a_terminal(monkeypatch, work)
+
+
 def train_three_steps(training_display) -> None:
     speed = {"images_per_second": 12.0, "loader_images_per_second": 99.0, "loader_wait": 0.0, "seconds_left": 1.0}
     with training_display() as logger:
