@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from dcae_core import load_diffusion
 from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
 from dcae_core.errors import CheckpointError, DownloadError, UsageError
-from dcae_core.zoo import AUTOENCODERS, DENOISERS, DenoiserEntry
+from dcae_core.zoo import AUTOENCODERS, DENOISERS, Cost, DenoiserEntry
 from tests.denoisers import CLASSES, random_denoiser
 from tests.diffusion_models import SCALING_FACTOR, write_autoencoder, write_diffusion, write_released
 from tests.golden import golden_noise, golden_state, golden_tensors, relative_error, state_dict_keys
@@ -74,7 +74,7 @@ def test_adaptive_channels_take_the_autoencoder_with_fewer(tmp_path, monkeypatch
     autoencoder = write_autoencoder(tmp_path / "autoencoder")
     for adaptive in (True, False):
         small = random_denoiser("uvit", in_channels=8, adaptive_channels=adaptive)
-        entry = DenoiserEntry("adaptive", small.config, "velocity", "none", "none/none")
+        entry = DenoiserEntry("adaptive", small.config, "velocity", "none", Cost(0, 0), "none/none")
         monkeypatch.setitem(DENOISERS, entry.name, entry)
         monkeypatch.setitem(AUTOENCODERS, "none", AUTOENCODERS["dc-ae-f64c128-1.5"])
         directory = write_released(tmp_path / str(adaptive), entry.name, small.state_dict())
