@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,7 +57,8 @@ def test_every_released_key_list_loads_strictly(tmp_path, name) -> None:
 def test_a_checkpoint_of_the_network_alone_takes_its_autoencoder_from_elsewhere(tmp_path, monkeypatch) -> None:
     entry = DENOISERS["dc-ae-f32c32-in-1.0-usit-h-in-512px"]
     small = random_denoiser("uvit")
-    monkeypatch.setitem(DENOISERS, entry.name, type(entry)(entry.name, small.config, "velocity", "none", "none/none"))
+    entry_of_small = replace(entry, config=small.config, prediction="velocity", autoencoder="none")
+    monkeypatch.setitem(DENOISERS, entry.name, entry_of_small)
     monkeypatch.setitem(AUTOENCODERS, "none", AUTOENCODERS[entry.autoencoder])
     autoencoder = write_autoencoder(tmp_path / "autoencoder")
     for number, prefix in enumerate(("diffusion_model.", "")):
