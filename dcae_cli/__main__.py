@@ -1,5 +1,6 @@
 """The `dcae` program: run one command, and end any failure in one clear line and a documented exit code."""
 
+import contextlib
 import io
 import os
 import sys
@@ -139,5 +140,18 @@ def main() -> NoReturn:
         _fail(*describe_failure(error), debug)
 
 
+def _main_of_process() -> NoReturn:
+    """As `main`; one of several processes leaves without Python's last steps, in which gloo's threads may abort it."""
+    try:
+        main()
+    except SystemExit as end:
+        if os.environ.get("WORLD_SIZE", "1") in ("", "1") or not isinstance(end.code, int):
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(end.code)
+
+
 if __name__ == "__main__":
-    main()
+    _main_of_process()

@@ -146,14 +146,16 @@ class _Launcher:
         deadline: float | None = None
         while None in [worker.poll() for worker in self._workers]:
             if deadline is None and any(worker.returncode for worker in self._workers):
-                self._ended_first = {
-                    i: worker.returncode for i, worker in enumerate(self._workers) if worker.returncode
-                }
+                self._ended_first = self._failures()
                 deadline = time.monotonic() + (_SECONDS_AFTER_STOP if self._stopped_by else _SECONDS_AFTER_FAILURE)
             if deadline is not None and time.monotonic() > deadline:
                 for worker in self._workers:
                     worker.kill()
             time.sleep(_SECONDS_BETWEEN_LOOKS)
+        self._ended_first = self._ended_first or self._failures()  # all may end between two looks
+
+    def _failures(self) -> dict[int, int]:
+        return {i: worker.returncode for i, worker in enumerate(self._workers) if worker.returncode}
 
     def _outcome(self) -> int:
         codes = [worker.returncode for worker in self._workers]

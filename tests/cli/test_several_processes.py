@@ -124,7 +124,7 @@ def test_a_killed_worker_is_named_in_one_line(victim: int, start: Callable[[], s
     os.kill(workers_of(process)[victim], signal.SIGKILL)
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode == 4, stderr
-    assert stderr.splitlines()[-1].startswith(f"dcae: process {victim} was killed (SIGKILL)")
+    assert stderr.splitlines()[-1].startswith(f"dcae: process {victim} was killed (SIGKILL)"), stderr
     assert "gloo" not in stderr
 
 
