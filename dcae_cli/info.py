@@ -25,6 +25,8 @@ def info(json: Json = False, debug: Debug = False) -> None:
     rows = [(name, version or "not installed") for name, version in facts["versions"].items()]
     rows += [("device", device["text"]) for device in facts["devices"]]
     rows.append(("threads", f"{facts['threads']} of {facts['cpus']} processors"))
+    convolutions = facts["convolutions"]
+    rows.append(("3x3 convolutions", f"{convolutions['processor']} processor: {convolutions['rule']}"))
     for name, what in (("cache", "cache of models"), ("own_cache", "cache of dcae"), ("torch_cache", "cache of torch")):
         rows.append((what, f"{facts[name]['path']} ({facts[name]['bytes'] / 1e6:.1f} MB)"))
     embedded = facts["embedded_model"]
@@ -41,7 +43,9 @@ def gather_facts() -> dict[str, Any]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from dcae_core.checkpoints.autoencoders import embedded_directory
+    from dcae_core.devices import processor_family
     from dcae_core.files import cache_directory
+    from dcae_core.models.winograd import rule_for
     from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
     return {
@@ -52,6 +56,7 @@ def gather_facts() -> dict[str, Any]:
         "devices": list(_devices()),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
+        "convolutions": {"processor": str(processor_family()), "rule": str(rule_for(processor_family()))},
         "cache": _cache(Path(HF_HUB_CACHE)),  # HF_HOME moves it
         "own_cache": _cache(cache_directory()),  # DCAE_CACHE moves it
         "torch_cache": _cache(Path(torch.hub.get_dir())),  # TORCH_HOME moves it; networks that metrics need

@@ -1,10 +1,13 @@
 """Names of devices and number types, as people type them, turned into what torch wants."""
 
+import functools
 import logging
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +22,10 @@ DTYPES = {
     "fp16": torch.float16,
     "float16": torch.float16,
 }
+
+_VENDORS = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}
+_INSTRUCTIONS = {"AVX512": "AVX-512", "AVX2": "AVX2"}  # torch's names and ours
+_CPUINFO = Path("/proc/cpuinfo")
 
 _log = logging.getLogger(__name__)
 
@@ -97,3 +104,38 @@ def memory_of(device: torch.device) -> int:
         if path.is_file() and (text := path.read_text().strip()).isdecimal():
             total = min(total, int(text))
     return total
+
+
+class ProcessorFamily(NamedTuple):
+    """Processors for which one choice of algorithms holds.
+
+    Attributes:
+        vendor: Intel, AMD, or empty where it is neither or cannot be known.
+        instructions: the widest vectors it has: AVX-512, AVX2, or empty where it has neither or that cannot be known.
+    """
+
+    vendor: str
+    instructions: str
+
+    def __str__(self) -> str:
+        return f"{self.vendor} {self.instructions}" if all(self) else "unknown"
+
+
+@functools.cache
+def processor_family() -> ProcessorFamily:
+    """The family of this machine's processor, the same at each call: what it is, not how fast it proves to be."""
+    if _CPUINFO.is_file():
+        return family_in_cpuinfo(_CPUINFO.read_text(encoding="ascii", errors="replace"))
+    vendor = next((ours for theirs, ours in _VENDORS.items() if theirs in platform.processor()), "")
+    return ProcessorFamily(vendor, _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), ""))
+
+
+def family_in_cpuinfo(text: str) -> ProcessorFamily:
+    """The family that Linux describes in `text`, the content of /proc/cpuinfo, by its first processor."""
+    facts: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    flags = set(facts.get("flags", "").split())
+    instructions = "AVX-512" if "avx512f" in flags else "AVX2" if {"avx2", "fma"} <= flags else ""
+    return ProcessorFamily(_VENDORS.get(facts.get("vendor_id", ""), ""), instructions)

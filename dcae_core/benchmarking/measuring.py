@@ -53,7 +53,7 @@ class Machine:
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """Name the machine and measure its two rates, the best of five trials each; takes seconds."""
     return Machine(
-        device=_device_name(device),
+        device=device_name(device),
         threads=torch.get_num_threads(),
         system=f"{platform.system()} {platform.machine()}",
         versions={"python": platform.python_version()} | _versions() | {"torch": torch.__version__},  # with its build
@@ -98,7 +98,8 @@ def _best_seconds(device: torch.device, call: Any) -> float:
     return min(seconds)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The processor's or accelerator's own name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

@@ -3,20 +3,24 @@
 import torch
 from torch import Tensor, nn
 
-from dcae_core.devices import memory_of
+from dcae_core.devices import memory_of, processor_family
 from dcae_core.models.autoencoder import Autoencoder, EncoderHead
 from dcae_core.models.layers import ResBlock
-from dcae_core.models.winograd import WinogradConv2d, fits_winograd
+from dcae_core.models.winograd import Rule, WinogradConv2d, fits_winograd, rule_for
 
 _TRANSFORMED_SIZE = 4  # a transformed weight is four times the plain one
 _MEMORY_SHARE = 0.25
 
 
-def prepare_for_inference(network: Autoencoder) -> Autoencoder:
+def prepare_for_inference(network: Autoencoder, rule: Rule | None = None) -> Autoencoder:
     """Prepare a network, in place; it can no longer be trained or saved. Returns the same object.
 
     On the CPU in float32 the transformed weights of 3x3 convolutions take four times their room
     and are kept if that is less than a quarter of the machine's memory, else made at each call.
+
+    Args:
+        network: on the device and in the number type that it will run in.
+        rule: which convolutions go through Winograd's algorithm; None takes the rule of this machine's processor.
     """
     network.eval().requires_grad_(False)
     for module in network.modules():
@@ -25,7 +29,7 @@ def prepare_for_inference(network: Autoencoder) -> Autoencoder:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameter = next(network.parameters())
     if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
-        _use_winograd(network)
+        _use_winograd(network, rule_for(processor_family()) if rule is None else rule)
     return network
 
 
@@ -44,18 +48,18 @@ def _fold_batch_norm(block: ResBlock) -> None:
     block.norm = nn.Identity()
 
 
-def _use_winograd(network: Autoencoder) -> None:
+def _use_winograd(network: Autoencoder, rule: Rule) -> None:
     places = [
         (parent, name, child)
         for parent in network.modules()
         if not isinstance(parent, EncoderHead)
         for name, child in parent.named_children()
-        if isinstance(child, nn.Conv2d) and fits_winograd(child)
+        if isinstance(child, nn.Conv2d) and fits_winograd(child, rule)
     ]
     needed = _TRANSFORMED_SIZE * sum(child.weight.nbytes for _, _, child in places)
     keep_transformed = needed < _MEMORY_SHARE * memory_of(torch.device("cpu"))
     for parent, name, child in places:
-        setattr(parent, name, WinogradConv2d(child, keep_transformed))
+        setattr(parent, name, WinogradConv2d(child, keep_transformed, rule))
 
 
 def compile_autoencoder(network: Autoencoder, backend: str = "inductor") -> Autoencoder:

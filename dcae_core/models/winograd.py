@@ -7,16 +7,18 @@ Everything is laid out (positions, channels), so that gathering the tiles copies
 through in strips of tile rows that stay in the cache between the three steps.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dcae_core.devices import ProcessorFamily
 
 TILE = 4
 _PATCH = TILE + 2
 _NUM_FREQUENCIES = _PATCH**2
 _TILES_PER_STRIP = 128  # found by measurement: fewer starve the products, more leave the cache
-_MIN_CHANNELS = 128
-_MIN_TILES = 16
 
 _INPUT_1D = torch.tensor(
     [
@@ -48,14 +50,60 @@ _INPUT_2D, _WEIGHT_2D, _OUTPUT_2D = (
 )
 
 
-def pays(in_channels: int, out_channels: int, height: int, width: int) -> bool:
-    """Whether this way is the faster one for an input of this size.
+@dataclass(frozen=True)
+class Step:
+    """Shapes that go the fast way: from `min_channels` in and out on, with `min_tiles` to `max_tiles` tiles of 4x4."""
+
+    min_channels: int
+    min_tiles: int
+    max_tiles: int | None = None
+
+    def __str__(self) -> str:
+        tiles = f"{self.min_tiles} or more" if self.max_tiles is None else f"{self.min_tiles} to {self.max_tiles}"
+        return f"from {self.min_channels} channels on with {tiles} tiles of 4x4"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which 3x3 convolutions go the fast way on a family of processors, and where that was measured.
 
     A rule and not a measurement at run time: the choice moves results by 1e-6, and the same command must give the
-    same bytes every time. docs/performance.md has the measurements behind it.
+    same bytes every time. docs/performance.md has the measurements behind each.
     """
-    tiles = -(-height // TILE) * -(-width // TILE)
-    return min(in_channels, out_channels) >= _MIN_CHANNELS and tiles >= _MIN_TILES
+
+    steps: tuple[Step, ...]
+    reason: str
+
+    def pays(self, in_channels: int, out_channels: int, height: int, width: int) -> bool:
+        """Whether the fast way is the faster one for an input of this size."""
+        channels, tiles = min(in_channels, out_channels), -(-height // TILE) * -(-width // TILE)
+        return any(
+            channels >= step.min_channels
+            and tiles >= step.min_tiles
+            and (step.max_tiles is None or tiles <= step.max_tiles)
+            for step in self.steps
+        )
+
+    def ever_pays(self, in_channels: int, out_channels: int) -> bool:
+        """Whether there is any size of input that the fast way is the faster one for."""
+        return any(min(in_channels, out_channels) >= step.min_channels for step in self.steps)
+
+    def __str__(self) -> str:
+        route = f"Winograd {', '.join(map(str, self.steps))}" if self.steps else "plain everywhere"
+        return f"{route} ({self.reason})"
+
+
+RULES = {
+    ProcessorFamily("Intel", "AVX-512"): Rule((Step(128, 16),), "measured on Sapphire Rapids"),
+    ProcessorFamily("AMD", "AVX-512"): Rule((Step(1024, 16, 64),), "measured on Zen 5"),
+    ProcessorFamily("AMD", "AVX2"): Rule((Step(256, 256), Step(512, 64), Step(1024, 16)), "measured on Zen 3"),
+}
+_PLAIN = Rule((), "not measured on such a processor")
+
+
+def rule_for(family: ProcessorFamily) -> Rule:
+    """The rule of a family of processors; the plain convolution everywhere where none was measured."""
+    return RULES.get(family, _PLAIN)
 
 
 def transform_weight(weight: Tensor) -> Tensor:
@@ -100,24 +148,25 @@ def winograd_conv2d(x: Tensor, transformed: Tensor, bias: Tensor | None) -> Tens
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3x3 convolution of stride 1 that goes the fast way where that is faster, and the plain way elsewhere.
+    """A 3x3 convolution of stride 1 that goes the fast way where `rule` says so, and the plain way elsewhere.
 
     Shares the parameters of the convolution it stands for. With `keep_transformed`, keeps the transformed weight, four
     times the size of the plain one, from the first call on; otherwise transforms at each call, which costs as much as
     nine more tiles.
     """
 
-    def __init__(self, conv: nn.Conv2d, keep_transformed: bool) -> None:
+    def __init__(self, conv: nn.Conv2d, keep_transformed: bool, rule: Rule) -> None:
         super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None, device="meta")
         self.weight, self.bias = conv.weight, conv.bias
         self.keep_transformed = keep_transformed
+        self.rule = rule
         self._transformed: Tensor | None
         self.register_buffer("_transformed", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, O, H, W)."""
         is_plain = x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled()
-        if is_plain or not pays(self.in_channels, self.out_channels, *x.shape[2:]):
+        if is_plain or not self.rule.pays(self.in_channels, self.out_channels, *x.shape[2:]):
             return super().forward(x)
         transformed = self._transformed
         if transformed is None:
@@ -127,13 +176,13 @@ class WinogradConv2d(nn.Conv2d):
         return winograd_conv2d(x, transformed, self.bias)
 
 
-def fits_winograd(module: nn.Module) -> bool:
-    """Whether a module is a convolution that `WinogradConv2d` can stand for and ever pays for."""
+def fits_winograd(module: nn.Module, rule: Rule) -> bool:
+    """Whether a module is a convolution that `WinogradConv2d` can stand for and ever pays for under `rule`."""
     return (
         isinstance(module, nn.Conv2d)
         and module.kernel_size == (3, 3)
         and module.stride == (1, 1)
         and module.padding == (1, 1)
         and module.groups == 1
-        and min(module.in_channels, module.out_channels) >= _MIN_CHANNELS
+        and rule.ever_pays(module.in_channels, module.out_channels)
     )

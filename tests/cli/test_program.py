@@ -13,6 +13,7 @@ import pytest
 
 from dcae_cli.app import COMMANDS, load_command
 from dcae_cli.failures import describe_failure
+from dcae_core.devices import ProcessorFamily
 from dcae_core.errors import CheckpointError, DcaeError, DownloadError, RecipeError, ResourceError, UsageError
 
 MAX_HELP_SECONDS = 0.3
@@ -120,6 +121,20 @@ def test_info_as_json_has_what_a_bug_report_needs(dcae) -> None:
     assert facts["devices"][0]["name"] == "cpu"
     assert facts["threads"] >= 1
     assert facts["embedded_model"]["bytes"] > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [(("AMD", "AVX-512"), ("AMD AVX-512", "1024 channels", "Zen 5")), (("", ""), ("unknown", "plain everywhere"))],
+)
+def test_info_says_which_convolutions_go_which_way_here_and_why(family, said, dcae, monkeypatch) -> None:
+    monkeypatch.setattr("dcae_core.devices.processor_family", lambda: ProcessorFamily(*family))
+    facts = json.loads(dcae("info", "--json").stdout)["convolutions"]
+    assert set(facts) == {"processor", "rule"}
+    shown = " ".join(dcae("info").stdout.split())
+    for words in said:
+        assert words in f"{facts['processor']}: {facts['rule']}"
+        assert words in shown
 
 
 def test_info_measures_the_cache_without_counting_links_twice(dcae, tmp_path, monkeypatch) -> None:
