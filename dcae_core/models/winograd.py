@@ -151,8 +151,8 @@ class WinogradConv2d(nn.Conv2d):
     """A 3x3 convolution of stride 1 that goes the fast way where `rule` says so, and the plain way elsewhere.
 
     Shares the parameters of the convolution it stands for. With `keep_transformed`, keeps the transformed weight, four
-    times the size of the plain one, from the first call on; otherwise transforms at each call, which costs as much as
-    nine more tiles.
+    times the size of the plain one, from the first call on; otherwise transforms at each call, which the
+    rules do not count: docs/performance.md has what it costs.
     """
 
     def __init__(self, conv: nn.Conv2d, keep_transformed: bool, rule: Rule) -> None:
