@@ -96,7 +96,7 @@ class Rule:
 RULES = {
     ProcessorFamily("Intel", "AVX-512"): Rule((Step(128, 16),), "measured on Sapphire Rapids"),
     ProcessorFamily("AMD", "AVX-512"): Rule((Step(1024, 16, 64),), "measured on Zen 5"),
-    ProcessorFamily("AMD", "AVX2"): Rule((Step(256, 256), Step(512, 64), Step(1024, 16)), "measured on Zen 3"),
+    ProcessorFamily("AMD", "AVX2"): Rule((Step(512, 256), Step(1024, 16)), "measured on Zen 3"),
 }
 _PLAIN = Rule((), "not measured on such a processor")
 
