@@ -47,8 +47,8 @@ class RunDirectory:
         """
         in_use = f"{self.path} is in use by another run; wait for it, stop it, or choose another run_dir"
         with lock(self.path / ".lock", in_use):
-            remove_leftovers(self.path)
-            remove_leftovers(self.checkpoints)
+            for directory in (self.path, self.checkpoints, self.path / "phases", self.path / "samples"):
+                remove_leftovers(directory)
             self._finish_last_save()
             yield
 

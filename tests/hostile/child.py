@@ -47,14 +47,23 @@ class Outcome:
             assert not [letter for letter in text if not letter.isprintable() and letter != "\n"], text
 
 
-def run_dcae(*arguments: object, memory: int = 4 * GIB, seconds: int = 120, cwd: Path | None = None) -> Outcome:
-    """`dcae ...` as from the shell, killed after so many seconds, refused more than so much address space."""
+def run_dcae(
+    *arguments: object,
+    memory: int = 4 * GIB,
+    seconds: int = 120,
+    cwd: Path | None = None,
+    prepare: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """`dcae ...` as from the shell, killed after so many seconds, refused more than so much address space.
+
+    `prepare` is called in the child, just before the command.
+    """
     with TemporaryDirectory() as folder:
         files = [os.path.join(folder, name) for name in ("stdout", "stderr")]
         start = time.monotonic()
         child = os.fork()
         if child == 0:
-            _become_dcae(list(map(os.fsencode, map(str, arguments))), files, memory, seconds, cwd)
+            _become_dcae(list(map(os.fsencode, map(str, arguments))), files, memory, seconds, cwd, prepare)
         _, status, usage = os.wait4(child, 0)
         elapsed = time.monotonic() - start
         texts = [Path(file).read_bytes().decode("utf-8", "replace") for file in files]
@@ -86,7 +95,14 @@ def run_in_child(action: Callable[[], object], *, memory: int = 2 * GIB, seconds
     return answer
 
 
-def _become_dcae(arguments: list[bytes], files: list[str], memory: int, seconds: int, cwd: Path | None) -> NoReturn:
+def _become_dcae(
+    arguments: list[bytes],
+    files: list[str],
+    memory: int,
+    seconds: int,
+    cwd: Path | None,
+    prepare: Callable[[], object],
+) -> NoReturn:
     exit_code = 99
     try:
         for number, file in enumerate(files, start=1):
@@ -97,6 +113,7 @@ def _become_dcae(arguments: list[bytes], files: list[str], memory: int, seconds:
             os.chdir(cwd)
         _limit(memory, seconds)
         sys.argv = ["dcae", *map(os.fsdecode, arguments)]
+        prepare()
         main()
     except SystemExit as ended:
         exit_code = ended.code if isinstance(ended.code, int) else 1
