@@ -73,7 +73,7 @@ def _try(way: Undisturbed, fault: str, number: int) -> str:
     if outcome.exit_code != KILLED or fault != "kill":
         _assert_told(outcome)
     # Damaged images are left out with a word, by default; what comes of it is another result, and says so.
-    left_out = fault == "vanish" and _says_left_out(way, number, outcome)
+    left_out = fault == "vanish" and _says_left_out(way, outcome)
     if not left_out:
         scenes.assert_whole(way.folder, way.before, way.after)
     if outcome.exit_code == 0 and not left_out:
@@ -83,18 +83,22 @@ def _try(way: Undisturbed, fault: str, number: int) -> str:
     if again.exit_code:
         return f"says: {again.stderr.splitlines()[-1]}"
     now = scenes.read_tree(way.folder)
-    if left_out and now != way.after and _says_left_out(way, number, again):
+    if left_out and now != way.after and _says_left_out(way, again):
         return "says which image was left out"
     assert now == way.after, f"other bytes: {sorted(set(now.items()) ^ set(way.after.items()))}"
     assert not scenes.SCENES[way.name].owns_output or not scenes.leftovers(way.folder)
     return "same bytes"
 
 
-def _says_left_out(way: Undisturbed, number: int, outcome: Outcome) -> bool:
-    """Whether the command, or the list that a training keeps, names the image of a point as unreadable."""
+def _says_left_out(way: Undisturbed, outcome: Outcome) -> bool:
+    """Whether the command, or the list that a training keeps, names an image as unreadable.
+
+    Any image: threads read several at once, so that the point which is theirs together may fall to another of them.
+    """
     listed = way.folder / "run" / "damaged.txt"
     words = outcome.stderr + (listed.read_text() if listed.is_file() else "")
-    return f"{way.points[number].file.removeprefix('images/')} cannot be read: No such file" in words
+    images = {point.file.removeprefix("images/") for point in way.points if point.file.startswith("images/")}
+    return any(f"{image} cannot be read: No such file" in words for image in images)
 
 
 def _try_all(way: Undisturbed, fault: str, numbers: list[int]) -> None:
