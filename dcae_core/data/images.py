@@ -178,6 +178,20 @@ def _turn_upright(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image in memory, of any mode, as `open_image` would give that of its file; the argument stays as it is.
+
+    Raises:
+        DataError: its pixels cannot be read (Pillow reads a file's when they are first asked for), or are not finite.
+    """
+    try:
+        image = image.copy()
+        _turn_upright(image)
+        return _to_rgb(image, "white")
+    except Exception as error:  # truncated or hostile data: each decoder has its own exceptions
+        raise DataError(f"the image is damaged: {str(error) or type(error).__name__}") from error
+
+
 def open_image(
     source: str | Path | bytes,
     *,

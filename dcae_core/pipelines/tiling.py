@@ -192,7 +192,7 @@ def encode_rows(
     return latent
 
 
-def encode_image(
+def encode_pixels(
     network: Autoencoder, pixels: Tensor, *, tile: int | None = None, progress: ProgressCallback | None = None
 ) -> Tensor:
     """`encode_rows` of an image in memory, uint8 (3, H, W)."""
@@ -285,10 +285,10 @@ class Reconstruction:
     pixels: Tensor
 
 
-def reconstruct(
+def reconstruct_pixels(
     network: Autoencoder, pixels: Tensor, *, tile: int | None = None, progress: ProgressCallback | None = None
 ) -> Reconstruction:
-    """Encode and decode one image: `encode_image`, then `decode_latent`."""
-    latent = encode_image(network, pixels, tile=tile, progress=progress)
+    """Encode and decode one image: `encode_pixels`, then `decode_latent`."""
+    latent = encode_pixels(network, pixels, tile=tile, progress=progress)
     size = (pixels.shape[1], pixels.shape[2])
     return Reconstruction(latent, decode_latent(network, latent, size, tile=tile, progress=progress))

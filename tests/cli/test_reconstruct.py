@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import dcae_core
 from dcae_core.checkpoints import load_autoencoder, save_autoencoder
 from dcae_core.data.images import center_crop_adm, image_to_uint8, open_image
 from dcae_core.data.sources import ImageReference
@@ -17,7 +18,7 @@ from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.pipelines import encode
 from dcae_core.pipelines.image_inputs import name_outputs
-from dcae_core.pipelines.tiling import reconstruct
+from dcae_core.pipelines.tiling import reconstruct_pixels
 from tests.small import small_autoencoder
 
 
@@ -47,7 +48,7 @@ def test_an_image_comes_back_in_its_size_with_its_figures(dcae, models, tmp_path
     run.assert_succeeds()
     assert run.stderr == ""
     (result,) = json.loads(run.stdout)["results"]
-    expected = reconstruct(load_autoencoder(models / "a"), pixels_of(image))
+    expected = reconstruct_pixels(load_autoencoder(models / "a"), pixels_of(image))
     written = pixels_of(tmp_path / "out" / "odd name é.recon.png")
     assert torch.equal(written, expected.pixels)
     assert result["files"] == {
@@ -59,6 +60,13 @@ def test_an_image_comes_back_in_its_size_with_its_figures(dcae, models, tmp_path
     assert result["psnr"] == pytest.approx(float(psnr(pixels_of(image)[None], written[None])))
     assert 0 < result["ssim"] < 1
     assert result["milliseconds"] > 0
+
+
+def test_python_gives_the_bytes_that_the_command_writes(dcae, models, tmp_path):
+    image = write_image(tmp_path / "image.png")
+    dcae("reconstruct", image, "--model", models / "a", "-o", tmp_path / "out", "--device", "cpu").assert_succeeds()
+    ours = dcae_core.reconstruct_image(dcae_core.load_autoencoder(models / "a"), image)
+    assert ours.tobytes() == open_image(tmp_path / "out" / "image.recon.png").tobytes()
 
 
 def test_the_table_has_a_row_for_each_image_and_the_mean(dcae, models, tmp_path) -> None:
@@ -151,7 +159,7 @@ def test_the_published_crop_comes_first_if_asked_for(dcae, models, tmp_path) -> 
     arguments = ("--model", models / "a", "-o", tmp_path / "out", "--resolution", 32)
     dcae("reconstruct", image, *arguments).assert_succeeds()
     cropped = image_to_uint8(center_crop_adm(open_image(image), 32))
-    expected = reconstruct(load_autoencoder(models / "a"), cropped).pixels
+    expected = reconstruct_pixels(load_autoencoder(models / "a"), cropped).pixels
     assert torch.equal(pixels_of(tmp_path / "out" / "p.recon.png"), expected)
 
 
@@ -235,7 +243,7 @@ def test_half_precision_gives_nearly_the_same(dcae, models, tmp_path, dtype) -> 
     image = write_image(tmp_path / "p.png")
     arguments = ("reconstruct", image, "--model", models / "a", "-o", tmp_path / dtype, "--dtype", dtype)
     dcae(*arguments).assert_succeeds()
-    expected = reconstruct(load_autoencoder(models / "a"), pixels_of(image)).pixels
+    expected = reconstruct_pixels(load_autoencoder(models / "a"), pixels_of(image)).pixels
     written = pixels_of(tmp_path / dtype / "p.recon.png")
     assert float(psnr(expected[None], written[None])) > 30
 

@@ -35,6 +35,14 @@ def test_every_item_comes_back_bit_for_bit(tmp_path, dtype):
         assert label == labels[place] == item % 3
 
 
+def test_pytorchs_data_loader_takes_it_with_workers(tmp_path):
+    write_dataset(tmp_path, COUNTS)
+    loader = torch.utils.data.DataLoader(LatentDataset(tmp_path), batch_size=4, num_workers=2)
+    batches = list(loader)
+    assert [len(labels) for _, labels in batches] == [4, 4, 4, 2]
+    assert torch.equal(torch.cat([latents for latents, _ in batches])[9], latent_of(9))
+
+
 def test_shards_are_plain_safetensors(tmp_path):
     write_dataset(tmp_path, COUNTS)
     tensors = safetensors.torch.load_file(tmp_path / "shard-000002.safetensors")

@@ -9,11 +9,11 @@ from dcae_core.pipelines import tiling
 from dcae_core.pipelines.tiling import (
     decode_latent,
     decode_rows,
-    encode_image,
+    encode_pixels,
     encode_rows,
     padding_indices,
     plan_tiles,
-    reconstruct,
+    reconstruct_pixels,
 )
 from tests.models.test_autoencoder_golden import load_golden
 from tests.small import small_autoencoder
@@ -66,7 +66,7 @@ def test_tiles_cover_the_axis_and_their_weights_add_up_to_one(length: int, tile:
 def test_images_of_any_size_come_back_in_their_size(
     network: Autoencoder, height: int, width: int, tile: int | None
 ) -> None:
-    result = reconstruct(network, smooth_image(height, width), tile=tile)
+    result = reconstruct_pixels(network, smooth_image(height, width), tile=tile)
     assert result.pixels.shape == (3, height, width)
     assert result.latent.shape == (8, -(-height // 4), -(-width // 4))
 
@@ -77,7 +77,7 @@ def test_an_image_that_needs_neither_padding_nor_tiles_is_what_the_network_gives
         latent = network.encode(uint8_to_tensor(pixels)[None])
         expected = tensor_to_uint8(network.decode(latent))[0]
     for tile in (None, 40, 64):
-        result = reconstruct(network, pixels, tile=tile)
+        result = reconstruct_pixels(network, pixels, tile=tile)
         assert torch.equal(result.latent, latent[0])
         assert torch.equal(result.pixels, expected)
 
@@ -86,8 +86,8 @@ def assert_seamless(network: Autoencoder, side: int, tile: int) -> None:
     """The difference to the whole image is nowhere larger than in the interior of the tiles."""
     f = network.spatial_compression_ratio
     pixels, size = smooth_image(side, side), (side, side)
-    whole = decode_latent(network, encode_image(network, pixels), size).int()
-    tiled = decode_latent(network, encode_image(network, pixels, tile=tile), size, tile=tile).int()
+    whole = decode_latent(network, encode_pixels(network, pixels), size).int()
+    tiled = decode_latent(network, encode_pixels(network, pixels, tile=tile), size, tile=tile).int()
     difference = (whole - tiled).abs().amax(dim=0)
 
     near_border = torch.zeros(side, dtype=torch.bool)
@@ -113,7 +113,7 @@ def test_no_more_rows_than_a_tile_are_held(network: Autoencoder) -> None:
         return pixels[:, top:bottom]
 
     latent = encode_rows(network, rows, size, tile=64)
-    assert torch.equal(latent, encode_image(network, pixels, tile=64))
+    assert torch.equal(latent, encode_pixels(network, pixels, tile=64))
     assert max(bottom - top for top, bottom in read) <= 64
     assert (read[0][0], read[-1][1]) == (0, 300)
 
@@ -132,7 +132,7 @@ def test_tiles_of_a_published_network_are_seamless(side: int, tile: int) -> None
 def test_without_attention_tiles_change_only_what_lies_beside_their_borders() -> None:
     local = small_autoencoder(blocks=("res",) * 3)
     pixels = smooth_image(256, 64)
-    whole, tiled = reconstruct(local, pixels), reconstruct(local, pixels, tile=128)
+    whole, tiled = reconstruct_pixels(local, pixels), reconstruct_pixels(local, pixels, tile=128)
     changed = (whole.latent - tiled.latent).abs().amax(dim=(0, 2)) > 1e-4
     assert not changed[:16].any()
     torch.testing.assert_close(tiled.latent, whole.latent, rtol=0, atol=0.02 * float(whole.latent.abs().max()))
@@ -140,13 +140,13 @@ def test_without_attention_tiles_change_only_what_lies_beside_their_borders() ->
 
 def test_progress_counts_the_tiles(network: Autoencoder) -> None:
     calls: list[tuple[int, int]] = []
-    encode_image(network, smooth_image(128, 64), tile=64, progress=lambda done, total: calls.append((done, total)))
+    encode_pixels(network, smooth_image(128, 64), tile=64, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_tile_that_is_too_small_is_refused(network: Autoencoder) -> None:
     with pytest.raises(UsageError, match="--tile 15 is too small: this network needs at least 16"):
-        encode_image(network, smooth_image(64, 64), tile=15)
+        encode_pixels(network, smooth_image(64, 64), tile=15)
 
 
 def test_a_network_that_gives_nan_is_refused(network: Autoencoder) -> None:
