@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Literal
 
@@ -25,22 +26,27 @@ from dcae_core.limits import MAX_FILE_BYTES, MAX_IMAGE_SIDE, memory_for
 
 DEFAULT_MAX_PIXELS = 178_956_970  # where Pillow itself starts to refuse: 716 MB once decoded
 
-RASTER_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+RASTER_FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"),
+)
+_HEIF_IS_READ = find_spec("pillow_heif") is not None  # an extra: its wheels hold an encoder under the GPL
+HEIF_SUFFIXES = frozenset({".heic", ".heif"})
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".dib", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".mpo", ".png", ".apng"}
     | {".pbm", ".pgm", ".ppm", ".pnm", ".qoi", ".tga", ".tif", ".tiff", ".webp"}
+    | (HEIF_SUFFIXES if _HEIF_IS_READ else set())
 )
 
 # Images all the same, but of kinds that no decoder here reads: left out of a folder they are counted.
 UNREAD_SUFFIXES = frozenset(
-    {".heic", ".heif", ".jxl", ".psd", ".exr", ".hdr", ".svg"}
-    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
+    {".jxl", ".psd", ".exr", ".hdr", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"}
+    | (HEIF_SUFFIXES - IMAGE_SUFFIXES)
 )
 
 _RGB_BYTES = 4  # a pixel, as Pillow keeps it
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # others: 4
 # What decoders hold for a pixel beside the image itself: whole frames, coefficients, planes; measured.
-_DECODER_BYTES = {"WEBP": 16, "AVIF": 16, "JPEG2000": 24, "JPEG": 6, "MPO": 6, "TIFF": 8, "GIF": 4}
+_DECODER_BYTES = {"WEBP": 16, "AVIF": 16, "JPEG2000": 24, "JPEG": 6, "MPO": 6, "TIFF": 8, "GIF": 4, "HEIF": 8}
 _WEBP_CANVAS_BYTES = 8
 _STRIP_PIXELS = 1 << 20
 
@@ -69,8 +75,7 @@ def _read_header(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         raise DataError(f"{name} is empty (0 bytes): copy or download it again")
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head")):
         raise DataError(f"{name} is a web page, not an image: download the image itself")
-    _silence_libtiff()
-    Image.init()
+    _prepare_decoders()
     width, height = _webp_canvas(start) or (0, 0)
     _check_size(width, height, name, max_pixels)
     needed = memory_for(width * height * _WEBP_CANVAS_BYTES, f"opening {name} ({width} x {height} pixels)")
@@ -82,12 +87,24 @@ def _read_header(file: IO[bytes], name: str, max_pixels: int) -> Image.Image:
     except MemoryError as error:
         raise ResourceError(f"not enough memory to open {name}") from error
     except Exception as error:  # decoders raise every kind of exception on bytes that are not theirs
+        if not _HEIF_IS_READ and _is_heif(start):
+            raise DataError(f"{name} is a HEIC image, which needs one more package: pip install pillow-heif") from error
         raise DataError(f"{name} is not an image in a known format (JPEG, PNG, WebP, TIFF, GIF, BMP, ...)") from error
 
 
+def _is_heif(start: bytes) -> bool:
+    """Whether a file begins as phones' images do. Source: ISO/IEC 23008-12, brands of HEVC images."""
+    return start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
+
+
 @cache
-def _silence_libtiff() -> None:
-    """Keep libtiff from writing its complaints to standard error by itself; what is wrong is told once, by us."""
+def _prepare_decoders() -> None:
+    """Load Pillow's decoders, and HEIF's; keep libtiff's complaints off standard error: what is wrong is told by us."""
+    Image.init()
+    if _HEIF_IS_READ:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener(thumbnails=False)
     with suppress(OSError, AttributeError):  # a Pillow without libtiff, or with one that cannot be reached
         set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
         set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p

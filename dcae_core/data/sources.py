@@ -11,7 +11,14 @@ from typing import NamedTuple, overload
 import numpy as np
 from PIL import Image
 
-from dcae_core.data.images import DEFAULT_MAX_PIXELS, IMAGE_SUFFIXES, UNREAD_SUFFIXES, AlphaRule, open_image
+from dcae_core.data.images import (
+    DEFAULT_MAX_PIXELS,
+    HEIF_SUFFIXES,
+    IMAGE_SUFFIXES,
+    UNREAD_SUFFIXES,
+    AlphaRule,
+    open_image,
+)
 from dcae_core.data.remote import is_url, list_files, read_remote
 from dcae_core.data.tar import read_shard
 from dcae_core.errors import DataError, ResourceError, SourceLostError, printable
@@ -233,7 +240,8 @@ def describe_unread(unread: Counter[str]) -> list[str]:
     if not unread:
         return []
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
-    return [f"left out {kinds}: kinds of images that are not read; convert them to JPEG or PNG"]
+    install = "pip install pillow-heif, or " if unread.keys() & HEIF_SUFFIXES else ""
+    return [f"left out {kinds}: kinds of images that are not read; {install}convert them to JPEG or PNG"]
 
 
 _OnProblem = Callable[[DataError], None]

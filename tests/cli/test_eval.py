@@ -327,9 +327,9 @@ def test_success_has_no_prefix(dcae, tmp_path: Path) -> None:
 def test_images_of_kinds_that_are_not_read_are_counted(dcae, folder: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     shutil.copytree(folder / "images", images)
-    for name in ("a.heic", "b.HEIC", "c.jxl", "notes.doc"):
+    for name in ("a.cr2", "b.CR2", "c.jxl", "notes.doc"):
         (images / name).write_bytes(b"x")
-    line = "dcae: warning: left out 2 .heic, 1 .jxl: kinds of images that are not read; convert them to JPEG or PNG"
+    line = "dcae: warning: left out 2 .cr2, 1 .jxl: kinds of images that are not read; convert them to JPEG or PNG"
     commands = (
         ("eval", *COMMON, "--images", images),
         ("encode-dataset", "--model", "model", "--images", images, "--out", tmp_path / "latents", "--resolution", 32),
@@ -339,5 +339,5 @@ def test_images_of_kinds_that_are_not_read_are_counted(dcae, folder: Path, tmp_p
         assert line in dcae(*command).stderr
     only = tmp_path / "only"
     only.mkdir()
-    (only / "a.heic").write_bytes(b"x")
-    dcae("reconstruct", only).assert_fails(3, "no image in this folder", "left out 1 .heic")
+    (only / "a.cr2").write_bytes(b"x")
+    dcae("reconstruct", only).assert_fails(3, "no image in this folder", "left out 1 .cr2")

@@ -179,6 +179,6 @@ def test_the_time_left_is_smoothed(tmp_path: Path) -> None:
 
 def test_images_of_kinds_that_are_not_read_are_counted(dcae, recipe_file: Path) -> None:
     [source, *_] = json.loads(recipe_file.read_text())["data"]["sources"]
-    (Path(source["path"]) / "a.heic").write_bytes(b"x")
+    (Path(source["path"]) / "a.cr2").write_bytes(b"x")
     run = dcae("train-ae", recipe_file, "--device", "cpu", "--phase", "full", "--set", "phases.0.steps=1")
-    assert "left out 1 .heic" in run.stderr
+    assert "left out 1 .cr2" in run.stderr

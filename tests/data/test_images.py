@@ -1,6 +1,8 @@
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -179,6 +181,33 @@ def test_bit_flips_end_in_an_image_or_in_a_data_error() -> None:
                 flipped[position] ^= int(rng.integers(1, 256))
             with contextlib.suppress(DataError):
                 assert open_image(bytes(flipped), max_pixels=1 << 20).mode == "RGB"
+
+
+def test_what_phones_write_is_read_upright_and_on_white() -> None:
+    pytest.importorskip("pillow_heif")
+    image = Image.new("RGBA", (64, 32), (200, 30, 30, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 32, 32))
+    content = encoded(image, "HEIF", quality=100)
+    assert np.allclose(pixel(content, 8, 16), (255, 255, 255), atol=8)
+    assert np.allclose(pixel(content, 56, 16), (200, 30, 30), atol=8)
+
+
+NO_HEIF = """
+import sys
+sys.modules["pillow_heif"] = None
+from dcae_core.data.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES, open_image
+from dcae_core.data.sources import describe_unread
+print({".heic", ".heif"} <= UNREAD_SUFFIXES - IMAGE_SUFFIXES)
+print(describe_unread({".heic": 2}))
+open_image(b"....ftypheic" + bytes(100), name="a.heic")
+"""
+
+
+def test_without_the_package_a_heic_image_says_what_to_install() -> None:
+    run = subprocess.run([sys.executable, "-c", NO_HEIF], capture_output=True, text=True)
+    assert run.stdout.splitlines()[0] == "True"
+    assert "left out 2 .heic: kinds of images that are not read; pip install pillow-heif" in run.stdout
+    assert "a.heic is a HEIC image, which needs one more package: pip install pillow-heif" in run.stderr
 
 
 def test_missing_files_and_directories_are_named(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def found_before(name: str) -> list[bytes]:
 def images() -> list[bytes]:
     kinds = [("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "I;16"), ("JPEG", "RGB"), ("JPEG", "CMYK")]
     kinds += [("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGB"), ("TIFF", "F"), ("WEBP", "RGB"), ("PPM", "RGB")]
-    kinds += [("TGA", "RGB"), ("JPEG2000", "RGB"), ("AVIF", "RGB"), ("QOI", "RGB")]
+    kinds += [("TGA", "RGB"), ("JPEG2000", "RGB"), ("AVIF", "RGB"), ("QOI", "RGB"), ("HEIF", "RGB")]
+    open_image(image_bytes())  # after which Pillow knows HEIF too, where its package is installed
     made = []
     for kind, mode in kinds:
         try:
