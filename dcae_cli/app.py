@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dcae_cli.encode_dataset:encode_dataset",
         "Encode images into a latent dataset, or verify one.",
     ),
+    "latents": ("dcae_cli.latents:latents", "Look at a latent dataset, prove it, import and export it."),
     "train-ae": ("dcae_cli.train:train_ae", "Train or fine-tune an autoencoder as a recipe says."),
     "train-diffusion": (
         "dcae_cli.train:train_diffusion",

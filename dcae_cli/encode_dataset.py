@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dcae_cli.latents import prove_dataset
 from dcae_cli.options import Alpha, Debug, Device, Json, NumProcesses
 from dcae_cli.processes import start_processes
 
@@ -63,7 +64,7 @@ def encode_dataset(
     dcae encode-dataset --verify LATENTS
     """
     if verify is not None:
-        _verify(verify, as_json)
+        prove_dataset(verify, as_json)
         return
     options = {
         "images": images, "out": out, "model": model, "resolution": resolution, "flipped_copies": flip,
@@ -148,20 +149,3 @@ def _show(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _verify(directory: str, as_json: bool) -> None:
-    from dcae_cli.output import print_json
-    from dcae_cli.progress import progress
-    from dcae_core.data.latents import verify_dataset
-    from dcae_core.errors import DataError
-
-    with progress("verify", total=None, unit="shards") as advance:
-        manifest, faults = verify_dataset(directory, advance)
-    if as_json:
-        print_json({"latents": manifest.count, "shards": len(manifest.shards), "faults": faults})
-    if faults:
-        more = f" (and {len(faults) - 1} more faults; --json lists them all)" if len(faults) > 1 else ""
-        raise DataError(faults[0] + more)
-    if not as_json:
-        print(f"{directory}: {manifest.count} latents in {len(manifest.shards)} shards, every checksum is right")

@@ -6,9 +6,10 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from dcae_core.data.latents import LatentDataset, export_npy, export_webdataset, import_npy
-from dcae_core.errors import DataError
+from dcae_core.data.latents import LatentDataset, export_npy, export_webdataset, import_lightningdit, import_npy
+from dcae_core.errors import DataError, UsageError
 
 from .datasets import ENCODER, file_bytes, latent_of, write_dataset
 
@@ -93,3 +94,73 @@ def test_webdataset_tars_hold_unscaled_latents_and_labels(tmp_path):
                 assert int(tar.extractfile(label).read()) == seen % 3
                 seen += 1
     assert seen == 8
+
+
+def write_lightningdit(folder, counts: list[int], *, mirrored: bool = True) -> None:
+    """Files as LightningDiT's extraction writes them: item k is `latent_of(k)`, its mirror image the negative."""
+    folder.mkdir()
+    item = 0
+    for number, count in enumerate(counts):
+        latents = torch.stack([latent_of(item + i) for i in range(count)])
+        tensors = {"latents": latents, "labels": torch.tensor([(item + i) % 3 for i in range(count)])}
+        if mirrored:
+            tensors["latents_flip"] = -latents
+        save_file(tensors, folder / f"latents_rank00_shard{number:03d}.safetensors")
+        item += count
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_lightningdits_files_become_items_and_their_mirror_images(tmp_path, mirrored):
+    write_lightningdit(tmp_path / "theirs", [5, 3, 1], mirrored=mirrored)
+    manifest = import_lightningdit(tmp_path / "theirs", tmp_path / "ours", ENCODER, resolution=64, shard_size=4)
+    dataset = LatentDataset(tmp_path / "ours")
+    copies = 1 + mirrored
+    assert dataset.shard_counts.tolist() == [4 * copies, 4 * copies, copies]
+    assert (manifest.classes, manifest.transform.flipped_copies) == (["0", "1", "2"], mirrored)
+    for item in range(9):
+        for copy in range(copies):
+            latent, label = dataset[item * copies + copy]
+            assert torch.equal(latent, -latent_of(item) if copy else latent_of(item))
+            assert label == item % 3
+    assert dataset.names(1)[:2] == ["latents_rank00_shard000/000004", "latents_rank00_shard001/000000"]
+
+
+def test_an_interrupted_import_of_lightningdits_files_continues(tmp_path):
+    write_lightningdit(tmp_path / "theirs", [5, 3])
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    arguments = {"resolution": 64, "shard_size": 3}
+    with pytest.raises(KeyboardInterrupt):
+        import_lightningdit(tmp_path / "theirs", tmp_path / "ours", ENCODER, **arguments, advance=stop)
+    import_lightningdit(tmp_path / "theirs", tmp_path / "ours", ENCODER, **arguments)
+    import_lightningdit(tmp_path / "theirs", tmp_path / "whole", ENCODER, **arguments)
+    assert file_bytes(tmp_path / "ours") == file_bytes(tmp_path / "whole")
+    with pytest.raises(UsageError, match="other settings"):
+        import_lightningdit(tmp_path / "theirs", tmp_path / "ours", ENCODER, resolution=32, shard_size=3)
+
+
+@pytest.mark.parametrize("damage", ["cut", "shape", "labels", "kind", "mixed", "none"])
+def test_files_that_are_not_lightningdits_are_named(tmp_path, damage):
+    folder = tmp_path / "theirs"
+    write_lightningdit(folder, [2])
+    bad = folder / "x.safetensors"
+    good = {"latents": torch.zeros(2, 4, 2, 3, dtype=torch.float16), "labels": torch.zeros(2, dtype=torch.int64)}
+    mirrored = {"latents_flip": torch.zeros(2, 4, 2, 3, dtype=torch.float16)}
+    match damage:
+        case "cut":
+            whole = (folder / "latents_rank00_shard000.safetensors").read_bytes()
+            bad.write_bytes(whole[:-8])
+        case "shape":
+            save_file(good | mirrored | {"labels": torch.zeros(3, dtype=torch.int64)}, bad)
+        case "labels":
+            save_file(good | mirrored | {"labels": torch.tensor([-1, 0])}, bad)
+        case "kind":
+            save_file(good | {"latents": torch.zeros(2, 4, 2, 3, dtype=torch.int64)}, bad)
+        case "mixed":
+            save_file(good, bad)
+        case "none":
+            save_file({"weights": torch.zeros(2)}, bad)
+    with pytest.raises(DataError, match=r"x\.safetensors"):
+        import_lightningdit(folder, tmp_path / "ours", ENCODER, resolution=64)

@@ -1,6 +1,6 @@
 """Latent datasets: fixed-size safetensors shards beside a manifest that says what made them."""
 
-from dcae_core.data.latents.exchange import export_npy, export_webdataset, import_npy
+from dcae_core.data.latents.exchange import export_npy, export_webdataset, import_lightningdit, import_npy
 from dcae_core.data.latents.loader import load_latents
 from dcae_core.data.latents.manifest import Manifest, check_encoder
 from dcae_core.data.latents.order import GlobalShuffle, Order, WindowShuffle
@@ -18,6 +18,7 @@ __all__ = [
     "check_encoder",
     "export_npy",
     "export_webdataset",
+    "import_lightningdit",
     "import_npy",
     "load_latents",
     "verify_dataset",

@@ -1,12 +1,16 @@
-"""Latent datasets from and to other layouts: the published .npy folders, WebDataset tars."""
+"""Latent datasets from and to other layouts: the published .npy folders, LightningDiT's files, WebDataset tars."""
 
 import io
 import tarfile
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dcae_core.data.latents.manifest import EncoderRecord, LatentDtype, Manifest, TransformRecord
@@ -15,9 +19,11 @@ from dcae_core.data.latents.shard import TORCH_DTYPES
 from dcae_core.data.latents.writer import DatasetPlan, LatentDatasetWriter
 from dcae_core.errors import DataError, UsageError
 from dcae_core.files import make_directory, replace_file
+from dcae_core.limits import MAX_CLASSES
 from dcae_core.progress import Advance
 
 _DTYPES: dict[str, LatentDtype] = {"float16": "float16", "float32": "float32"}
+_SAFETENSORS_DTYPES: dict[str, LatentDtype] = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 
 def import_npy(
@@ -57,20 +63,47 @@ def import_npy(
         classes=classes,
         num_shards=-(-len(files) // shard_size),
     )
+
+    def read(first: int, last: int) -> "_Part":
+        part = files[first:last]
+        names = [path.relative_to(source).as_posix() for path, _ in part]
+        latents = torch.stack(list(_unscaled(part, plan, encoder.scaling_factor)))
+        return _Part(latents, torch.tensor([label for _, label in part]), names)
+
+    return _write(directory, plan, len(files), shard_size, read, advance)
+
+
+class _Part(NamedTuple):
+    """What becomes one shard: unscaled latents, labels, and the names of the images."""
+
+    latents: Tensor
+    labels: Tensor
+    names: list[str]
+
+
+def _write(
+    directory: Path,
+    plan: DatasetPlan,
+    num_images: int,
+    shard_size: int,
+    read: Callable[[int, int], _Part],
+    advance: Advance | None,
+) -> Manifest:
+    """Write the shards that are not there yet; `read(first, last)` gives the images of one."""
     writer = LatentDatasetWriter(directory, plan)
-    writer.begin()
-    for number in range(plan.num_shards):
-        part = files[number * shard_size : (number + 1) * shard_size]
-        if not writer.is_complete() and writer.finished(number) is None:
-            latents = torch.stack(list(_unscaled(part, plan, encoder.scaling_factor)))
-            names = [path.relative_to(source).as_posix() for path, _ in part]
-            writer.write_shard(number, latents, torch.tensor([label for _, label in part]), names, damaged=[])
-        if advance:
-            advance(len(part))
-    return writer.finish()
+    with writer.locked():
+        writer.begin()
+        for number, first in enumerate(range(0, num_images, shard_size)):
+            last = min(first + shard_size, num_images)
+            if not writer.is_complete() and writer.finished(number) is None:
+                writer.write_shard(number, *read(first, last), damaged=[])
+            if advance:
+                advance(last - first)
+        return writer.finish()
 
 
-def _unscaled(files: list[tuple[Path, int]], plan: DatasetPlan, scaling_factor: float) -> Iterator[Tensor]:
+def _unscaled(files: list[tuple[Path, int]], plan: DatasetPlan, scaling_factor: float | None) -> Iterator[Tensor]:
+    assert scaling_factor is not None
     for path, _ in files:
         scaled = _load(path)
         if scaled.shape != plan.latent_shape or str(scaled.dtype) != plan.dtype:
@@ -88,6 +121,104 @@ def _load(path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.ndim != 3 or str(array.dtype) not in _DTYPES:
         raise DataError(f"{path} is not one (C, h, w) latent in float16 or float32")
     return array
+
+
+_LATENTS, _MIRRORED, _LABELS = "latents", "latents_flip", "labels"
+
+
+def import_lightningdit(
+    source: Path,
+    directory: Path,
+    encoder: EncoderRecord,
+    *,
+    resolution: int,
+    shard_size: int = 1024,
+    advance: Advance | None = None,
+) -> Manifest:
+    """Turn LightningDiT's `<source>/*.safetensors` into a dataset in `directory`; arguments as for `import_npy`.
+
+    Each file holds unscaled `latents` (N, C, h, w), `labels` (N,) and, of the mirrored images, `latents_flip`: where
+    it is there, items 2i and 2i + 1 are an image and its mirror image. Label k is called "k". Holds one shard.
+
+    Raises:
+        DataError: there is no such file, one is damaged, or they do not fit together.
+        UsageError: `directory` holds something else.
+        ResourceError: the disk is full, or the place cannot be written to.
+
+    Source: `extract_features.py` and `datasets/img_latent_dataset.py`, hustvl/LightningDiT.
+    """
+    paths = sorted(source.glob("*.safetensors")) if source.is_dir() else []
+    if not paths:
+        raise DataError(f"{source} holds no .safetensors files; give the folder that holds LightningDiT's latents")
+    files = [_LightningFile(path) for path in paths]
+    first = files[0]
+    for other in files[1:]:
+        if (other.shape, other.dtype, other.mirrored) != (first.shape, first.dtype, first.mirrored):
+            raise DataError(f"{other.path} holds latents of another shape, number type or kind than {first.path}")
+    starts = [0, *accumulate(file.count for file in files)]
+    if starts[-1] == 0:
+        raise DataError(f"the files in {source} hold no latents")
+    plan = DatasetPlan(
+        encoder=encoder,
+        transform=TransformRecord(resolution=resolution, crop="unknown", flipped_copies=first.mirrored),
+        encoding={"imported": "lightningdit", "shard_size": shard_size},
+        dtype=first.dtype,
+        latent_shape=first.shape,
+        classes=[str(label) for label in range(1 + max(file.last_label() for file in files))],
+        num_shards=-(-starts[-1] // shard_size),
+    )
+
+    def read(first: int, last: int) -> _Part:
+        parts = []
+        for number in range(bisect_right(starts, first) - 1, len(files)):
+            if starts[number] < last:
+                within = (max(first - starts[number], 0), min(last - starts[number], files[number].count))
+                parts.append(files[number].read(*within))
+        latents, labels, names = zip(*parts, strict=True)
+        return _Part(torch.cat(latents), torch.cat(labels), [name for part in names for name in part])
+
+    return _write(directory, plan, starts[-1], shard_size, read, advance)
+
+
+class _LightningFile:
+    """One file of LightningDiT's, whose header alone is read until latents are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as file:
+                keys = set(file.keys())
+                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
+                kind = file.get_slice(_LATENTS).get_dtype() if _LATENTS in keys else ""
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path} is not a readable safetensors file: {error}") from error
+        latents, self.mirrored = shapes.get(_LATENTS, ()), _MIRRORED in keys
+        fits = shapes.get(_LABELS) == latents[:1] and shapes.get(_MIRRORED, latents) == latents
+        if len(latents) != 4 or 0 in latents[1:] or kind not in _SAFETENSORS_DTYPES or not fits:
+            raise DataError(f"{path} does not hold LightningDiT's latents (N, C, h, w) and labels (N,)")
+        self.count, self.shape, self.dtype = latents[0], latents[1:], _SAFETENSORS_DTYPES[kind]
+
+    def last_label(self) -> int:
+        """The highest label."""
+        labels = self._slice(_LABELS, 0, self.count)
+        if labels.is_floating_point() or (self.count and not 0 <= int(labels.min()) <= int(labels.max()) < MAX_CLASSES):
+            raise DataError(f"{self.path} holds labels that are not numbers from 0 to {MAX_CLASSES - 1}")
+        return int(labels.max()) if self.count else 0
+
+    def read(self, first: int, last: int) -> _Part:
+        """These images; with mirror images in between where there are any."""
+        copies = [self._slice(key, first, last) for key in (_LATENTS, _MIRRORED)[: 1 + self.mirrored]]
+        labels = self._slice(_LABELS, first, last).long().repeat_interleave(len(copies))
+        names = [f"{self.path.stem}/{number:06d}" for number in range(first, last)]
+        return _Part(torch.stack(copies, dim=1).flatten(0, 1), labels, names)
+
+    def _slice(self, key: str, first: int, last: int) -> Tensor:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                part: Tensor = file.get_slice(key)[first:last]
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{self.path} is not a readable safetensors file: {error}") from error
+        return part
 
 
 _BATCH = 256
