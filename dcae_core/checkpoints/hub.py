@@ -1,9 +1,14 @@
-"""Files of a hub repository, through huggingface_hub: its cache, its resume, its offline switch."""
+"""Files of a hub repository: which a release has, and getting them through huggingface_hub, its cache and resume."""
 
 import re
 from pathlib import Path
 
 from dcae_core.errors import DownloadError, UsageError
+from dcae_core.zoo import AutoencoderEntry, DenoiserEntry
+
+CONFIG_NAME = "config.json"
+WEIGHTS_STEM = "model"
+DIFFUSERS_WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -66,6 +71,18 @@ def is_cached(repository: str, files: list[str]) -> bool:
     except (DownloadError, UsageError):
         return False
     return True
+
+
+def repositories_of(entry: AutoencoderEntry | DenoiserEntry) -> list[tuple[str, list[str]]]:
+    """Where a release lies, the original layout first, and the files of it that are needed."""
+    in_diffusers_layout = entry.diffusers_hub_id if isinstance(entry, AutoencoderEntry) else None
+    places = ((entry.hub_id, f"{WEIGHTS_STEM}.safetensors"), (in_diffusers_layout, DIFFUSERS_WEIGHTS_NAME))
+    return [(repository, [CONFIG_NAME, weights]) for repository, weights in places if repository]
+
+
+def is_release_cached(entry: AutoencoderEntry | DenoiserEntry) -> bool:
+    """Whether a model of the zoo can be loaded without a network."""
+    return any(is_cached(repository, files) for repository, files in repositories_of(entry))
 
 
 def cached_sha256(path: Path) -> str | None:

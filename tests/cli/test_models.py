@@ -1,6 +1,8 @@
 """`dcae models`: the list, and filling a cache."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,6 +146,17 @@ def test_the_list_counts_nothing(dcae, empty_cache, monkeypatch) -> None:
     monkeypatch.setattr("dcae_core.models.complexity.autoencoder_complexity", fail)
     monkeypatch.setattr("dcae_core.models.complexity.denoiser_complexity", fail)
     dcae("models").assert_succeeds()
+
+
+def test_the_list_does_without_torch() -> None:
+    script = (
+        "import sys; from dcae_cli.__main__ import main; sys.argv = ['dcae', 'models']\n"
+        "try: main()\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert EMBEDDED_AUTOENCODER in run.stdout, run.stderr
+    assert run.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize(("part", "name"), [("tiny", EMBEDDED_AUTOENCODER), ("usit-h", "usit-h-in-512px")])
