@@ -147,6 +147,7 @@ def evaluate(
             work=work,
             num_shown=_NUM_SHOWN if report else 0,
             progress=lambda description, total: progress(description, total=total, unit="images"),
+            note=note,
             publish=publish,
         )
 
