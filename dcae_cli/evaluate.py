@@ -22,8 +22,8 @@ def evaluate(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe file, or the name of a shipped recipe.",
-            metavar="[RECIPE]",
+            help="A recipe file, or the name of a shipped recipe (see `dcae recipes`).",
+            metavar="RECIPE",
             autocompletion=complete_own_recipe,
         ),
     ] = None,

@@ -66,7 +66,7 @@ def list_zoo(pattern: _Pattern = "*", json: Json = False, debug: Debug = False) 
 @models.command(short_help="Download models into the cache.")
 def download(
     names: Annotated[
-        list[str], typer.Argument(help="Zoo names or hub ids.", metavar="NAME...", autocompletion=complete_model)
+        list[str], typer.Argument(help="Zoo names or hub ids.", metavar="NAME", autocompletion=complete_model)
     ],
     revision: Revision = None,
     json: Json = False,

@@ -337,6 +337,10 @@ def test_a_folder_as_reference_is_measured_once(dcae, cheap, tmp_path: Path) -> 
     assert sorted((tmp_path / "cache" / "dcae" / "references").iterdir()) == kept
     assert not list((tmp_path / "cache" / "dcae" / "evaluations").iterdir())
 
+    for number in range(1, 6):
+        (folder / f"{number}.png").unlink()
+    dcae(*command).assert_fails(3, f"{folder} holds one image")
+
 
 def test_the_crop_is_said_and_enlarging_is_warned_of(dcae, tmp_path: Path) -> None:
     run = dcae("eval", *COMMON)
@@ -351,8 +355,10 @@ def test_the_crop_is_said_and_enlarging_is_warned_of(dcae, tmp_path: Path) -> No
 
 
 def test_no_part_of_the_report_is_wider_than_a_phone(dcae, tmp_path: Path) -> None:
-    dcae("eval", *COMMON, "--report", tmp_path / "report").assert_succeeds()
+    published = "expected={psnr: {value: 99, tolerance: 1, source: nowhere}}"  # two columns more
+    dcae("eval", *COMMON, "--set", published, "--report", tmp_path / "report").assert_succeeds()
     page = (tmp_path / "report" / "index.html").read_text()
+    assert 'data-label="published">99 ± 1' in page  # what a phone shows instead of the heads of columns
     styles = page[page.index("<style>") : page.index("</style>")]
     assert "overflow-x" not in page  # what must be swiped at stays unseen
     for name in set(re.findall(r"\.([a-z-]+)[ ,:{]", styles)) - {"same", "differs", "warning", "samples", "long"}:

@@ -17,6 +17,7 @@ from dcae_core.data.images import describe_crop, describe_enlarged
 from dcae_core.data.remote import is_url
 from dcae_core.devices import allow_tf32, parse_dtype
 from dcae_core.distributed import broadcast_object, is_main
+from dcae_core.errors import DataError
 from dcae_core.files import cache_directory
 from dcae_core.metrics.inception import InceptionExtractor, ResizeRule, load_inception
 from dcae_core.metrics.lpips import load_lpips
@@ -261,6 +262,8 @@ def _their_images(
     if recipe.reference is None:
         return None, None
     images, _ = inputs.find_once([recipe.reference])
+    if len(images) < 2:
+        raise DataError(f"{recipe.reference} holds one image; a reference needs two or more, better hundreds")
     side = recipe.resolution or (size[0] if size[0] == size[1] else None)
     is_remote = any(is_url(image.path) for image in images)
     identity = {"crop": side, "files": digest_of_images(images) if is_remote else inputs.identity_of(images)}

@@ -84,7 +84,7 @@ class Score:
 
     def origin(self) -> str:
         """In one line: protocol, number of images, resize rule, hashes of the weights and the reference."""
-        parts = [f"{METRICS[self.name].label}: {self.protocol}", f"n = {self.num_images}"]
+        parts = [self.protocol, f"n = {self.num_images}"]
         if self.resize is not None:
             parts += [self.resize, f"Inception {str(self.inception_sha256)[:16]}"]
         if self.reference is not None:
@@ -352,7 +352,7 @@ class Evaluation:
         crop = [] if self.crop is None else [f"images: {self.crop}"]
         tf32 = self.settings.get("execution", {}).get("tf32")
         computed = [] if tf32 is None else [f"float32 on NVIDIA GPUs: TF32 {'on' if tf32 else 'off'}"]
-        return crop + [score.origin() for score in self.scores] + computed
+        return crop + [f"{METRICS[score.name].label}: {score.origin()}" for score in self.scores] + computed
 
     def to_dict(self) -> dict[str, Any]:
         """All but the images, for JSON; what is infinite (PSNR of equal images) becomes null."""
