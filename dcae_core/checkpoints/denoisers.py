@@ -23,7 +23,7 @@ from dcae_core.checkpoints import hub
 from dcae_core.checkpoints.autoencoders import embedded_directory, load_autoencoder, not_found, original_weights
 from dcae_core.checkpoints.hub import CONFIG_NAME, WEIGHTS_STEM
 from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME, from_original
-from dcae_core.checkpoints.training_runs import last_checkpoint
+from dcae_core.checkpoints.training_runs import last_checkpoint, model_name
 from dcae_core.errors import CheckpointError, DcaeError, UsageError
 from dcae_core.files import sha256_of_file
 from dcae_core.models import build_denoiser
@@ -53,7 +53,7 @@ class DiffusionFiles:
     """A diffusion model on the disk.
 
     Attributes:
-        name: a zoo name, or the last part of where it lies.
+        name: a zoo name, or what the place where it lies is called.
         where: the directory or file, for messages.
         config: the network.
         prediction: "epsilon", "epsilon_variance" or "velocity".
@@ -194,7 +194,7 @@ def _own(directory: Path, description_file: Path, values: dict[str, Any], weight
         if not isinstance(description["autoencoder"], str | None):
             raise UsageError(f"autoencoder is no name or place: {description['autoencoder']!r}")
         return DiffusionFiles(
-            name=directory.resolve().name,
+            name=model_name(directory),
             where=directory,
             config=config,
             prediction=description["prediction"],

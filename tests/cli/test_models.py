@@ -188,7 +188,7 @@ class _AnsweredError(Exception):
     [
         (OSError("[Errno -2] Name or service not known"), "(DNS)"),
         (OSError("Unable to connect to proxy"), "HTTPS_PROXY"),
-        (_AnsweredError(401), "refuses access (401)"),
+        (_AnsweredError(401), "refuses access (401): run `hf auth login`"),
         (_AnsweredError(407), "(407)"),
         (_AnsweredError(503), "answers 503"),
         (TimeoutError("timed out"), "in time"),

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dcae_core.checkpoints import load_autoencoder
 from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
-from dcae_core.checkpoints.training_runs import model_name
 from dcae_core.data.content import digest_of_images
 from dcae_core.data.images import describe_crop, describe_enlarged
 from dcae_core.data.remote import is_url
@@ -309,10 +308,11 @@ def _plan_diffusion(recipe: EvaluateRecipe, device: torch.device | str, features
     dtype = parse_dtype(subject.dtype)
     parts = read_diffusion(files, autoencoder=subject.autoencoder, device=device, dtype=dtype)
     pipeline = DiffusionPipeline(parts)
-    name = model_name(files.where) if files.where.is_dir() else files.name
     source = inputs.GeneratedSamples(pipeline, subject.num, settings, recipe.batch_size)
     networks = {"network": fingerprint(pipeline.denoiser), "autoencoder": fingerprint(pipeline.autoencoder)}
-    return _Plan(f"diffusion model {name}", source, features, networks, notes=list(parts.warnings), has_files=False)
+    return _Plan(
+        f"diffusion model {files.name}", source, features, networks, notes=list(parts.warnings), has_files=False
+    )
 
 
 def _conclude(

@@ -282,7 +282,7 @@ class ExpectedFigure:
     @property
     def measured_text(self) -> str:
         """To four decimals, or a dash."""
-        return "-" if self.measured is None else f"{self.measured:.4f}"
+        return "-" if self.measured is None else f"{round(self.measured, 4) + 0.0:.4f}"  # never -0.0000
 
     @property
     def spread_text(self) -> str:
