@@ -17,7 +17,7 @@ from dcae_core.data.latents.loader import LatentBatch
 from dcae_core.diffusion.objectives import OBJECTIVES
 from dcae_core.distributed import gather_objects, is_main, process_group, world_size
 from dcae_core.models import build_denoiser
-from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.models.configs import DenoiserConfig
 from dcae_core.recipes.settings import ExecutionSettings, OptimiserSettings
 from dcae_core.recipes.train_diffusion import DenoiserSettings, TrainDiffusionRecipe
 from dcae_core.training.checks import LatentKind, denoiser_config_of

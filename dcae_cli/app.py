@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dcae_cli.train:train_diffusion",
         "Train a diffusion model on a latent dataset as a recipe says.",
     ),
-    "sample": ("dcae_cli.sample:sample", "Sample images from a class-conditional diffusion model."),
+    "sample": ("dcae_cli.sample:sample", "Sample images from a diffusion model."),
     "eval": ("dcae_cli.evaluate:evaluate", "Measure a model or a folder of images by the published protocols."),
     "fid-ref": ("dcae_cli.fid_ref:fid_ref", "Measure the reference statistics that FID compares with."),
     "models": ("dcae_cli.models:models", "List the zoo; download from it."),

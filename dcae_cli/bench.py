@@ -37,7 +37,7 @@ def bench(
         typer.Argument(
             help="encode, decode, reconstruct, denoise, sample, train-step, latent-reading (left out: the first "
             "three), or headline.",
-            metavar="[WHAT...]",
+            metavar="WHAT",
         ),
     ] = None,
     model: Annotated[

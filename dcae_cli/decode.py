@@ -13,7 +13,7 @@ from dcae_core.progress import Advance
 
 def decode(
     latents: Annotated[
-        list[Path], typer.Argument(help="Files that `dcae reconstruct --save-latents` wrote.", metavar="LATENTS...")
+        list[Path], typer.Argument(help="Files that `dcae reconstruct --save-latents` wrote.", metavar="LATENTS")
     ],
     model: Model = None,
     output: Output = Path("out"),

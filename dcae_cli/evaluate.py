@@ -22,8 +22,8 @@ def evaluate(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe file, or the name of a shipped recipe.",
-            metavar="[RECIPE]",
+            help="A recipe file, or the name of a shipped recipe (see `dcae recipes`).",
+            metavar="RECIPE",
             autocompletion=complete_own_recipe,
         ),
     ] = None,
@@ -147,6 +147,7 @@ def evaluate(
             work=work,
             num_shown=_NUM_SHOWN if report else 0,
             progress=lambda description, total: progress(description, total=total, unit="images"),
+            note=note,
             publish=publish,
         )
 

@@ -80,6 +80,10 @@ def _describe_usage(error: TyperException) -> str:
     context = getattr(error, "ctx", None)
     if context is None:
         return message
+    program, option = context.find_root(), getattr(error, "option_name", None)
+    if context is not program and any(option in parameter.opts for parameter in program.command.params):
+        command = context.command_path.removeprefix(f"{program.info_name} ")
+        return f"{option} stands before the command: {program.info_name} {option} {command} ..."
     if message.startswith("Missing"):
         for line in (context.command.help or "").splitlines():
             if line.strip().startswith("dcae "):

@@ -26,7 +26,9 @@ def fid_ref(
         typer.Option(help="A file with the published names and shapes, instead of the download.", metavar="FILE"),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.", metavar="N")] = 16,
-    damaged: Annotated[str, typer.Option(help="Damaged images: skip (and list them) or fail.")] = "skip",
+    damaged: Annotated[
+        str, typer.Option(help="Damaged images: skip (and list them) or fail.", metavar="POLICY")
+    ] = "skip",
     alpha: Alpha = None,
     resize: Resize = None,
     tf32: Tf32 = None,

@@ -66,7 +66,7 @@ def list_zoo(pattern: _Pattern = "*", json: Json = False, debug: Debug = False) 
 @models.command(short_help="Download models into the cache.")
 def download(
     names: Annotated[
-        list[str], typer.Argument(help="Zoo names or hub ids.", metavar="NAME...", autocompletion=complete_model)
+        list[str], typer.Argument(help="Zoo names or hub ids.", metavar="NAME", autocompletion=complete_model)
     ],
     revision: Revision = None,
     json: Json = False,
@@ -101,13 +101,11 @@ def download(
 
 
 def _describe_autoencoder(name: str) -> dict[str, Any]:
-    from dcae_core.checkpoints.autoencoders import embedded_directory, is_cached, open_directory
+    from dcae_core.checkpoints.hub import is_release_cached
     from dcae_core.zoo import AUTOENCODERS, CHANNEL_VARIANTS, EMBEDDED_AUTOENCODER
 
     entry = AUTOENCODERS.get(name) or CHANNEL_VARIANTS[name]
-    scaling_factor, on_disk = entry.scaling_factor, "cached" if is_cached(entry) else "no"
-    if name == EMBEDDED_AUTOENCODER:
-        scaling_factor, on_disk = open_directory(embedded_directory()).scaling_factor, "in the package"
+    on_disk = "in the package" if name == EMBEDDED_AUTOENCODER else "cached" if is_release_cached(entry) else "no"
     encoder, decoder = entry.costs
     return {
         "name": name,
@@ -119,7 +117,7 @@ def _describe_autoencoder(name: str) -> dict[str, Any]:
         "decoder_parameters": decoder.num_parameters,
         "encoder_macs": encoder.macs,
         "decoder_macs": decoder.macs,
-        "scaling_factor": scaling_factor,
+        "scaling_factor": entry.scaling_factor,
         "licence": entry.licence,
         "on_disk": on_disk,
     }
@@ -143,7 +141,7 @@ def _autoencoder_row(facts: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _describe_denoiser(name: str) -> dict[str, Any]:
-    from dcae_core.checkpoints.denoisers import is_cached
+    from dcae_core.checkpoints.hub import is_release_cached
     from dcae_core.zoo import DENOISERS
 
     entry = DENOISERS[name]
@@ -156,7 +154,7 @@ def _describe_denoiser(name: str) -> dict[str, Any]:
         "parameters": entry.cost.num_parameters,
         "macs": entry.cost.macs,
         "licence": entry.licence,
-        "on_disk": "cached" if is_cached(entry) else "no",
+        "on_disk": "cached" if is_release_cached(entry) else "no",
     }
 
 

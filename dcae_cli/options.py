@@ -17,7 +17,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for 
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Zoo name (see `dcae models`), hub id or local directory; left out: the embedded model.",
+        help="Zoo name (see `dcae models`), hub id, local directory or run of a training; left out: the embedded.",
         metavar="MODEL",
         autocompletion=complete_model,
     ),
@@ -29,11 +29,13 @@ Revision = Annotated[
 Recipe = Annotated[
     str,
     typer.Argument(
-        help="A recipe file, or the name of a shipped recipe.", metavar="RECIPE", autocompletion=complete_own_recipe
+        help="A recipe file, or the name of a shipped recipe (see `dcae recipes`).",
+        metavar="RECIPE",
+        autocompletion=complete_own_recipe,
     ),
 ]
 Pairs = Annotated[
-    list[str] | None, typer.Argument(help="Settings of the recipe to change, as with --set.", metavar="[KEY=VALUE]...")
+    list[str] | None, typer.Argument(help="Settings of the recipe to change, as with --set.", metavar="KEY=VALUE")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -61,7 +63,8 @@ Alpha = Annotated[
 Resize = Annotated[
     str | None,
     typer.Option(
-        help="How images become Inception's input: half_pixel (as published) or tensorflow (ADM) [the reference's].",
+        help="How images become Inception's input: half_pixel (as published) or tensorflow (ADM) [the reference's, "
+        "else half_pixel].",
         metavar="RULE",
     ),
 ]

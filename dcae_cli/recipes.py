@@ -32,7 +32,7 @@ def default(context: typer.Context, as_json: Json = False, debug: Debug = False)
 
 @recipes.command("list")
 def list_recipes(as_json: Json = False, debug: Debug = False) -> None:
-    """Name every shipped recipe, with the first sentence of what it says about itself.
+    """Name every shipped recipe and what it is for.
 
     \b
     dcae recipes list
@@ -109,9 +109,10 @@ def check(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check recipes against their schemas and networks, and say everything that is wrong with them.
+    """Check recipes and say everything that is wrong with them.
 
-    Whether images, weights and devices are there is checked by --dry-run of the recipe's own command.
+    They are held against their schemas and networks. Whether images, weights and devices are there is checked by
+    --dry-run of the recipe's own command.
 
     \b
     dcae recipes check
@@ -142,7 +143,9 @@ def schema(
     command: Annotated[str, typer.Argument(help="Whose recipes, such as train-ae.", metavar="COMMAND")],
     debug: Debug = False,
 ) -> None:
-    """Print the JSON schema of a command's recipes, for editors that complete and check YAML.
+    """Print the JSON schema of a command's recipes.
+
+    Editors complete and check YAML by it.
 
     \b
     dcae recipes schema train-ae > train-ae.schema.json

@@ -34,7 +34,7 @@ def sample(
         typer.Option(help="Classes by number or name, with commas: '207,volcano'.", metavar="LIST"),
     ] = None,
     num: Annotated[
-        int | None, typer.Option(help=f"Instead: this many random classes (default {_DEFAULT_NUM}).", metavar="N")
+        int | None, typer.Option(help=f"Instead: this many, of random classes (default {_DEFAULT_NUM}).", metavar="N")
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Instead: 'demo', the published 16 classes at --cfg 6.", metavar="NAME")
@@ -74,7 +74,7 @@ def sample(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Sample images from a class-conditional diffusion model.
+    """Sample images from a diffusion model.
 
     Writes grid.png (of up to 100 images) and 0000_c207.png, 0001_c360.png, ... A run that was stopped goes on where
     it was when the same command is given again, and ends with the same bytes.

@@ -49,7 +49,7 @@ def train_ae(
     Stop it at any moment with Ctrl-C or SIGTERM; the same command continues.
 
     \b
-    dcae train-ae tiny run_dir=runs/mine data.sources.0.path=IMAGES
+    dcae train-ae finetune-embedded run_dir=runs/mine data.sources.0.path=IMAGES
     dcae train-ae finetune-decoder --dry-run
     """
     start_processes(nproc)
@@ -73,7 +73,7 @@ def train_ae(
             return
         with training_display() as logger:
             directory = train_autoencoder(settings, options, logger)
-        _print_result(directory, json, f"trained autoencoder: {directory}")
+        _print_result(directory, json, f"trained autoencoder: {directory} (dcae reconstruct IMG --model {directory})")
 
 
 def train_diffusion(

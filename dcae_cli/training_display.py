@@ -23,7 +23,7 @@ def training_display() -> Iterator[Any]:
     if is_quiet() or not is_main():
         yield SilentLogger()
         return
-    shown = show_progress("starting", None, "steps")
+    shown = show_progress("starting", 0, "steps")
     shown.tells_end = False  # the last record does
     with shown.watched():
         yield LiveDisplay(shown) if sys.stderr.isatty() else PlainDisplay(shown)

@@ -125,3 +125,49 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
+
+
+_REASONS = (
+    (("offlinemode", "hf_hub_offline"), "HF_HUB_OFFLINE is set"),
+    (("proxy",), "the proxy that HTTPS_PROXY names cannot be reached"),
+    (
+        ("gaierror", "getaddrinfo", "name resolution", "name or service not known", "nodename nor servname"),
+        "the server's name cannot be resolved (DNS): there is no network here",
+    ),
+    (("certificate", "ssl"), "the server's certificate is not trusted here"),
+    (("timeout", "timed out"), "the server does not answer in time"),
+    (("refused",), "the connection is refused"),
+    (("unreachable", "no route"), "the network cannot be reached"),
+)
+
+
+def explain_download_failure(error: BaseException) -> str:
+    """Why a download failed, in a few words, from whatever the network stack raised and what lies behind that."""
+    status = http_status(error)
+    if status in (401, 403):
+        return f"the server refuses access ({status})"
+    if status == 407:
+        return "the proxy asks for a login (407): put it into HTTPS_PROXY"
+    if status is not None:
+        return f"the server answers {status}"
+    text = " ".join(f"{type(each).__name__} {each}" for each in _behind(error)).lower()
+    return next((words for marks, words in _REASONS if any(mark in text for mark in marks)), type(error).__name__)
+
+
+def http_status(error: BaseException) -> int | None:
+    """What a server answered, where huggingface_hub or urllib says it of an error or of what lies behind that."""
+    for each in _behind(error):
+        status = getattr(getattr(each, "response", None), "status_code", None) or getattr(each, "code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def _behind(error: BaseException) -> list[BaseException]:
+    """The error, its cause, the cause of that, ..."""
+    found: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in found:
+        found.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return found

@@ -5,16 +5,16 @@ Source: tables 1 and 8 of arXiv 2410.10733, arXiv 2508.00413, and the released c
 
 import fnmatch
 from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from dcae_core.errors import UsageError, did_you_mean, near_names
-from dcae_core.models import ARCHITECTURES, build_denoiser
-from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig
-from dcae_core.models.denoiser import DenoiserConfig
-from dcae_core.models.dit import DiTConfig
-from dcae_core.models.uvit import UViTConfig
+from dcae_core.models import build_denoiser
+from dcae_core.models.configs import ARCHITECTURES, AutoencoderConfig, DenoiserConfig, DiTConfig, UViTConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dcae_core.models.autoencoder import Autoencoder
 
 EMBEDDED_AUTOENCODER = "dc-ae-f32c32-tiny-1.0"
 # The name of a directory in dcae_core/embedded once a diffusion model comes with the package.
@@ -180,7 +180,7 @@ _COSTS = {
 AUTOENCODERS: dict[str, AutoencoderEntry] = {
     entry.name: entry
     for entry in (
-        AutoencoderEntry(EMBEDDED_AUTOENCODER, _tiny(), None, _COSTS["tiny"], None),
+        AutoencoderEntry(EMBEDDED_AUTOENCODER, _tiny(), 0.9878550997522865, _COSTS["tiny"], None),
         _mit("dc-ae-f32c32-in-1.0", _F32C32, 0.3189, _COSTS["f32c32"]),
         _mit("dc-ae-f32c32-mix-1.0", _F32C32, 0.4552, _COSTS["f32c32"]),
         _mit("dc-ae-f64c128-in-1.0", _F64C128, 0.2889, _COSTS["f64c128"]),
@@ -339,7 +339,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in (*AUTOENCODERS, *CHANNEL_VARIANTS, *DENOISERS) if fnmatch.fnmatchcase(name, pattern)]
 
 
-def create_autoencoder(name: str, **overrides: Any) -> Autoencoder:
+def create_autoencoder(name: str, **overrides: Any) -> "Autoencoder":
     """Build a zoo network with random weights, on the CPU, in training mode.
 
     Args:
@@ -352,6 +352,8 @@ def create_autoencoder(name: str, **overrides: Any) -> Autoencoder:
     entry = find_autoencoder(name)
     if entry is None:
         raise unknown_model(name, list(AUTOENCODERS))
+    from dcae_core.models.autoencoder import Autoencoder
+
     network = Autoencoder(entry.config.replace(**overrides))
     network.scaling_factor = None if overrides else entry.scaling_factor
     return network
@@ -365,7 +367,7 @@ def find_autoencoder(name: str) -> AutoencoderEntry | None:
     return CHANNEL_VARIANTS.get(name.rsplit("/", 1)[-1]) if name.startswith(_ORGANISATIONS) else None
 
 
-def create_denoiser(name: str, **overrides: Any) -> nn.Module:
+def create_denoiser(name: str, **overrides: Any) -> "nn.Module":
     """Build a diffusion network with random weights, on the CPU, in training mode.
 
     Args:
@@ -380,7 +382,7 @@ def create_denoiser(name: str, **overrides: Any) -> nn.Module:
         UsageError: no such model or setting, or values that no network can be built from.
     """
     if name in ARCHITECTURES:
-        return build_denoiser(ARCHITECTURES[name][0]().replace(**overrides))
+        return build_denoiser(ARCHITECTURES[name]().replace(**overrides))
     entry = find_denoiser(name)
     if entry is None:
         raise unknown_model(name, [*DENOISERS, *ARCHITECTURES])

@@ -2,7 +2,8 @@
 
 import torch
 
-from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig
+from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.models.configs import AutoencoderConfig
 
 
 def small_config(**overrides) -> AutoencoderConfig:

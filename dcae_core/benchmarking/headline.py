@@ -27,9 +27,8 @@ from dcae_core.benchmarking.networks import NamedDenoiser, random_denoiser
 from dcae_core.benchmarking.subjects import BenchSettings, denoiser_step
 from dcae_core.diffusion.samplers import EPSILON, run_sampler
 from dcae_core.models.complexity import denoiser_complexity
-from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.models.configs import DenoiserConfig, UViTConfig
 from dcae_core.models.inference import CompiledDenoiser
-from dcae_core.models.uvit import UViTConfig
 
 EVALUATIONS = 30
 PUBLISHED = {"train": 17.9, "infer": 19.1}

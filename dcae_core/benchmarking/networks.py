@@ -11,15 +11,14 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from dcae_core.checkpoints.autoencoders import is_cached as autoencoder_is_cached
 from dcae_core.checkpoints.autoencoders import load_autoencoder
-from dcae_core.checkpoints.denoisers import is_cached as denoiser_is_cached
 from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
+from dcae_core.checkpoints.hub import is_release_cached
 from dcae_core.checkpoints.layouts import to_diffusers, to_diffusers_config
 from dcae_core.errors import UsageError
 from dcae_core.models import build_denoiser
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
-from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.models.configs import DenoiserConfig
 from dcae_core.zoo import (
     AUTOENCODERS,
     DENOISERS,
@@ -72,7 +71,7 @@ def open_autoencoder(model: str | None, device: torch.device, dtype: torch.dtype
         model = denoiser.autoencoder
     entry = None if model is None or Path(model).exists() else find_autoencoder(model)
     is_local = model is None or Path(model).exists() or (entry is not None and entry.name == EMBEDDED_AUTOENCODER)
-    if is_local or (entry is not None and autoencoder_is_cached(entry)):
+    if is_local or (entry is not None and is_release_cached(entry)):
         network = load_autoencoder(model, device=device, dtype=dtype, prepare=False)
         if not isinstance(network, Autoencoder):
             raise UsageError(f"{model} is a KL autoencoder, which `dcae bench` cannot count")
@@ -99,7 +98,7 @@ def open_denoiser(model: str | None, device: torch.device, dtype: torch.dtype, r
         raise unknown_model(str(model), list(DENOISERS))
     ratio = AUTOENCODERS[entry.autoencoder].config.spatial_compression_ratio
     config = entry.config.replace(input_size=_latent_size(resolution, ratio))
-    if config == entry.config and denoiser_is_cached(entry):
+    if config == entry.config and is_release_cached(entry):
         parts = read_diffusion(locate_diffusion(entry.name), device=device, dtype=dtype)
         return NamedDenoiser(entry.name, parts.denoiser, config, entry.prediction, entry.autoencoder, False)
     network = random_denoiser(config, device, dtype)

@@ -10,22 +10,18 @@ import torch
 from torch import Tensor
 
 from dcae_core.checkpoints import hub, layouts
+from dcae_core.checkpoints.hub import CONFIG_NAME, DIFFUSERS_WEIGHTS_NAME, WEIGHTS_STEM, repositories_of
 from dcae_core.checkpoints.kl_autoencoder import KL_CLASS_NAME, read_kl_autoencoder
-from dcae_core.checkpoints.layouts import (
-    DIFFUSERS_CLASS_NAME,
-    DIFFUSERS_WEIGHTS_NAME,
-    OWN_CONFIG_NAME,
-    WEIGHTS_STEM,
-)
+from dcae_core.checkpoints.layouts import DIFFUSERS_CLASS_NAME, OWN_CONFIG_NAME
 from dcae_core.checkpoints.training_runs import is_checkpoint, is_training_run, read_trained, trained_in
 from dcae_core.devices import parse_dtype, select_device
 from dcae_core.errors import CheckpointError, DcaeError, DownloadError, UsageError, did_you_mean, near_names
-from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig, build_on_meta
+from dcae_core.models.autoencoder import Autoencoder, build_on_meta
+from dcae_core.models.configs import AutoencoderConfig
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.weights import WEIGHT_SUFFIXES, load_strictly, read_json, read_weights, require_scaling_factor
 from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER, AutoencoderEntry, find_autoencoder, unknown_model
 
-CONFIG_NAME = "config.json"
 ORIGINAL, DIFFUSERS, OWN = LAYOUTS = ("original", "diffusers", "dcae")
 KL = "kl"  # diffusers' AutoencoderKL, which is read and not written
 
@@ -112,11 +108,6 @@ def find_without_asking(model: str) -> str | None:
 def embedded_directory(name: str = EMBEDDED_AUTOENCODER) -> Path:
     """Where a model of this name lies inside this package."""
     return Path(str(resources.files("dcae_core") / "embedded" / name))
-
-
-def is_cached(entry: AutoencoderEntry) -> bool:
-    """Whether a zoo model can be loaded without a network."""
-    return any(hub.is_cached(repository, files) for repository, files in _repositories(entry))
 
 
 def open_directory(directory: Path) -> AutoencoderFiles:
@@ -237,20 +228,12 @@ def _declared(weights: Path) -> dict[Path, str]:
     return {weights: digest} if digest else {}
 
 
-def _repositories(entry: AutoencoderEntry) -> list[tuple[str, list[str]]]:
-    found = (
-        (entry.hub_id, [CONFIG_NAME, f"{WEIGHTS_STEM}.safetensors"]),
-        (entry.diffusers_hub_id, [CONFIG_NAME, DIFFUSERS_WEIGHTS_NAME]),
-    )
-    return [(repository, files) for repository, files in found if repository]
-
-
 def _from_zoo(entry: AutoencoderEntry, asked: str, revision: str | None) -> AutoencoderFiles:
     """The layout that was asked for by its hub id, else whichever is cached, else a download of the original one."""
     if entry.whole is not None:
         whole = _from_zoo(AUTOENCODERS[entry.whole], asked, revision)
         return replace(whole, name=entry.name, leading_channels=entry.config.latent_channels)
-    repositories = _repositories(entry)
+    repositories = repositories_of(entry)
     if not repositories:
         raise DownloadError(
             f"{entry.name} is not on the hub; get its checkpoint from its authors and pass it as "

@@ -20,20 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from dcae_core.checkpoints import hub
-from dcae_core.checkpoints.autoencoders import (
-    CONFIG_NAME,
-    embedded_directory,
-    load_autoencoder,
-    not_found,
-    original_weights,
-)
-from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME, WEIGHTS_STEM, from_original
-from dcae_core.checkpoints.training_runs import last_checkpoint
+from dcae_core.checkpoints.autoencoders import embedded_directory, load_autoencoder, not_found, original_weights
+from dcae_core.checkpoints.hub import CONFIG_NAME, WEIGHTS_STEM
+from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME, from_original
+from dcae_core.checkpoints.training_runs import last_checkpoint, model_name
 from dcae_core.errors import CheckpointError, DcaeError, UsageError
 from dcae_core.files import sha256_of_file
-from dcae_core.models import build_denoiser, denoiser_config
+from dcae_core.models import build_denoiser
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
-from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.models.configs import DenoiserConfig, denoiser_config
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.models.normalisation import ChannelNormalisation
 from dcae_core.weights import (
@@ -58,7 +53,7 @@ class DiffusionFiles:
     """A diffusion model on the disk.
 
     Attributes:
-        name: a zoo name, or the last part of where it lies.
+        name: a zoo name, or what the place where it lies is called.
         where: the directory or file, for messages.
         config: the network.
         prediction: "epsilon", "epsilon_variance" or "velocity".
@@ -145,7 +140,7 @@ def locate_diffusion(
     entry = find_denoiser(name)
     if entry is None and not hub.is_hub_id(name):
         raise not_found(name, DENOISERS)
-    offline = entry is not None and revision is None and is_cached(entry)
+    offline = entry is not None and revision is None and hub.is_release_cached(entry)
     repository = entry.hub_id if entry else name
     return _open_directory(hub.fetch_files(repository, _RELEASED_FILES, revision, offline=offline), RAW)
 
@@ -169,11 +164,6 @@ def _embedded_directory() -> Path:
             "example: dcae sample --model dc-ae-f32c32-in-1.0-uvit-s-in-512px"
         )
     return embedded_directory(EMBEDDED_DENOISER)
-
-
-def is_cached(entry: DenoiserEntry) -> bool:
-    """Whether a zoo model can be loaded without a network."""
-    return hub.is_cached(entry.hub_id, _RELEASED_FILES)
 
 
 def _open_directory(directory: Path, weights: str) -> DiffusionFiles:
@@ -204,7 +194,7 @@ def _own(directory: Path, description_file: Path, values: dict[str, Any], weight
         if not isinstance(description["autoencoder"], str | None):
             raise UsageError(f"autoencoder is no name or place: {description['autoencoder']!r}")
         return DiffusionFiles(
-            name=directory.resolve().name,
+            name=model_name(directory),
             where=directory,
             config=config,
             prediction=description["prediction"],

@@ -1,9 +1,14 @@
-"""Files of a hub repository, through huggingface_hub: its cache, its resume, its offline switch."""
+"""Files of a hub repository: which a release has, and getting them through huggingface_hub, its cache and resume."""
 
 import re
 from pathlib import Path
 
-from dcae_core.errors import DownloadError, UsageError
+from dcae_core.errors import DownloadError, UsageError, explain_download_failure, http_status
+from dcae_core.zoo import AutoencoderEntry, DenoiserEntry
+
+CONFIG_NAME = "config.json"
+WEIGHTS_STEM = "model"
+DIFFUSERS_WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -43,7 +48,7 @@ def fetch_files(repository: str, files: list[str], revision: str | None = None, 
         except GatedRepoError as error:
             raise DownloadError(f"{repository} asks for a login: run `hf auth login`, then try again") from error
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-            private = ", or it is private (401): run `hf auth login`" if _status_of(error) == 401 else ""
+            private = ", or it is private (401): run `hf auth login`" if http_status(error) == 401 else ""
             raise UsageError(
                 f"the hub has no repository {repository!r} at revision {revision or 'main'}{private}"
             ) from error
@@ -68,53 +73,29 @@ def is_cached(repository: str, files: list[str]) -> bool:
     return True
 
 
+def repositories_of(entry: AutoencoderEntry | DenoiserEntry) -> list[tuple[str, list[str]]]:
+    """Where a release lies, the original layout first, and the files of it that are needed."""
+    in_diffusers_layout = entry.diffusers_hub_id if isinstance(entry, AutoencoderEntry) else None
+    places = ((entry.hub_id, f"{WEIGHTS_STEM}.safetensors"), (in_diffusers_layout, DIFFUSERS_WEIGHTS_NAME))
+    return [(repository, [CONFIG_NAME, weights]) for repository, weights in places if repository]
+
+
+def is_release_cached(entry: AutoencoderEntry | DenoiserEntry) -> bool:
+    """Whether a model of the zoo can be loaded without a network."""
+    return any(is_cached(repository, files) for repository, files in repositories_of(entry))
+
+
 def cached_sha256(path: Path) -> str | None:
     """The SHA-256 that the hub declared for a cached large file: the cache names the blob behind the link by it."""
     name = path.resolve().name
     return name if _SHA256.fullmatch(name) else None
 
 
-def explain_download_failure(error: BaseException) -> str:
-    """Why a download failed, in a few words, from whatever the network stack raised and what lies behind that."""
-    behind: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in behind:
-        behind.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    status = next((found for each in behind if (found := _status_of(each)) is not None), None)
-    if status in (401, 403):
-        return f"the server refuses access ({status}): run `hf auth login`, or look at HF_TOKEN"
-    if status == 407:
-        return "the proxy asks for a login (407): put it into HTTPS_PROXY"
-    if status is not None:
-        return f"the server answers {status}"
-    text = " ".join(f"{type(each).__name__} {each}" for each in behind).lower()
-    return next((words for marks, words in _REASONS if any(mark in text for mark in marks)), type(error).__name__)
-
-
-_REASONS = (
-    (("offlinemode", "hf_hub_offline"), "HF_HUB_OFFLINE is set"),
-    (("proxy",), "the proxy that HTTPS_PROXY names cannot be reached"),
-    (
-        ("gaierror", "getaddrinfo", "name resolution", "name or service not known", "nodename nor servname"),
-        "the server's name cannot be resolved (DNS): there is no network here",
-    ),
-    (("certificate", "ssl"), "the server's certificate is not trusted here"),
-    (("timeout", "timed out"), "the server does not answer in time"),
-    (("refused",), "the connection is refused"),
-    (("unreachable", "no route"), "the network cannot be reached"),
-)
-
-
-def _status_of(error: BaseException) -> int | None:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
-
-
 def _how_to_place(repository: str, file: str, cache: str, error: Exception) -> str:
+    login = ": run `hf auth login`, or look at HF_TOKEN" if http_status(error) in (401, 403) else ""
     return (
         f"{file} of {repository} is not in the cache ({cache}) and could not be downloaded: "
-        f"{explain_download_failure(error)}; "
+        f"{explain_download_failure(error)}{login}; "
         f"run `dcae models download {repository}` where there is a network and copy the cache, "
         "or place the repository's files in a directory and pass it with --model DIR"
     )

@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcae_core.checkpoints.hub import DIFFUSERS_WEIGHTS_NAME
 from dcae_core.errors import CheckpointError, UsageError
-from dcae_core.models.autoencoder import AutoencoderConfig
-from dcae_core.models.layers import HEAD_CHANNELS
+from dcae_core.models.configs import HEAD_CHANNELS, AutoencoderConfig
 from dcae_core.weights import WEIGHT_SUFFIXES
 
 OWN_CONFIG_NAME = "dcae.json"
-WEIGHTS_STEM = "model"
 DIFFUSERS_CLASS_NAME = "AutoencoderDC"
-DIFFUSERS_WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 DIFFUSERS_INDEX_NAME = f"{DIFFUSERS_WEIGHTS_NAME}.index.json"
 
 _ORIGINAL_RES = {"conv1": "main.conv1.conv", "conv2": "main.conv2.conv", "norm": "main.conv2.norm"}

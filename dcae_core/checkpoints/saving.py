@@ -10,12 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dcae_core.checkpoints import layouts
-from dcae_core.checkpoints.autoencoders import CONFIG_NAME, DIFFUSERS, ORIGINAL, OWN
-from dcae_core.checkpoints.layouts import (
-    DIFFUSERS_WEIGHTS_NAME,
-    OWN_CONFIG_NAME,
-    WEIGHTS_STEM,
-)
+from dcae_core.checkpoints.autoencoders import DIFFUSERS, ORIGINAL, OWN
+from dcae_core.checkpoints.hub import CONFIG_NAME, DIFFUSERS_WEIGHTS_NAME, WEIGHTS_STEM
+from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME
 from dcae_core.errors import UsageError
 from dcae_core.files import replace_directory, sha256_of_file
 from dcae_core.models.autoencoder import Autoencoder

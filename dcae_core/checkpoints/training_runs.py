@@ -7,7 +7,7 @@ from typing import Any
 
 from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME
 from dcae_core.errors import CheckpointError, UsageError
-from dcae_core.models.autoencoder import AutoencoderConfig
+from dcae_core.models.configs import AutoencoderConfig
 from dcae_core.weights import read_json, require_scaling_factor
 
 RECIPE_NAME, RESULT_NAME = "recipe.yaml", "autoencoder"

@@ -76,7 +76,10 @@ def read_reference(path: Path) -> Reference:
     missing, damaged, or no reference.
     """
     if not path.is_file():
-        raise DataError(f"{path}: there is no such reference file; make one: dcae fid-ref --images DIR --out {path}")
+        raise DataError(
+            f"{path}: there is no such reference file, nor a folder of images; "
+            f"make one: dcae fid-ref --images DIR --out {path.with_suffix('.npz')}"
+        )
     with open_npz(path) as arrays:
         num_images = _count_images(arrays, path)
         if not {"mu", "sigma"} <= set(arrays.names):

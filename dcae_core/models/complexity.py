@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcae_core.models import build_denoiser
-from dcae_core.models.autoencoder import AutoencoderConfig, build_on_meta
-from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.models.autoencoder import build_on_meta
+from dcae_core.models.configs import AutoencoderConfig, DenoiserConfig
 
 _FLOPS_PER_MAC = 2
 

@@ -1,13 +1,11 @@
 """DiT: a transformer conditioned through its norms (adaLN-Zero; arXiv 2212.09748). Architecture only."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
+from dcae_core.models.configs import DiTConfig
 from dcae_core.models.denoiser import (
     Attention,
-    DenoiserConfig,
     LabelEmbedder,
     Mlp,
     PatchEmbed,
@@ -17,25 +15,6 @@ from dcae_core.models.denoiser import (
 )
 
 TIME_EMBEDDING_WIDTH = 256
-
-
-@dataclass(frozen=True)
-class DiTConfig(DenoiserConfig):
-    """A DiT.
-
-    With `learned_variance`, it predicts beside the noise where the variance lies in its range: twice the channels.
-    """
-
-    architecture = "dit"
-
-    hidden_size: int = 384
-    num_heads: int = 6
-    learned_variance: bool = True
-
-    @property
-    def out_channels(self) -> int:
-        """Channels of the prediction."""
-        return 2 * self.in_channels if self.learned_variance else self.in_channels
 
 
 class TimestepEmbedder(nn.Module):

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcae_core.errors import DataError
+from dcae_core.models.configs import HEAD_CHANNELS
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 NORM_EPS = 1e-5
 FACTOR = 2  # of one change of resolution
-HEAD_CHANNELS = 32
 DENOMINATOR_EPS = 1e-15
 GLU_EXPANSION = 4
 

@@ -1,15 +1,12 @@
 """U-ViT: a transformer whose later blocks see the earlier ones' outputs (arXiv 2209.12152). Architecture only."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcae_core.errors import UsageError
+from dcae_core.models.configs import UViTConfig
 from dcae_core.models.denoiser import (
     Attention,
-    DenoiserConfig,
     LabelEmbedder,
     Mlp,
     PatchEmbed,
@@ -17,30 +14,6 @@ from dcae_core.models.denoiser import (
     timestep_embedding,
     unpatchify,
 )
-
-
-@dataclass(frozen=True)
-class UViTConfig(DenoiserConfig):
-    """A U-ViT. `depth` is even: half of the blocks before the middle one, half after it, the middle one not counted.
-
-    `attention_float32`: attention in float32 whatever the working dtype, as published (parity only).
-    `adaptive_channels`: latents may have fewer channels than `in_channels`, the leading ones: the patch convolution and
-    the output layer then use their first channels. The parameters are the same with and without.
-    """
-
-    architecture = "uvit"
-
-    attention_float32: bool = False
-    adaptive_channels: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.depth % 2:
-            raise UsageError(f"uvit depth must be even, not {self.depth}")
-
-    def takes_channels(self, channels: int) -> bool:
-        """Whether latents may have so many channels."""
-        return channels == self.in_channels or (self.adaptive_channels and 1 <= channels < self.in_channels)
 
 
 class Block(nn.Module):

@@ -20,7 +20,7 @@ from dcae_core.devices import parse_dtype, select_device
 from dcae_core.diffusion.guidance import guide, sample_noise
 from dcae_core.diffusion.samplers import find_sampler, run_sampler
 from dcae_core.errors import CheckpointError, ResourceError, UsageError, is_out_of_memory
-from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.models.configs import DenoiserConfig
 from dcae_core.pipelines.tiling import MIN_TILE, decode_latent
 from dcae_core.progress import ProgressCallback
 from dcae_core.recipes.settings import MAX_STEPS

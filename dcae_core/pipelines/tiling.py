@@ -12,7 +12,8 @@ from dcae_core.checkpoints.kl_autoencoder import KLAutoencoder
 from dcae_core.data.images import tensor_to_uint8, uint8_to_tensor
 from dcae_core.devices import memory_of
 from dcae_core.errors import CheckpointError, UsageError
-from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig
+from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.models.configs import AutoencoderConfig
 from dcae_core.progress import ProgressCallback
 
 DEFAULT_TILE = 1024  # smaller tiles leave visible artefacts in flat regions

@@ -10,9 +10,8 @@ from dcae_core.diffusion.objectives import Objective, TimeDistribution, build_ob
 from dcae_core.distributed import world_size
 from dcae_core.errors import DataError, DcaeError, UsageError
 from dcae_core.metrics.reference import read_reference
-from dcae_core.models import denoiser_config
-from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig, build_on_meta
-from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.models.autoencoder import Autoencoder, build_on_meta
+from dcae_core.models.configs import AutoencoderConfig, DenoiserConfig, denoiser_config
 from dcae_core.models.normalisation import ChannelNormalisation
 from dcae_core.pipelines.generate import SampleSettings
 from dcae_core.recipes.settings import Recipe

@@ -16,7 +16,7 @@ from dcae_core.distributed import rank, world_size
 from dcae_core.limits import free_memory
 from dcae_core.models import build_denoiser
 from dcae_core.models.autoencoder import build_on_meta
-from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.models.configs import DenoiserConfig
 from dcae_core.recipes.train_ae import PhaseSettings, TrainAutoencoderRecipe
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe
 from dcae_core.training.checks import LatentKind, autoencoder_config_of, denoiser_config_of, open_latents

@@ -299,7 +299,7 @@ class Loop:
         ]
 
     def _validate(self) -> None:
-        self.logger.advance("validation", 0, None)
+        self.logger.advance("validation", 0, 0)
         figures = self.task.validate(self.progress.step, lambda: self.signals.received is not None)
         self.progress.validation_due = figures is None
         if figures is None:

@@ -20,7 +20,10 @@ class RunLogger(Protocol):
         """A line of `metrics.jsonl`, and how many steps the whole run has."""
 
     def advance(self, what: str, done: int, total: int | None) -> None:
-        """How far a phase, by its name, or another long piece of work is: `done` of `total`, None where not known."""
+        """How far a phase, by its name, or another long piece of work is: `done` of `total`.
+
+        A total of None is not known, one of 0 stands for work without units.
+        """
 
 
 class SilentLogger:

@@ -32,7 +32,7 @@ from dcae_core.distributed import broadcast_object, is_main
 from dcae_core.errors import DataError, UsageError
 from dcae_core.files import write_text
 from dcae_core.models import build_denoiser
-from dcae_core.models.denoiser import DenoiserConfig
+from dcae_core.models.configs import DenoiserConfig
 from dcae_core.models.normalisation import ChannelNormalisation
 from dcae_core.pipelines.encode import encoder_name, load_encoder
 from dcae_core.recipes.train_diffusion import TrainDiffusionRecipe

@@ -12,7 +12,7 @@ from dcae_core.benchmarking.subjects import BenchSettings, autoencoder_subjects,
 from dcae_core.devices import ProcessorFamily
 from dcae_core.errors import UsageError
 from dcae_core.models.complexity import denoiser_complexity
-from dcae_core.models.uvit import UViTConfig
+from dcae_core.models.configs import UViTConfig
 from tests.diffusion_models import write_diffusion
 
 CPU = torch.device("cpu")

@@ -297,6 +297,51 @@ def test_a_folder_as_reference_is_compared_with_by_every_metric(dcae, cheap, fol
     assert "recall" in json.loads(run.stdout)["scores"]
 
 
+def test_a_folder_as_reference_is_measured_once(dcae, cheap, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(5):
+        Image.new("RGB", (40, 40), (50 * number, 0, 0)).save(folder / f"{number}.png")
+    metrics = ("--fid", "--frechet", "--precision-recall")
+    command = ("eval", "--generated", "images", "--resolution", 32, *metrics, "--ref", folder)
+
+    def measure(count: int, *options: object, is_kept: bool = False) -> dict:
+        run = dcae(*command, *options, "--json")
+        run.assert_succeeds()
+        assert (f"reference of {count} images from the cache" in run.stderr) is is_kept
+        assert ("measure the reference" in run.stderr) is not is_kept
+        return json.loads(run.stdout)["scores"]
+
+    first = measure(5)
+    assert measure(5, is_kept=True) == first
+    # What was measured depends on these.
+    measure(5, "--resize", "tensorflow")
+    measure(5, "--alpha", "drop")
+    measure(5, "--resolution", 16)
+    assert measure(5, is_kept=True) == first
+
+    kept = sorted((tmp_path / "cache" / "dcae" / "references").iterdir())
+    assert len(kept) == 4
+    for file in kept:
+        content = bytearray(file.read_bytes())
+        content[-9] ^= 1
+        file.write_bytes(content)
+    assert measure(5) == first
+    for file in kept:
+        file.write_bytes(b"nothing")
+    assert measure(5) == first
+
+    Image.new("RGB", (40, 40), (0, 0, 250)).save(folder / "5.png")
+    assert measure(6)["fid"]["value"] != first["fid"]["value"]
+    measure(6, is_kept=True)
+    assert sorted((tmp_path / "cache" / "dcae" / "references").iterdir()) == kept
+    assert not list((tmp_path / "cache" / "dcae" / "evaluations").iterdir())
+
+    for number in range(1, 6):
+        (folder / f"{number}.png").unlink()
+    dcae(*command).assert_fails(3, f"{folder} holds one image")
+
+
 def test_the_crop_is_said_and_enlarging_is_warned_of(dcae, tmp_path: Path) -> None:
     run = dcae("eval", *COMMON)
     assert "images: the central square of each, its short side brought to 32 pixels" in run.stdout
@@ -310,8 +355,10 @@ def test_the_crop_is_said_and_enlarging_is_warned_of(dcae, tmp_path: Path) -> No
 
 
 def test_no_part_of_the_report_is_wider_than_a_phone(dcae, tmp_path: Path) -> None:
-    dcae("eval", *COMMON, "--report", tmp_path / "report").assert_succeeds()
+    published = "expected={psnr: {value: 99, tolerance: 1, source: nowhere}}"  # two columns more
+    dcae("eval", *COMMON, "--set", published, "--report", tmp_path / "report").assert_succeeds()
     page = (tmp_path / "report" / "index.html").read_text()
+    assert 'data-label="published">99 ± 1' in page  # what a phone shows instead of the heads of columns
     styles = page[page.index("<style>") : page.index("</style>")]
     assert "overflow-x" not in page  # what must be swiped at stays unseen
     for name in set(re.findall(r"\.([a-z-]+)[ ,:{]", styles)) - {"same", "differs", "warning", "samples", "long"}:

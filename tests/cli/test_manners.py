@@ -86,6 +86,12 @@ def test_one_variable_moves_everything_of_ours_that_is_cached(dcae, monkeypatch,
     assert "here" in dcae("info").stdout
 
 
+@pytest.mark.parametrize("arguments", [("reconstruct", "x.png", "-q"), ("models", "list", "--verbose")])
+def test_an_option_of_the_program_behind_the_command_is_put_in_its_place(dcae, arguments) -> None:
+    *command, option = (word for word in arguments if word != "x.png")
+    dcae(*arguments).assert_fails(2, f"{option} stands before the command: dcae {option} {' '.join(command)} ...")
+
+
 def test_verbose_says_what_is_read_and_quiet_says_nothing(dcae, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("dcae_cli.progress.SECONDS_BEFORE_FIRST_SIGN", 0.0)
     image = ROOT / "examples" / "test_images" / "chelsea.png"

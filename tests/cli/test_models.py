@@ -1,6 +1,8 @@
 """`dcae models`: the list, and filling a cache."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,6 +148,17 @@ def test_the_list_counts_nothing(dcae, empty_cache, monkeypatch) -> None:
     dcae("models").assert_succeeds()
 
 
+def test_the_list_does_without_torch() -> None:
+    script = (
+        "import sys; from dcae_cli.__main__ import main; sys.argv = ['dcae', 'models']\n"
+        "try: main()\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert EMBEDDED_AUTOENCODER in run.stdout, run.stderr
+    assert run.stdout.splitlines()[-1] == "False"
+
+
 @pytest.mark.parametrize(("part", "name"), [("tiny", EMBEDDED_AUTOENCODER), ("usit-h", "usit-h-in-512px")])
 def test_a_part_of_a_name_is_answered_with_the_names_that_hold_it(dcae, empty_cache, part, name) -> None:
     dcae("models", "download", part).assert_fails(2, f"unknown model '{part}'", "did you mean", name)
@@ -175,7 +188,7 @@ class _AnsweredError(Exception):
     [
         (OSError("[Errno -2] Name or service not known"), "(DNS)"),
         (OSError("Unable to connect to proxy"), "HTTPS_PROXY"),
-        (_AnsweredError(401), "refuses access (401)"),
+        (_AnsweredError(401), "refuses access (401): run `hf auth login`"),
         (_AnsweredError(407), "(407)"),
         (_AnsweredError(503), "answers 503"),
         (TimeoutError("timed out"), "in time"),

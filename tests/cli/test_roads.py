@@ -84,7 +84,8 @@ def test_photographs_to_a_fine_tuned_autoencoder_latents_diffusion_samples_and_f
     dcae(*train, "--set", "autoencoder=runs/mine").assert_succeeds()
     sample = ("sample", "--model", "runs/images", "--steps", 2, "--sampler", "euler", "-o", "samples")
     dcae(*sample, "--classes", "cats,dogs,dogs", "--cfg", 1.5).assert_succeeds()
-    assert json.loads((workplace / "samples" / "sample.json").read_text())["autoencoder"] == "mine"
+    record = json.loads((workplace / "samples" / "sample.json").read_text())
+    assert (record["model"], record["autoencoder"]) == ("images-step_2", "mine")
 
     dcae("fid-ref", "--images", "photos", "--resolution", 64, "--out", "photos.npz").assert_succeeds()
     for reference in ("photos.npz", None):

@@ -30,7 +30,8 @@ def test_trains_and_goes_on(dcae, recipe_file: Path, tmp_path: Path) -> None:
     again.assert_succeeds()
     assert "continuing after step 4" in again.stderr
     assert "training encoder_head, decoder_stem" in again.stderr
-    assert again.stdout == f"trained autoencoder: {tmp_path / 'run' / 'autoencoder'}\n"
+    result = tmp_path / "run" / "autoencoder"
+    assert again.stdout == f"trained autoencoder: {result} (dcae reconstruct IMG --model {result})\n"
     assert load_autoencoder(tmp_path / "run" / "autoencoder").scaling_factor > 0
 
 

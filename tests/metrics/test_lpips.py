@@ -1,7 +1,8 @@
 """LPIPS against torchmetrics with the same random backbone and the published heads."""
 
+from email.message import Message
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 import pytest
 import torch
@@ -74,14 +75,24 @@ def test_offline_says_where_to_get_the_file(tmp_path: Path, monkeypatch: pytest.
         load_lpips("alex")
 
 
-def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (URLError("no route to host"), "the network cannot be reached"),
+        (URLError(OSError(-2, "Name or service not known")), r"\(DNS\)"),
+        (HTTPError("url", 403, "Forbidden", Message(), None), r"the server refuses access \(403\)"),
+    ],
+)
+def test_a_failed_download_says_why_and_what_to_do(
+    error: URLError, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
-        raise URLError("no route to host")
+        raise error
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    with pytest.raises(DownloadError, match=r"no route to host.*on a machine with a network and put it at"):
+    with pytest.raises(DownloadError, match=rf"{reason}.*on a machine with a network and put it at"):
         weights.fetch_published_weights(weights.VGG16)
 
 

@@ -52,7 +52,7 @@ def test_adm_batches_give_their_images_one_batch_at_a_time(tmp_path: Path, gauss
 
 def test_files_that_are_no_reference_get_one_line(tmp_path: Path, gaussian: Gaussian) -> None:
     path = tmp_path / "ref.npz"
-    with pytest.raises(DataError, match="no such reference file; make one: dcae fid-ref"):
+    with pytest.raises(DataError, match="no such reference file, nor a folder of images; make one: dcae fid-ref"):
         read_reference(path)
     path.write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(DataError, match=r"cannot be read as an \.npz"):

@@ -3,8 +3,9 @@ import torch
 
 from dcae_core import create_autoencoder, list_models
 from dcae_core.errors import DataError, UsageError
-from dcae_core.models.autoencoder import Autoencoder, AutoencoderConfig
-from dcae_core.models.layers import HEAD_CHANNELS, ReLULinearAttention
+from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.models.configs import HEAD_CHANNELS, AutoencoderConfig
+from dcae_core.models.layers import ReLULinearAttention
 from dcae_core.zoo import AUTOENCODERS
 from tests.small import SMALL_CONFIGS, small_autoencoder, small_config
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from dcae_core.models import denoiser_config
+from dcae_core.checkpoints import load_autoencoder
 from dcae_core.models.complexity import autoencoder_complexity, count_macs, count_parameters, denoiser_complexity
-from dcae_core.zoo import AUTOENCODERS, CHANNEL_VARIANTS, DENOISERS, Cost
+from dcae_core.models.configs import denoiser_config
+from dcae_core.zoo import AUTOENCODERS, CHANNEL_VARIANTS, DENOISERS, EMBEDDED_AUTOENCODER, Cost
 
 MILLION, BILLION = 1e6, 1e9
 
@@ -49,6 +50,7 @@ def test_denoisers_have_the_published_size_and_cost(network, parameters, gmacs) 
 
 
 def test_the_facts_of_the_zoo_are_those_of_the_networks() -> None:
+    assert AUTOENCODERS[EMBEDDED_AUTOENCODER].scaling_factor == load_autoencoder(prepare=False).scaling_factor
     for entry in (*AUTOENCODERS.values(), *CHANNEL_VARIANTS.values()):
         counted = tuple(Cost(part.num_parameters, part.macs) for part in autoencoder_complexity(entry.config))
         assert entry.costs == counted, entry.name

@@ -7,7 +7,7 @@ import torch
 
 from dcae_core import create_denoiser
 from dcae_core.errors import UsageError
-from dcae_core.models import denoiser_config
+from dcae_core.models.configs import denoiser_config
 from dcae_core.models.denoiser import Attention
 from dcae_core.zoo import DENOISERS
 from tests.denoisers import CLASSES, golden_denoiser, random_denoiser

@@ -10,7 +10,8 @@ from PIL import Image
 from dcae_core.checkpoints.denoisers import DiffusionParts
 from dcae_core.metrics.frechet import Gaussian, GaussianStatistics
 from dcae_core.metrics.reference import write_reference
-from dcae_core.models.uvit import UViT, UViTConfig
+from dcae_core.models.configs import UViTConfig
+from dcae_core.models.uvit import UViT
 from dcae_core.pipelines.generate import DiffusionPipeline, draw_classes
 from dcae_core.recipes.train_diffusion import SamplingSettings
 from dcae_core.training import validation as diffusion_validation

@@ -1,7 +1,8 @@
 """Evaluating an autoencoder, a diffusion model or a folder of samples."""
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from dcae_core.checkpoints import load_autoencoder
 from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
-from dcae_core.checkpoints.training_runs import model_name
+from dcae_core.data.content import digest_of_images
 from dcae_core.data.images import describe_crop, describe_enlarged
+from dcae_core.data.remote import is_url
 from dcae_core.devices import allow_tf32, parse_dtype
-from dcae_core.distributed import broadcast_object
+from dcae_core.distributed import broadcast_object, is_main
+from dcae_core.errors import DataError
 from dcae_core.files import cache_directory
 from dcae_core.metrics.inception import InceptionExtractor, ResizeRule, load_inception
 from dcae_core.metrics.lpips import load_lpips
@@ -33,8 +36,10 @@ from dcae_core.pipelines.evaluation.parts import (
     measure_parts,
     measure_together,
 )
+from dcae_core.pipelines.evaluation.reference_cache import ReferenceCache
 from dcae_core.pipelines.evaluation.scores import (
     PER_IMAGE,
+    Comparison,
     Evaluation,
     Gathered,
     ShownImage,
@@ -42,6 +47,7 @@ from dcae_core.pipelines.evaluation.scores import (
     compare_with_reference,
     compute_scores,
     gather,
+    keeps_features,
 )
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
 from dcae_core.progress import OpenProgress, no_progress
@@ -49,6 +55,29 @@ from dcae_core.recipes.evaluate import EvaluateRecipe
 from dcae_core.weights import fingerprint
 
 _ON_FEATURES = ("fid", "is", "precision_recall", "kid")
+
+
+@dataclass(frozen=True)
+class _FeatureNetworks:
+    """The networks whose features the metrics compare; None where no metric asks for one."""
+
+    inception: InceptionExtractor | None
+    embedded: EmbeddedFeatureMeasurement | None
+    resize: ResizeRule
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the Inception weights."""
+        return self.inception.sha256 if self.inception else None
+
+    def measure(self, *, with_logits: bool) -> Measure | None:
+        """All features that are asked for; None where none are."""
+        measures: list[Measure] = []
+        if self.inception is not None:
+            measures.append(FeatureMeasurement(self.inception, with_logits=with_logits, resize=self.resize))
+        if self.embedded is not None:
+            measures.append(self.embedded)
+        return measure_together(measures) if measures else None
 
 
 @dataclass(frozen=True)
@@ -71,12 +100,14 @@ def evaluate(
     work: Path | None = None,
     num_shown: int = 0,
     progress: OpenProgress = no_progress,
+    note: Callable[[str], None] = lambda _: None,
     publish: Callable[[Evaluation], None] = lambda _: None,
 ) -> Evaluation | None:
     """Measure what a recipe says.
 
     Processes of one group share the images. Finished parts lie in a directory of their own until the end, so a
-    stopped evaluation goes on where it was; that costs 8 KB of disk an image for each set of Inception features.
+    stopped evaluation goes on where it was; that costs 8 KB of disk an image for each set of Inception features. What
+    was measured on the images of a reference stays in the user's cache for the next evaluation.
 
     Args:
         recipe: what to measure.
@@ -84,6 +115,7 @@ def evaluate(
         work: where finished parts are kept; None: the user's cache.
         num_shown: how many images to keep for a report, from the best, the middle and the worst each.
         progress: shows how far it is.
+        note: told where something has not to be measured.
         publish: given the result before the finished parts are thrown away; where it fails they stay.
 
     Returns:
@@ -97,7 +129,7 @@ def evaluate(
         UsageError: the same evaluation is running already.
     """
     with allow_tf32(recipe.execution.tf32):
-        return _evaluate(recipe, device, work, num_shown, progress, publish)
+        return _evaluate(recipe, device, work, num_shown, progress, note, publish)
 
 
 def _evaluate(
@@ -106,38 +138,40 @@ def _evaluate(
     work: Path | None,
     num_shown: int,
     progress: OpenProgress,
+    note: Callable[[str], None],
     publish: Callable[[Evaluation], None],
 ) -> Evaluation | None:
     reference = None
     if recipe.reference is not None and not inputs.names_images(recipe.reference):
         reference = read_reference(Path(recipe.reference))
     with progress("loading the weights of Inception", 0):
-        extractor = _load_extractor(recipe, device)
-    if reference is not None and extractor is not None:
+        inception = _load_inception(recipe, device)
+    if reference is not None and inception is not None:
         require_comparable(reference)
-    resize: ResizeRule = recipe.resize or (reference.resize if reference is not None else "half_pixel")
     with progress("loading the weights", 0):
-        plan = _plan(recipe, device, extractor, resize)
+        embedded = EmbeddedFeatureMeasurement(device) if "frechet" in recipe.metrics else None
+        resize: ResizeRule = recipe.resize or (reference.resize if reference is not None else "half_pixel")
+        networks = _FeatureNetworks(inception, embedded, resize)
+        plan = _plan(recipe, device, networks)
     their_images, identity_of_theirs = _their_images(recipe, reference, plan.source.size)
     key = evaluation_key(
         recipe=recipe.model_dump(exclude={"expected"}),
         reference=reference.sha256 if reference is not None else identity_of_theirs,
-        inception=extractor and extractor.sha256,
+        inception=networks.sha256,
         device=torch.device(device).type,
         identity=plan.identity,
     )
     # Copies of the images on several machines may differ in their times: the main process's key counts.
     place = (work or cache_directory("evaluations")) / broadcast_object(key)
-    store, their_store = PartStore(place), PartStore(place.with_name(f"{place.name}-reference"))
-    with store.held(), their_store.held():
+    store, their_store = PartStore(place), place.with_name(f"{place.name}-reference")
+    with store.held():
         gathered, theirs = _run(plan.source, plan.measure, store, recipe, progress, "measure"), None
         if their_images is not None:
-            measure = _feature_measure(recipe, device, extractor, resize)
-            assert measure is not None
-            theirs = _run(their_images, measure, their_store, recipe, progress, "measure the reference")
+            cache = _reference_cache(recipe, networks, their_images, identity_of_theirs, device)
+            theirs = _measure_theirs(their_images, networks, cache, their_store, recipe, progress, note)
         if gathered is None:
             return None
-        evaluation = _conclude(recipe, plan, gathered, theirs, reference, extractor, resize, num_shown)
+        evaluation = _conclude(recipe, plan, gathered, theirs, reference, networks, num_shown)
         publish(evaluation)
     return evaluation
 
@@ -155,7 +189,57 @@ def _run(
     return None if parts is None else gather(parts, recipe.metrics)
 
 
-def _load_extractor(recipe: EvaluateRecipe, device: torch.device | str) -> InceptionExtractor | None:
+def _reference_cache(
+    recipe: EvaluateRecipe,
+    networks: _FeatureNetworks,
+    images: inputs.ImageSource,
+    identity: Any,
+    device: torch.device | str,
+) -> ReferenceCache:
+    assert recipe.reference is not None
+    return ReferenceCache(
+        os.path.abspath(recipe.reference),
+        identity,
+        size=images.size,
+        alpha=recipe.alpha,
+        damaged=recipe.damaged,
+        inception=networks.sha256,
+        resize=networks.resize,
+        embedded=networks.embedded and networks.embedded.fingerprint,
+        features=keeps_features(recipe.metrics),
+        batch_size=recipe.batch_size,
+        tf32=recipe.execution.tf32,
+        device=torch.device(device).type,
+    )
+
+
+def _measure_theirs(
+    images: inputs.ImageSource,
+    networks: _FeatureNetworks,
+    cache: ReferenceCache,
+    parts: Path,
+    recipe: EvaluateRecipe,
+    progress: OpenProgress,
+    note: Callable[[str], None],
+) -> Comparison | None:
+    """What the images of a reference come to, in the main process: as an earlier evaluation left it, or measured."""
+    kept = cache.load() if is_main() else None
+    if kept is not None:
+        note(f"reference of {kept.num_images} images from the cache")
+    if broadcast_object(kept is not None):
+        return kept
+    store, measure = PartStore(parts), networks.measure(with_logits=False)
+    assert measure is not None
+    with store.held():
+        gathered = _run(images, measure, store, recipe, progress, "measure the reference")
+        if gathered is None:
+            return None
+        measured = compare_with_images("", gathered)
+        cache.save(measured)
+    return measured
+
+
+def _load_inception(recipe: EvaluateRecipe, device: torch.device | str) -> InceptionExtractor | None:
     if not set(_ON_FEATURES) & set(recipe.metrics):
         return None
     weights = None if recipe.inception_weights is None else Path(recipe.inception_weights)
@@ -172,31 +256,21 @@ def _their_images(
     """
     if reference is not None:
         if set(recipe.metrics) & {"precision_recall", "kid", "frechet"}:
-            return inputs.ReferenceImages(reference), None
+            return inputs.ReferenceImages(reference), reference.sha256
         return None, None
     if recipe.reference is None:
         return None, None
     images, _ = inputs.find_once([recipe.reference])
+    if len(images) < 2:
+        raise DataError(f"{recipe.reference} holds one image; a reference needs two or more, better hundreds")
     side = recipe.resolution or (size[0] if size[0] == size[1] else None)
-    return inputs.ImageFiles(images, side, recipe.damaged == "skip", recipe.alpha), inputs.identity_of(images)
+    is_remote = any(is_url(image.path) for image in images)
+    identity = {"crop": side, "files": digest_of_images(images) if is_remote else inputs.identity_of(images)}
+    return inputs.ImageFiles(images, side, recipe.damaged == "skip", recipe.alpha), identity
 
 
-def _feature_measure(
-    recipe: EvaluateRecipe, device: torch.device | str, extractor: InceptionExtractor | None, resize: ResizeRule
-) -> Measure | None:
-    """The features that the metrics are on; None where none is."""
-    measures: list[Measure] = []
-    if extractor is not None:
-        measures.append(FeatureMeasurement(extractor, with_logits="is" in recipe.metrics, resize=resize))
-    if "frechet" in recipe.metrics:
-        measures.append(EmbeddedFeatureMeasurement(device))
-    return measure_together(measures) if measures else None
-
-
-def _plan(
-    recipe: EvaluateRecipe, device: torch.device | str, extractor: InceptionExtractor | None, resize: ResizeRule
-) -> _Plan:
-    features = _feature_measure(recipe, device, extractor, resize)
+def _plan(recipe: EvaluateRecipe, device: torch.device | str, networks: _FeatureNetworks) -> _Plan:
+    features = networks.measure(with_logits="is" in recipe.metrics)
     if recipe.autoencoder is not None:
         return _plan_autoencoder(recipe, device, features)
     assert features is not None  # the recipe's own check: only autoencoders have other metrics
@@ -234,33 +308,32 @@ def _plan_diffusion(recipe: EvaluateRecipe, device: torch.device | str, features
     dtype = parse_dtype(subject.dtype)
     parts = read_diffusion(files, autoencoder=subject.autoencoder, device=device, dtype=dtype)
     pipeline = DiffusionPipeline(parts)
-    name = model_name(files.where) if files.where.is_dir() else files.name
     source = inputs.GeneratedSamples(pipeline, subject.num, settings, recipe.batch_size)
     networks = {"network": fingerprint(pipeline.denoiser), "autoencoder": fingerprint(pipeline.autoencoder)}
-    return _Plan(f"diffusion model {name}", source, features, networks, notes=list(parts.warnings), has_files=False)
+    return _Plan(
+        f"diffusion model {files.name}", source, features, networks, notes=list(parts.warnings), has_files=False
+    )
 
 
 def _conclude(
     recipe: EvaluateRecipe,
     plan: _Plan,
     gathered: Gathered,
-    theirs: Gathered | None,
+    theirs: Comparison | None,
     reference: Reference | None,
-    extractor: InceptionExtractor | None,
-    resize: ResizeRule,
+    networks: _FeatureNetworks,
     num_shown: int,
 ) -> Evaluation:
-    comparison = None
+    comparison, resize, sha256 = None, networks.resize, networks.sha256
     if reference is not None:
         comparison = compare_with_reference(reference, theirs, resize)
     elif theirs is not None:
-        comparison = compare_with_images(f"{theirs.count} images in {recipe.reference}", theirs, resize=resize)
+        comparison = replace(theirs, name=f"{theirs.num_images} images in {recipe.reference}", resize=resize)
     elif plan.show is not None:
         comparison = compare_with_images(f"the {gathered.count} originals", gathered, ORIGINAL, resize)
     enlarged = []
     if gathered.num_enlarged and recipe.resolution is not None:
         enlarged = [describe_enlarged(gathered.num_enlarged, gathered.count, recipe.resolution)]
-    sha256 = extractor.sha256 if extractor else None
     scores = compute_scores(gathered, recipe.metrics, sha256, comparison)
     values = {name: gathered.columns[name].tolist() for name in PER_IMAGE if name in gathered.columns}
     network = {key: value for key, value in plan.identity.items() if key != "images"}

@@ -29,8 +29,10 @@ from dcae_core.metrics.inception import InceptionExtractor, ResizeRule
 from dcae_core.metrics.lpips import LPIPS
 from dcae_core.metrics.reconstruction import psnr, ssim
 from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.models.inference import prepare_for_inference
 from dcae_core.pipelines.evaluation.inputs import ImageSource
 from dcae_core.progress import Advance
+from dcae_core.weights import fingerprint
 
 FEATURES, LOGITS, EMBEDDED_FEATURES = "features", "logits", "embedded_features"
 ORIGINAL = "original_"  # before the name of features: of the image that went into an autoencoder
@@ -210,7 +212,9 @@ class EmbeddedFeatureMeasurement:
     """
 
     def __init__(self, device: torch.device | str) -> None:
-        self._network = load_autoencoder(device=device)
+        plain = load_autoencoder(device=device, prepare=False)
+        self.fingerprint = fingerprint(plain)
+        self._network = prepare_for_inference(plain)
         self._device = next(self._network.parameters()).device
 
     @torch.inference_mode()

@@ -84,7 +84,7 @@ class Score:
 
     def origin(self) -> str:
         """In one line: protocol, number of images, resize rule, hashes of the weights and the reference."""
-        parts = [f"{METRICS[self.name].label}: {self.protocol}", f"n = {self.num_images}"]
+        parts = [self.protocol, f"n = {self.num_images}"]
         if self.resize is not None:
             parts += [self.resize, f"Inception {str(self.inception_sha256)[:16]}"]
         if self.reference is not None:
@@ -117,13 +117,17 @@ class Gathered:
     latent: LatentStatistics | None = None
 
 
+def keeps_features(metrics: Iterable[str]) -> bool:
+    """Whether a metric needs the features of all images at once (8 KB an image)."""
+    return bool({"precision_recall", "kid"} & set(metrics))
+
+
 def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
     """Add parts up in their order, holding one at a time; DataError if not one of the images could be decoded.
 
-    Features stay in memory whole only for precision and recall and for KID (8 KB an image), logits for the Inception
-    Score (4 KB an image).
+    Features stay in memory whole only where a metric needs them, logits for the Inception Score (4 KB an image).
     """
-    keep_features = bool({"precision_recall", "kid"} & set(metrics))
+    keep_features = keeps_features(metrics)
     gathered = Gathered()
     columns: dict[str, list[Tensor]] = {}
     latent = LatentMoments()
@@ -153,7 +157,7 @@ class Comparison:
     """What scores on features compare with: `gaussian` for FID, `features` (M, 2048) for precision, recall and KID.
 
     `embedded` is for the distance on the embedded autoencoder's features, `name` what reports call it all, `sha256` the
-    reference file's, `resize` the rule of both sides' images.
+    reference file's, `resize` the rule of both sides' images, `num_images` how many were measured.
     """
 
     name: str
@@ -162,6 +166,7 @@ class Comparison:
     features: Tensor | None = None
     sha256: str | None = None
     resize: ResizeRule = "half_pixel"
+    num_images: int = 0
 
 
 def compare_with_images(name: str, images: Gathered, prefix: str = "", resize: ResizeRule = "half_pixel") -> Comparison:
@@ -172,14 +177,14 @@ def compare_with_images(name: str, images: Gathered, prefix: str = "", resize: R
     """
     gaussians = {kind: gaussian_of(images, prefix + kind) for kind in _MEASURED if prefix + kind in images.gaussians}
     features = images.columns.get(prefix + FEATURES)
-    return Comparison(name, gaussians.get(FEATURES), gaussians.get(EMBEDDED_FEATURES), features, resize=resize)
+    inception, embedded = gaussians.get(FEATURES), gaussians.get(EMBEDDED_FEATURES)
+    return Comparison(name, inception, embedded, features, resize=resize, num_images=images.count)
 
 
-def compare_with_reference(reference: Reference, theirs: Gathered | None, resize: ResizeRule) -> Comparison:
+def compare_with_reference(reference: Reference, theirs: Comparison | None, resize: ResizeRule) -> Comparison:
     """A reference file, and what was measured on the images in it."""
-    measured = Comparison("") if theirs is None else compare_with_images("", theirs)
     name, gaussian = reference.path.name, reference.gaussian
-    return replace(measured, name=name, gaussian=gaussian, sha256=reference.sha256, resize=resize)
+    return replace(theirs or Comparison(""), name=name, gaussian=gaussian, sha256=reference.sha256, resize=resize)
 
 
 def gaussian_of(gathered: Gathered, name: str = FEATURES) -> Gaussian:
@@ -277,7 +282,7 @@ class ExpectedFigure:
     @property
     def measured_text(self) -> str:
         """To four decimals, or a dash."""
-        return "-" if self.measured is None else f"{self.measured:.4f}"
+        return "-" if self.measured is None else f"{round(self.measured, 4) + 0.0:.4f}"  # never -0.0000
 
     @property
     def spread_text(self) -> str:
@@ -347,7 +352,7 @@ class Evaluation:
         crop = [] if self.crop is None else [f"images: {self.crop}"]
         tf32 = self.settings.get("execution", {}).get("tf32")
         computed = [] if tf32 is None else [f"float32 on NVIDIA GPUs: TF32 {'on' if tf32 else 'off'}"]
-        return crop + [score.origin() for score in self.scores] + computed
+        return crop + [f"{METRICS[score.name].label}: {score.origin()}" for score in self.scores] + computed
 
     def to_dict(self) -> dict[str, Any]:
         """All but the images, for JSON; what is infinite (PSNR of equal images) becomes null."""

@@ -1,0 +1,67 @@
+"""What was measured on the images of a reference, kept in the user's cache for the evaluations that follow."""
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from dcae_core.errors import ResourceError
+from dcae_core.files import cache_directory, make_directory, write_bytes
+from dcae_core.metrics.frechet import Gaussian
+from dcae_core.pipelines.evaluation.parts import evaluation_key
+from dcae_core.pipelines.evaluation.scores import Comparison
+
+_GAUSSIANS = ("gaussian", "embedded")
+_FEATURES = "features"
+
+
+class ReferenceCache:
+    """One reference, measured by one set of rules: a file that says of which images it is.
+
+    Where these have changed since, or the file is damaged, it counts as absent and is written over.
+    """
+
+    def __init__(self, place: str, images: Any, **rules: Any) -> None:
+        name = evaluation_key(reference=place, **rules)
+        self._path = cache_directory("references") / f"{name}.safetensors"
+        self._images = evaluation_key(images=images)
+
+    def load(self) -> Comparison | None:
+        """What was measured, without a name; None where it has to be measured."""
+        try:
+            with safe_open(self._path, framework="np") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
+                description = file.metadata()
+        except (OSError, SafetensorError):
+            return None
+        if description != self._describe(arrays):
+            return None
+        inception, embedded = (
+            Gaussian(arrays[f"{kind}.mean"], arrays[f"{kind}.covariance"]) if f"{kind}.mean" in arrays else None
+            for kind in _GAUSSIANS
+        )
+        features = torch.from_numpy(arrays[_FEATURES]) if _FEATURES in arrays else None
+        return Comparison("", inception, embedded, features, num_images=int(arrays["num_images"]))
+
+    def save(self, measured: Comparison) -> None:
+        """Keep it; without a place to write, the next evaluation measures again."""
+        arrays = {"num_images": np.array(measured.num_images)}
+        for kind in _GAUSSIANS:
+            if (gaussian := getattr(measured, kind)) is not None:
+                arrays |= {f"{kind}.mean": gaussian.mean, f"{kind}.covariance": gaussian.covariance}
+        if measured.features is not None:
+            arrays[_FEATURES] = measured.features.numpy()
+        with suppress(ResourceError):
+            make_directory(self._path.parent)
+            write_bytes(self._path, save(arrays, self._describe(arrays)))
+
+    def _describe(self, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+        digest = hashlib.sha256()
+        for name in sorted(arrays):
+            digest.update(name.encode() + arrays[name].tobytes())
+        return {"images": self._images, "sha256": digest.hexdigest()}
