@@ -1,15 +1,19 @@
-"""Forked helpers for tests of several processes and of sudden ends: no second import of torch."""
+"""Helpers for tests of several processes and of sudden ends: forked ones, with no second import of torch, and real."""
 
 import functools
 import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+import dcae_cli
 from dcae_core.distributed import process_group
 
+SOURCE = Path(dcae_cli.__file__).parents[1]
+PROGRAM = "import sys; sys.argv[0] = 'dcae'; from dcae_cli.__main__ import main; main()"
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -44,6 +48,12 @@ def run_in_group(num_processes: int, action: Callable[[], object]) -> None:
     for process in members:
         process.join(120)
     assert [process.exitcode for process in members] == [0] * num_processes
+
+
+def workers_of(launcher: int) -> list[int]:
+    """The processes that `dcae --nproc` started, in the order of their ranks. Needs Linux's /proc."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text()
+    return [int(number) for number in children.split()]
 
 
 def one_thread(test):

@@ -11,11 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import dcae_cli
+from tests.processes import PROGRAM, SOURCE, workers_of
 from tests.training.small_runs import phase, recipe_for
-
-SOURCE = Path(dcae_cli.__file__).parents[1]
-PROGRAM = "import sys; sys.argv[0] = 'dcae'; from dcae_cli.__main__ import main; main()"
 
 
 @pytest.fixture
@@ -53,11 +50,6 @@ def wait_for_the_first_step(process: subprocess.Popen[str]) -> None:
     assert any(line.startswith("full ") for line in process.stderr)
 
 
-def workers_of(process: subprocess.Popen[str]) -> list[int]:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return [int(number) for number in children.split()]
-
-
 def addresses_listened_on(pid: int) -> set[str]:
     """Local addresses, in the kernel's hexadecimal, of the sockets that a process listens on."""
     inodes = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if os.path.lexists(link)}
@@ -92,7 +84,7 @@ def test_a_stop_from_the_terminal_saves_and_nothing_strange_runs_or_listens(
     process = start()
     wait_for_the_first_step(process)
     loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-    assert {address for worker in workers_of(process) for address in addresses_listened_on(worker)} <= loopback
+    assert {address for worker in workers_of(process.pid) for address in addresses_listened_on(worker)} <= loopback
     os.killpg(process.pid, number)
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + number, stderr
@@ -108,7 +100,7 @@ def test_workers_save_and_leave_when_the_launcher_is_killed(
 ) -> None:
     process = start()
     wait_for_the_first_step(process)
-    workers = workers_of(process)
+    workers = workers_of(process.pid)
     process.kill()
     stderr = process.communicate(timeout=120)[1]  # to the end, which comes when the last worker has left
     assert len(workers) == 2
@@ -121,7 +113,7 @@ def test_workers_save_and_leave_when_the_launcher_is_killed(
 def test_a_killed_worker_is_named_in_one_line(victim: int, start: Callable[[], subprocess.Popen[str]]) -> None:
     process = start()
     wait_for_the_first_step(process)
-    os.kill(workers_of(process)[victim], signal.SIGKILL)
+    os.kill(workers_of(process.pid)[victim], signal.SIGKILL)
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode == 4, stderr
     assert stderr.splitlines()[-1].startswith(f"dcae: process {victim} was killed (SIGKILL)"), stderr
