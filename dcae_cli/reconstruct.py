@@ -44,6 +44,9 @@ def reconstruct(
         typer.Option(min=1, help="Side of the tiles; left out: whole where memory allows.", metavar="PIXELS"),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare/--no-compare", help="Write NAME.compare.png.")] = True,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html too: each input and reconstruction under a slider.")
+    ] = False,
     exif: Annotated[bool, typer.Option("--exif/--no-exif", help="Turn images upright as their EXIF says.")] = True,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse larger images (default 179 million).", metavar="N")
@@ -67,13 +70,15 @@ def reconstruct(
       dcae reconstruct photo.jpg -o out
       dcae reconstruct photos/ 'more/*.png' -o out --json
       dcae reconstruct photo.jpg --model dc-ae-f32c32-in-1.0 --model dc-ae-f64c128-in-1.0
+      dcae reconstruct photos/ --report -o out
       dcae reconstruct huge.tif --tile 1024 --save-latents
     """
-    from dcae_core.data.images import DEFAULT_MAX_PIXELS
+    from dcae_core.data.images import DEFAULT_MAX_PIXELS, describe_crop
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.errors import CheckpointError, DataError
     from dcae_core.files import make_directory
     from dcae_core.pipelines import image_files, image_inputs
+    from dcae_core.pipelines.image_page import write_image_page
 
     number_type, chosen = parse_dtype(dtype), select_device(device)
     inputs = image_inputs.find_inputs(images, output)
@@ -93,6 +98,7 @@ def reconstruct(
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
     )
     results: list[ImageResult] = []
+    page = None
     with progress("reconstruct", total=len(references)) as advance:
         advance(0, note="loading the weights")
         models = image_files.load_models(
@@ -114,7 +120,10 @@ def reconstruct(
                 problems.append(error)
                 report_failure(error)
             advance(1)
-    _show(results, problems, settings, json)
+        if report and results:
+            advance(0, note="report.html")
+            page = write_image_page({one.name: one for one in references}, results, settings, describe_crop(resolution))
+    _show(results, problems, settings, page, json)
     if problems:
         raise DataError(f"{len(problems)} of the inputs failed, as reported above; the others are done")
 
@@ -148,7 +157,9 @@ def _tile_notes(advance: "Advance", models: Sequence["RunModel"]) -> Callable[["
     return for_model
 
 
-def _show(results: list["ImageResult"], problems: list["DataError"], settings: "RunSettings", json: bool) -> None:
+def _show(
+    results: list["ImageResult"], problems: list["DataError"], settings: "RunSettings", page: Path | None, json: bool
+) -> None:
     from dcae_cli.output import print_json, print_table
     from dcae_core.data.images import describe_crop, describe_enlarged
 
@@ -163,12 +174,18 @@ def _show(results: list["ImageResult"], problems: list["DataError"], settings: "
     if json:
         failed = [str(error) for error in problems]
         print_json(
-            {"results": [one.as_json() for one in results], "failed": failed, "crop": crop, "warnings": warnings}
+            {
+                "results": [one.as_json() for one in results],
+                "failed": failed,
+                "crop": crop,
+                "report": page,
+                "warnings": warnings,
+            }
         )
     elif results:
         print_table("", COLUMNS, [*map(_row, results), *_mean_rows(results)])
         typer.echo(f"images: {crop}")
-        typer.echo(f"written to {settings.output}")
+        typer.echo(f"written to {settings.output}" + (f"; look at {page}" if page else ""))
 
 
 def _row(result: "ImageResult") -> tuple[object, ...]:

@@ -30,7 +30,9 @@ def test_the_wheel_holds_every_module_recipe_and_weight(wheel) -> None:
     weights = {str(path.relative_to(ROOT)) for path in (ROOT / "dcae_core" / "embedded").rglob("*.safetensors")}
     assert weights
     assert weights <= files
-    assert {f"dcae_core/pipelines/evaluation/report.{kind}" for kind in ("html", "css")} <= files
+    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "dcae_core/pipelines/templates").iterdir()}
+    assert {Path(template).suffix for template in templates} == {".css", ".html", ".js"}
+    assert templates <= files
     assert {"dcae_core/py.typed", "dcae_cli/py.typed"} <= files
 
 

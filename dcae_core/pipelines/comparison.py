@@ -57,7 +57,8 @@ def error_panel(a: Raster, b: Raster) -> Image.Image:
     return colour_errors(_fit(levels, Image.Resampling.BOX))
 
 
-def _panel(image: Raster) -> Image.Image:
+def panel(image: Raster) -> Image.Image:
+    """An image as it is shown: at most 1536 pixels a side, and enlarged by a whole factor where it is tiny."""
     return _fit(image.image(_first_shrink(image)), Image.Resampling.LANCZOS)
 
 
@@ -85,8 +86,8 @@ def compare(original: Raster, caption: Sequence[str], columns: Sequence[Column])
     """
     error_caption = ("error, mean of channels", f"black 0, lightest {ERROR_AT_WHITE} of 255 and more")
     errors = [error_panel(original, column.reconstruction) for column in columns]
-    cells = [(_panel(original), caption)]
-    cells += [(_panel(column.reconstruction), column.caption) for column in columns]
+    cells = [(panel(original), caption)]
+    cells += [(panel(column.reconstruction), column.caption) for column in columns]
     if len(columns) == 1:
         return _draw_sheet([[*cells, (errors[0], error_caption)]])
     blank = Image.new("RGB", (1, 1), _PAPER)

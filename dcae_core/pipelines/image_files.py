@@ -192,7 +192,7 @@ def reconstruct_file(
         ResourceError: an output cannot be written.
         CheckpointError: a model gives NaN.
     """
-    original, enlarged = _read(reference, settings)
+    original, enlarged = read_input(reference, settings)
     results, columns = [], []
     for model in models:
         stem = f"{name}.{model.label}" if len(models) > 1 else name
@@ -223,8 +223,8 @@ def _time_again(original: Raster, model: RunModel, result: ImageResult, settings
     return replace(result, milliseconds=_compute(original, model, settings, None).milliseconds)
 
 
-def _read(reference: ImageReference, settings: RunSettings) -> tuple[Raster, bool]:
-    """The image as the run takes it, and whether it had to be enlarged for that."""
+def read_input(reference: ImageReference, settings: RunSettings) -> tuple[Raster, bool]:
+    """The image as the run takes it, and whether it had to be enlarged for that; DataError where it cannot be read."""
     image = reference.open(apply_exif=settings.apply_exif, max_pixels=settings.max_pixels)
     enlarged = settings.resolution is not None and min(image.size) < settings.resolution
     if settings.resolution is not None:

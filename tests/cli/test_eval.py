@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dcae_core.checkpoints import save_autoencoder
+from dcae_core.pipelines import pages
 from dcae_core.pipelines.evaluation import report
 from tests.metrics.cheap_inception import CheapExtractor
 from tests.small import small_autoencoder
@@ -127,9 +128,8 @@ def test_the_page_is_a_template_beside_the_code_and_every_class_has_its_style(dc
     dcae("eval", *COMMON, "--report", tmp_path / "report").assert_succeeds()
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.startswith("<!doctype html>\n<html")
-    beside = Path(report.__file__).parent
     assert "</" not in Path(report.__file__).read_text()
-    style = (beside / "report.css").read_text()
+    style = (Path(pages.__file__).parent / "templates" / "page.css").read_text()
     used = {name for names in re.findall(r'class="([^"]*)"', page) for name in names.split()}
     assert {"image", "trio", "bar", "dot", "span", "score"} <= used
     assert {name for name in used if not re.search(rf"\.{name}\b", style)} == set()

@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -60,6 +61,24 @@ def test_an_image_comes_back_in_its_size_with_its_figures(dcae, models, tmp_path
     assert result["psnr"] == pytest.approx(float(psnr(pixels_of(image)[None], written[None])))
     assert 0 < result["ssim"] < 1
     assert result["milliseconds"] > 0
+
+
+def test_the_page_shows_every_image_under_a_slider_for_each_model(dcae, models, tmp_path):
+    names = ("a.png", "<b onload=x>.png")
+    for name in names:
+        write_image(tmp_path / "images" / name)
+    given = ("--model", models / "a", "--model", models / "b", "-o", tmp_path / "out", "--no-compare", "--report")
+    run = dcae("reconstruct", tmp_path / "images", *given)
+    run.assert_succeeds()
+    assert f"look at {tmp_path / 'out' / 'report.html'}" in run.stdout
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count('class="viewer"') == 4
+    assert page.count("data:image/jpeg;base64,") == 8
+    assert "<b onload" not in page
+    assert "&lt;b onload=x&gt;.png" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page), "it needs no other file"
+    dcae("reconstruct", tmp_path / "images", *given).assert_succeeds()
+    assert (tmp_path / "out" / "report.html").read_text().count('class="viewer"') == 4
 
 
 def test_python_gives_the_bytes_that_the_command_writes(dcae, models, tmp_path):

@@ -1,37 +1,21 @@
-"""One page to look at an evaluation with: no network, no script, readable on a phone and in the dark.
+"""What is on the page of `dcae eval --report`; how it looks is in templates/evaluation.html."""
 
-What is on it is gathered here; how it looks is in report.html (a Jinja template) and report.css beside this file.
-"""
-
-import base64
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dcae_core.data.images import uint8_to_image
 from dcae_core.files import make_directory, write_text
 from dcae_core.pipelines.comparison import ERROR_AT_WHITE, ERROR_COLOURS, colour_errors, error_levels
 from dcae_core.pipelines.evaluation.scores import METRICS, Evaluation, ExpectedFigure, ShownImage, compare_with_expected
+from dcae_core.pipelines.pages import data_url, render
 from dcae_core.recipes.evaluate import Expectation
-
-
-def data_url(image: Image.Image | Tensor) -> str:
-    """An image as text that an <img> shows; JPEG of quality 95 without chroma subsampling."""
-    shown = image if isinstance(image, Image.Image) else uint8_to_image(image)
-    buffer = io.BytesIO()
-    shown.save(buffer, "JPEG", quality=95, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
 
 _WIDTH, _HEIGHT = 480, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 22, 10, 42
@@ -170,19 +154,11 @@ def write_report(directory: Path, evaluation: Evaluation, expected: Mapping[str,
 
 
 def _page(evaluation: Evaluation, expected: Mapping[str, Expectation]) -> str:
-    beside = files(__package__)
-    pages = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: beside.joinpath(name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     latent, shown = evaluation.latent, evaluation.shown
     crop = [] if evaluation.crop is None else [("images", evaluation.crop)]
     has_reconstructions = bool(shown) and shown[0].reconstruction is not None
-    return pages.get_template("report.html").render(
+    return render(
+        "evaluation.html",
         title=f"Evaluation: {evaluation.subject}",
         num_images=evaluation.num_images,
         warnings=evaluation.warnings,
