@@ -96,6 +96,7 @@ def test_photographs_to_a_fine_tuned_autoencoder_latents_diffusion_samples_and_f
     run = dcae("eval", "--generated", "samples", "--frechet", "--ref", "photos")
     run.assert_succeeds()
     assert "FID" not in run.stdout + run.stderr
+    assert "the Fréchet distance is of 3 images from 6 only" in run.stderr
 
 
 def test_a_flat_folder_to_an_unconditional_model_to_samples(dcae, workplace: Path) -> None:

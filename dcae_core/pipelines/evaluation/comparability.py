@@ -27,11 +27,12 @@ def _recorded_size(reference: Reference) -> str | None:
 def warnings_about(
     scores: Iterable[Score],
     reference: Reference | None,
+    num_compared: int,
     inception_sha256: str | None,
     size: tuple[int, int],
     resize: ResizeRule,
 ) -> list[str]:
-    """What keeps the scores from being compared with published ones, one line each."""
+    """What keeps the scores from being compared with others, a line each; `num_compared`: images of the other side."""
     scores, lines = list(scores), []
     counts = [score.num_images for score in scores if score.inception_sha256 is not None]
     if counts and counts[0] < NUM_FEATURES:
@@ -45,8 +46,11 @@ def warnings_about(
             "and with fewer the value is larger"
         )
     ours = next((score.num_images for score in scores if score.name == "frechet"), None)
-    if ours is not None and ours < _FEW_FOR_OURS:
-        lines.append(f"the Fréchet distance is over {ours} images only; compare it with one over as many")
+    if ours is not None and min(ours, num_compared) < _FEW_FOR_OURS:
+        lines.append(
+            f"the Fréchet distance is of {ours} images from {num_compared} only; compare it with one of as many from "
+            "the same"
+        )
     if reference is not None and inception_sha256 is not None and reference.resize != resize:
         lines.append(
             f"the images of {reference.path.name} were resized by the rule {reference.resize}, these by {resize}: the "

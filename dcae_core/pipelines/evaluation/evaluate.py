@@ -334,6 +334,7 @@ def _conclude(
     enlarged = []
     if gathered.num_enlarged and recipe.resolution is not None:
         enlarged = [describe_enlarged(gathered.num_enlarged, gathered.count, recipe.resolution)]
+    num_compared = 0 if comparison is None else comparison.num_images
     scores = compute_scores(gathered, recipe.metrics, sha256, comparison)
     values = {name: gathered.columns[name].tolist() for name in PER_IMAGE if name in gathered.columns}
     network = {key: value for key, value in plan.identity.items() if key != "images"}
@@ -344,7 +345,9 @@ def _conclude(
         num_images=gathered.count,
         damaged=gathered.damaged,
         crop=f"{describe_crop(recipe.resolution)}; not turned by EXIF" if plan.has_files else None,
-        warnings=plan.notes + enlarged + warnings_about(scores, reference, sha256, plan.source.size, resize),
+        warnings=plan.notes
+        + enlarged
+        + warnings_about(scores, reference, num_compared, sha256, plan.source.size, resize),
         latent=gathered.latent,
         names=[plan.source.name(index) for index in gathered.indices] if values else [],
         values=values,
