@@ -3,6 +3,7 @@
 Every function also works in a single process that never heard of torch.distributed, and costs nothing there.
 """
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -91,26 +92,35 @@ def any_process(condition: bool) -> bool:
     return bool(all_reduce_sum(_flag(condition)).item()) if world_size() > 1 else condition
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """`value` of every process, in the order of their ranks, in every process. For small things: it pickles."""
+def gather_bytes(content: bytes) -> list[bytes]:
+    """`content` of every process, of whatever length, in the order of their ranks, in every process.
+
+    As plain bytes: torch's own ways to gather objects unpickle, and so run, whatever comes in at the group's sockets.
+    """
     if world_size() == 1:
-        return [value]
+        return [content]
+    import torch
     import torch.distributed as dist
 
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
+    dist.all_gather(lengths, torch.tensor([len(content)]))
+    padded = torch.zeros(int(max(lengths)), dtype=torch.uint8)
+    padded.numpy()[: len(content)] = bytearray(content)
+    received = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(received, padded)
+    return [part.numpy()[: int(length)].tobytes() for part, length in zip(received, lengths, strict=True)]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """`value` of every process, in the order of their ranks, in every process. For small things that JSON knows."""
+    if world_size() == 1:
+        return [value]
+    return [json.loads(content) for content in gather_bytes(json.dumps(value).encode())]
 
 
 def broadcast_object(value: Any) -> Any:
-    """The main process's `value`, in every process. For small things: it pickles."""
-    if world_size() == 1:
-        return value
-    import torch.distributed as dist
-
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+    """The main process's `value`, in every process. For small things that JSON knows."""
+    return gather_objects(value if is_main() else None)[0]
 
 
 def is_lost_process(error: RuntimeError) -> bool:

@@ -1,6 +1,8 @@
 """Fréchet distance between two Gaussians fitted to features (FID), from statistics gathered in a stream."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -41,6 +43,18 @@ class GaussianStatistics:
         """Add what another process or part gathered."""
         if other.count:
             self._add(other.count, other.mean, other._scatter)
+
+    def as_tensors(self) -> dict[str, Tensor]:
+        """All of it, to be sent to another process."""
+        arrays = {"mean": self.mean, "scatter": self._scatter}
+        return {"count": torch.tensor(self.count)} | {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """What `as_tensors` gave."""
+        statistics = cls(len(tensors["mean"]))
+        statistics._add(int(tensors["count"]), tensors["mean"].numpy(), tensors["scatter"].numpy())
+        return statistics
 
     def _add(self, count: int, mean: Array, scatter: Array) -> None:
         # Chan et al. 1979: sums of squares about each part's own mean do not cancel as raw sums of products do.

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,14 @@ from dcae_core.data.latents.manifest import (
     DamagedRecord,
     EncoderRecord,
     TransformRecord,
+    parse_manifest,
 )
 from dcae_core.data.latents.shard import TORCH_DTYPES
 from dcae_core.data.latents.writer import IMAGES_KEY
 from dcae_core.data.sources import ImageList, ImageReference
 from dcae_core.devices import parse_dtype
 from dcae_core.diffusion.guidance import sample_noise
-from dcae_core.errors import DataError, DcaeError, ResourceError, UsageError, printable
+from dcae_core.errors import DataError, DcaeError, LostProcessError, ResourceError, UsageError, printable
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.progress import Advance
@@ -173,8 +174,9 @@ def encode_dataset(
         work.encode_shards([number for number, record in finished.items() if record is None], advance)
 
         kept_everywhere = sum(distributed.gather_objects(kept))
-        timings = distributed.gather_objects(work.timing)
-        manifest = _on_main(writer.finish)
+        timings = [Timing(**seconds) for seconds in distributed.gather_objects(asdict(work.timing))]
+        content = _on_main(lambda: writer.finish().to_json())
+    manifest = parse_manifest(content.encode(), str(directory))
     if manifest.count == 0:
         raise DataError(f"none of the {len(images)} images can be decoded; the first: {manifest.damaged[0].reason}")
     kept_everywhere = manifest.count if was_complete else kept_everywhere
@@ -405,14 +407,14 @@ def _rates(timings: list[Timing], recipe: EncodeDatasetRecipe) -> tuple[float | 
 
 
 def _on_main(action: Callable[[], Any]) -> Any:
-    """Do something in the main process; every process gets its result, or raises what it raised."""
-    outcome: tuple[Any, DcaeError | None] = (None, None)
+    """Do something in the main process; every process gets its result, which JSON has to know, or fails with it."""
+    result, failure = None, None
     if distributed.is_main():
         try:
-            outcome = (action(), None)
+            result = action()
         except DcaeError as error:
-            outcome = (None, error)
-    result, failure = distributed.broadcast_object(outcome)
-    if failure is not None:
-        raise failure
+            failure = error
+    result, failed = distributed.broadcast_object((result, failure is not None))
+    if failed:
+        raise failure or LostProcessError("the first of the processes could not go on, and its message says why")
     return result

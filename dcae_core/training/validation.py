@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dcae_core.checkpoints.denoisers import DiffusionParts
 from dcae_core.data.images import center_crop_adm, image_to_tensor, tensor_to_uint8, uint8_to_image
 from dcae_core.data.sources import ImageList, ImageReference
-from dcae_core.distributed import any_process, gather_objects, is_main, rank, world_size
+from dcae_core.distributed import any_process, gather_bytes, is_main, rank, world_size
 from dcae_core.errors import DataError, SourceLostError
 from dcae_core.files import make_directory, replace_file
 from dcae_core.metrics.frechet import GaussianStatistics, frechet_distance
@@ -26,6 +27,7 @@ from dcae_core.pipelines.evaluation.parts import FeatureMeasurement, Part
 from dcae_core.pipelines.evaluation.scores import (
     FEATURES,
     ORIGINAL_FEATURES,
+    PER_IMAGE,
     Gathered,
     gather,
     gaussian_of,
@@ -57,10 +59,11 @@ class ReconstructionValidation:
         share = gather(self._measure_batches(network, drawn, stop), ())
         if any_process(stop()):
             return None
-        measured = _merge(gather_objects(share))
+        measured = _merge_processes(share)
         if not measured.count:
             raise DataError("not one of the validation images can be decoded")
-        figures = {name: rows.double().mean().item() for name, rows in measured.columns.items()}
+        columns = {name: measured.columns[name] for name in PER_IMAGE if name in measured.columns}
+        figures = {name: rows.double().mean().item() for name, rows in columns.items()}
         if self._features is not None:
             figures["rfid"] = frechet_distance(gaussian_of(measured, ORIGINAL_FEATURES), gaussian_of(measured))
         if is_main() and drawn:
@@ -114,15 +117,25 @@ def _open_features(weights: str | None, device: torch.device, resize: ResizeRule
     return FeatureMeasurement(inception, resize=resize)
 
 
-def _merge(shares: list[Gathered]) -> Gathered:
-    """What all processes measured together."""
-    merged = Gathered(count=sum(share.count for share in shares))
-    for name in dict.fromkeys(name for share in shares for name in share.columns):
-        merged.columns[name] = torch.cat([share.columns[name] for share in shares if name in share.columns])
-    for share in shares:
-        for name, statistics in share.gaussians.items():
+def _merge_processes(share: Gathered) -> Gathered:
+    """What all processes measured together, in the order of their ranks: figures of each image, and Gaussians."""
+    tensors = {"count": torch.tensor(share.count)}
+    tensors |= {f"columns/{name}": rows.contiguous() for name, rows in share.columns.items()}
+    for name, statistics in share.gaussians.items():
+        tensors |= {f"gaussians/{name}/{part}": tensor for part, tensor in statistics.as_tensors().items()}
+    merged = Gathered()
+    for theirs in map(load, gather_bytes(save(tensors))):
+        merged.count += int(theirs["count"])
+        for name, rows in _below("columns/", theirs).items():
+            merged.columns[name] = torch.cat([merged.columns.get(name, rows[:0]), rows])
+        for name in {key.partition("/")[0] for key in _below("gaussians/", theirs)}:
+            statistics = GaussianStatistics.from_tensors(_below(f"gaussians/{name}/", theirs))
             merged.gaussians.setdefault(name, GaussianStatistics(NUM_FEATURES)).merge(statistics)
     return merged
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def _save_grid(grid: Image.Image, samples: Path, step: int) -> None:
@@ -209,4 +222,4 @@ class SamplingValidation:
         measured = gather((Part(features(pixels.to(device)), torch.arange(len(pixels))) for pixels in images), ())
         if any_process(stop()):
             return None
-        return {"fid": frechet_distance(gaussian_of(_merge(gather_objects(measured))), reference.gaussian)}
+        return {"fid": frechet_distance(gaussian_of(_merge_processes(measured)), reference.gaussian)}

@@ -137,7 +137,9 @@ def _run_launched(folder: Path, command: tuple[object, ...], stop: Stop | None) 
         stdout, stderr = process.communicate(timeout=300)
     finally:
         process.kill()
-    return Outcome(process.returncode, stdout, stderr, 0, time.monotonic() - start)
+    # Once all is done and the handlers are gone, a signal ends Python as it would any program: 128 + N to a shell.
+    exit_code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    return Outcome(exit_code, stdout, stderr, 0, time.monotonic() - start)
 
 
 def _have_met(launcher: int) -> bool:

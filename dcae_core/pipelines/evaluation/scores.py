@@ -123,7 +123,7 @@ def keeps_features(metrics: Iterable[str]) -> bool:
 
 
 def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
-    """Add parts up in their order, holding one at a time; DataError if not one of the images could be decoded.
+    """Add parts up in their order, holding one at a time; DataError if all images were damaged.
 
     Features stay in memory whole only where a metric needs them, logits for the Inception Score (4 KB an image).
     """
@@ -144,8 +144,8 @@ def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
                 gathered.gaussians.setdefault(name, GaussianStatistics(rows.shape[1])).update(rows)
             if name in (*PER_IMAGE, LOGITS) or (name in _INCEPTION_FEATURES and keep_features):
                 columns.setdefault(name, []).append(rows)
-    if gathered.count == 0:
-        damaged = gathered.damaged
+    damaged = gathered.damaged
+    if damaged and not gathered.count:
         raise DataError(f"not one of {len(damaged)} images can be decoded; the first says: {damaged[0]}")
     gathered.columns = {name: torch.cat(rows) for name, rows in columns.items()}
     gathered.latent = latent.result()
