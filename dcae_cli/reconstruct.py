@@ -106,7 +106,9 @@ def reconstruct(
         )
         image_files.check_settings(models, settings)
         make_directory(output)
-        for reference, name in zip(references, image_inputs.name_outputs(references), strict=True):
+        names = image_inputs.name_outputs(references)
+        image_files.check_outputs(names, models, settings)
+        for reference, name in zip(references, names, strict=True):
             advance(0, note=name)
             try:
                 results += image_files.reconstruct_file(

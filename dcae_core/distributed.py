@@ -6,12 +6,12 @@ Every function also works in a single process that never heard of torch.distribu
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from dcae_core.errors import LostProcessError, UsageError
+from dcae_core.errors import DcaeError, LostProcessError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -121,6 +121,20 @@ def gather_objects(value: Any) -> list[Any]:
 def broadcast_object(value: Any) -> Any:
     """The main process's `value`, in every process. For small things that JSON knows."""
     return gather_objects(value if is_main() else None)[0]
+
+
+def on_main(action: Callable[[], Any]) -> Any:
+    """Do something in the main process; every process gets its result, which JSON has to know, or fails with it."""
+    result, failure = None, None
+    if is_main():
+        try:
+            result = action()
+        except DcaeError as error:
+            failure = error
+    result, failed = broadcast_object((result, failure is not None))
+    if failed:
+        raise failure or LostProcessError("the first of the processes could not go on, and its message says why")
+    return result
 
 
 def is_lost_process(error: RuntimeError) -> bool:

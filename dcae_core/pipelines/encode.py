@@ -9,12 +9,11 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ from dcae_core.data.latents.writer import IMAGES_KEY
 from dcae_core.data.sources import ImageList, ImageReference
 from dcae_core.devices import parse_dtype
 from dcae_core.diffusion.guidance import sample_noise
-from dcae_core.errors import DataError, DcaeError, LostProcessError, ResourceError, UsageError, printable
+from dcae_core.errors import DataError, ResourceError, UsageError, printable
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.progress import Advance
@@ -161,9 +160,9 @@ def encode_dataset(
     plan = plan_dataset(images, network, encoder, recipe, device)
     writer = LatentDatasetWriter(directory, plan)
     with ExitStack() as stack:
-        _on_main(lambda: stack.enter_context(writer.locked()))
+        distributed.on_main(lambda: stack.enter_context(writer.locked()))
         stack.enter_context(_computing_on(device, recipe.num_threads))
-        _on_main(lambda: _begin(writer, len(images)))
+        distributed.on_main(lambda: _begin(writer, len(images)))
         was_complete = writer.is_complete()
         mine = range(distributed.rank(), plan.num_shards, distributed.world_size())
         finished = {} if was_complete else {number: writer.finished(number) for number in mine}
@@ -175,7 +174,7 @@ def encode_dataset(
 
         kept_everywhere = sum(distributed.gather_objects(kept))
         timings = [Timing(**seconds) for seconds in distributed.gather_objects(asdict(work.timing))]
-        content = _on_main(lambda: writer.finish().to_json())
+        content = distributed.on_main(lambda: writer.finish().to_json())
     manifest = parse_manifest(content.encode(), str(directory))
     if manifest.count == 0:
         raise DataError(f"none of the {len(images)} images can be decoded; the first: {manifest.damaged[0].reason}")
@@ -404,17 +403,3 @@ def _rates(timings: list[Timing], recipe: EncodeDatasetRecipe) -> tuple[float | 
     networks = sum(timing.images / timing.encoding for timing in busy)
     waited = sum(timing.waiting for timing in busy)
     return decoders, networks, waited / (waited + sum(timing.encoding for timing in busy))
-
-
-def _on_main(action: Callable[[], Any]) -> Any:
-    """Do something in the main process; every process gets its result, which JSON has to know, or fails with it."""
-    result, failure = None, None
-    if distributed.is_main():
-        try:
-            result = action()
-        except DcaeError as error:
-            failure = error
-    result, failed = distributed.broadcast_object((result, failure is not None))
-    if failed:
-        raise failure or LostProcessError("the first of the processes could not go on, and its message says why")
-    return result

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.PngImagePlugin import PngInfo
 
 from dcae_core.checkpoints.autoencoders import find_without_asking
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, center_crop_adm
 from dcae_core.data.latent_file import Origin, StoredLatents, check_latents, read_latents, save_latent
-from dcae_core.data.raster import Raster, write_png
+from dcae_core.data.raster import MAKER, Raster, is_own_png, write_png
 from dcae_core.data.sources import ImageReference
 from dcae_core.errors import DataError, UsageError, printable
 from dcae_core.files import replace_file
@@ -164,6 +165,26 @@ def check_settings(models: Iterable[RunModel], settings: RunSettings) -> None:
             raise UsageError(f"--resolution {settings.resolution} is not a multiple of {ratio}, as {model.label} needs")
 
 
+def check_outputs(names: Iterable[str], models: Sequence[RunModel], settings: RunSettings) -> None:
+    """Refuse, with UsageError and before any work, to replace an image that we did not make."""
+    for name in names:
+        for stem in _stems(name, models):
+            require_own(settings.output / f"{stem}{RECONSTRUCTION_SUFFIX}")
+        if settings.compare:
+            require_own(settings.output / f"{name}{COMPARISON_SUFFIX}")
+
+
+def require_own(path: Path) -> None:
+    """Refuse, with UsageError, to replace a file that is there and does not say that we made it."""
+    if os.path.lexists(path) and not (path.is_file() and is_own_png(path)):
+        raise UsageError(f"{path} is there already and was not made by dcae: move it, or choose another -o")
+
+
+def _stems(name: str, models: Sequence[RunModel]) -> list[str]:
+    """What the files of one image are called for each model."""
+    return [f"{name}.{model.label}" if len(models) > 1 else name for model in models]
+
+
 def save_raster(image: Raster, path: Path) -> str:
     """Write an image as PNG, whole or not at all; return the path."""
     with replace_file(path) as file:
@@ -194,8 +215,7 @@ def reconstruct_file(
     """
     original, enlarged = read_input(reference, settings)
     results, columns = [], []
-    for model in models:
-        stem = f"{name}.{model.label}" if len(models) > 1 else name
+    for model, stem in zip(models, _stems(name, models), strict=True):
         computed = _compute(original, model, settings, progress(model))
         reconstruction = computed.reconstruction
         result = _save(reference, original, model, settings, stem, computed, enlarged=enlarged)
@@ -206,7 +226,9 @@ def reconstruct_file(
         caption = (Path(name).name, f"{original.width} x {original.height}")
         path = settings.output / f"{name}{COMPARISON_SUFFIX}"
         with replace_file(path) as file:
-            compare(original, caption, columns).save(file, "PNG")
+            made_by = PngInfo()
+            made_by.add_text(*MAKER)
+            compare(original, caption, columns).save(file, "PNG", pnginfo=made_by)
         for result in results:
             result.files["comparison"] = str(path)
     if time_again:
@@ -346,7 +368,7 @@ def decode_file(
 
     Raises:
         DataError: the file is none, or belongs to another autoencoder.
-        UsageError: the tile is too small.
+        UsageError: the tile is too small, or an image that we did not make would be replaced.
     """
     stored = read_latents(path)
     autoencoder = load(_model_of(path, stored) if model is None else model)
@@ -362,11 +384,13 @@ def decode_file(
         check_tile(tile, ratio)
     decoded = []
     for index, latent in enumerate(stored.latents):
+        number = "" if stored.origin else f"_{index:04d}"
+        place = output / f"{name}{number}{RECONSTRUCTION_SUFFIX}"
+        require_own(place)
         image = Raster(height, width, output)
         for rows in decode_rows(network, latent, (height, width), tile=tile, progress=progress):
             image.append(rows)
-        number = "" if stored.origin else f"_{index:04d}"
-        file = save_raster(image, output / f"{name}{number}{RECONSTRUCTION_SUFFIX}")
+        file = save_raster(image, place)
         decoded.append(DecodedLatent(str(path), autoencoder.label, width, height, file))
     return decoded
 

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from dcae_core.data.images import uint8_to_image
-from dcae_core.distributed import barrier, gather_objects, is_main, rank, world_size
+from dcae_core.distributed import barrier, gather_objects, is_main, on_main, rank, world_size
 from dcae_core.errors import DataError, UsageError
-from dcae_core.files import make_directory, remove_leftovers, replace_file, write_bytes, write_text
+from dcae_core.files import lock, make_directory, remove_leftovers, replace_file, write_bytes, write_text
 from dcae_core.pipelines.comparison import image_grid
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleBatch, SampleSettings
 from dcae_core.progress import OpenProgress, no_progress
@@ -105,6 +106,14 @@ class SampleDirectory:
             if os.path.lexists(file):
                 raise UsageError(f"{file} is there already and was not made by a run recorded there; choose another -o")
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory against a second run (UsageError); the lock goes with the process, however that ends."""
+        make_directory(self.path)
+        in_use = f"{self.path} is being written by another `dcae sample`; wait, or choose another -o"
+        with lock(self.path / ".lock", in_use, stays=False):
+            yield
+
     def begin(self, batch_size: int) -> None:
         """Record the run, and clear what a killed one left half written."""
         make_directory(self.path)
@@ -183,15 +192,28 @@ def sample_into(
     how many images this process has made.
 
     Raises:
+        UsageError: another process is writing there.
         ResourceError: even one sample does not fit into memory, or the disk is full.
         CheckpointError: the samples are not finite.
     """
     num = len(directory.classes)
     size = min(num, batch_size or min(gather_objects(pipeline.find_batch_size(num, settings))))
+    with ExitStack() as stack:
+        on_main(lambda: stack.enter_context(directory.locked()))
+        return _make_missing(directory, pipeline, settings, size, open_progress)
+
+
+def _make_missing(
+    directory: SampleDirectory,
+    pipeline: DiffusionPipeline,
+    settings: SampleSettings,
+    size: int,
+    open_progress: OpenProgress,
+) -> SampleReport:
+    num = len(directory.classes)
     missing = [number for number in range(-(-num // size)) if not directory.is_done(number, size)]
-    if is_main():
-        directory.begin(size)
-    barrier()
+    barrier()  # all have looked, before anything changes
+    on_main(lambda: directory.begin(size))
     mine = set(missing[rank() :: world_size()])
     start, made = time.monotonic(), 0
     with open_progress("sample", sum(min(size, num - number * size) for number in mine)) as advance:

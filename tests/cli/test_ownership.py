@@ -1,6 +1,7 @@
 """Whose files are whose, what is lost when an output fails, and what surrounds the program."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,6 +51,33 @@ def test_samples_do_not_replace_what_no_run_made(name: str, dcae, tmp_path: Path
     dcae(*SAMPLE, "-o", tmp_path).assert_fails(2, name, "choose another -o")
     assert (tmp_path / name).read_bytes() == b"mine"
     assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_a_second_run_into_the_same_samples_is_refused(dcae, tmp_path: Path) -> None:
+    with lock(tmp_path / ".lock", None):
+        dcae(*SAMPLE, "-o", tmp_path).assert_fails(2, "another `dcae sample`", "choose another -o")
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+    dcae(*SAMPLE, "-o", tmp_path).assert_succeeds()
+    assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("name", ["0.recon.png", "0.compare.png"])
+def test_a_reconstruction_does_not_replace_an_image_that_we_did_not_make(name: str, dcae, tmp_path: Path) -> None:
+    own = tmp_path / "0.png"
+    shutil.copy("images/0.png", own)
+    shutil.copy("images/1.png", tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    command = ("reconstruct", own, "--model", "model", "--device", "cpu", "-o", tmp_path)
+    dcae(*command).assert_fails(2, name, "was not made by dcae", "another -o")
+    assert {file.name for file in tmp_path.iterdir()} == {"0.png", name}
+    assert (tmp_path / name).read_bytes() == before
+    (tmp_path / name).unlink()
+    for _ in range(2):  # over its own results it goes as often as wanted
+        dcae(*command, "--save-latents").assert_succeeds()
+    decode = ("decode", tmp_path / "0.latent.safetensors", "--model", "model", "--device", "cpu", "-o", tmp_path)
+    dcae(*decode).assert_succeeds()
+    shutil.copy("images/1.png", tmp_path / "0.recon.png")
+    dcae(*decode).assert_fails(2, "0.recon.png", "was not made by dcae")
 
 
 def test_more_samples_do_not_replace_what_no_run_made(dcae, tmp_path: Path) -> None:
