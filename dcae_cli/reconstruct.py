@@ -12,6 +12,7 @@ from dcae_cli.options import Debug, Device, Dtype, Json, Output, Revision
 from dcae_cli.progress import note, progress, report_failure, warn
 
 if TYPE_CHECKING:
+    from dcae_core.data.sources import ImageReference
     from dcae_core.errors import DataError
     from dcae_core.pipelines.image_files import ImageResult, RunModel, RunSettings
     from dcae_core.pipelines.image_inputs import Inputs
@@ -75,7 +76,7 @@ def reconstruct(
     """
     from dcae_core.data.images import DEFAULT_MAX_PIXELS, describe_crop
     from dcae_core.devices import parse_dtype, select_device
-    from dcae_core.errors import CheckpointError, DataError
+    from dcae_core.errors import DataError
     from dcae_core.files import make_directory
     from dcae_core.pipelines import image_files, image_inputs
     from dcae_core.pipelines.image_page import write_image_page
@@ -97,7 +98,6 @@ def reconstruct(
         apply_exif=exif,
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
     )
-    results: list[ImageResult] = []
     page = None
     with progress("reconstruct", total=len(references)) as advance:
         advance(0, note="loading the weights")
@@ -108,26 +108,41 @@ def reconstruct(
         make_directory(output)
         names = image_inputs.name_outputs(references)
         image_files.check_outputs(names, models, settings)
-        for reference, name in zip(references, names, strict=True):
-            advance(0, note=name)
-            try:
-                results += image_files.reconstruct_file(
-                    reference, name, models, settings, _tile_notes(advance, models), time_again=not results
-                )
-            except CheckpointError:
-                raise  # the weights are at fault, not the image
-            except DataError as error:
-                if len(references) == 1 and not problems:
-                    raise
-                problems.append(error)
-                report_failure(error)
-            advance(1)
+        results = _reconstruct_each(list(zip(references, names, strict=True)), models, settings, problems, advance)
         if report and results:
             advance(0, note="report.html")
             page = write_image_page({one.name: one for one in references}, results, settings, describe_crop(resolution))
     _show(results, problems, settings, page, json)
     if problems:
         raise DataError(f"{len(problems)} of the inputs failed, as reported above; the others are done")
+
+
+def _reconstruct_each(
+    images: Sequence[tuple["ImageReference", str]],
+    models: Sequence["RunModel"],
+    settings: "RunSettings",
+    problems: list["DataError"],
+    advance: "Advance",
+) -> list["ImageResult"]:
+    """One image after another; one that cannot be read joins the problems, unless it is all there is."""
+    from dcae_core.errors import CheckpointError, DataError
+    from dcae_core.pipelines.image_files import reconstruct_file
+
+    results: list[ImageResult] = []
+    for reference, name in images:
+        advance(0, note=name)
+        try:
+            notes = _tile_notes(advance, models)
+            results += reconstruct_file(reference, name, models, settings, notes, time_again=not results)
+        except CheckpointError:
+            raise  # the weights are at fault, not the image
+        except DataError as error:
+            if len(images) == 1 and not problems:
+                raise
+            problems.append(error)
+            report_failure(error)
+        advance(1)
+    return results
 
 
 def _say_what_was_left_out(inputs: "Inputs", output: Path) -> None:
