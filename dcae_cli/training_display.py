@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dcae_cli.progress import Shown, clock, show_progress
@@ -39,6 +40,9 @@ class _Display:
     def note(self, text: str) -> None:
         """A line by itself."""
         self._shown.say(text)
+
+    def show(self, grid: Path, step: int) -> None:
+        """Nothing: it lies in the run directory."""
 
     def advance(self, what: str, done: int, total: int | None) -> None:
         """Show a phase, or another long piece of work; the time left of the steps is that of all phases."""

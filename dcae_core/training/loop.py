@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -304,7 +304,10 @@ class Loop:
         self.progress.validation_due = figures is None
         if figures is None:
             self._save_and_stop()
-        elif figures:
+        grid = self.run.grid(self.progress.step)
+        if is_main() and grid.is_file():
+            self.logger.show(grid, self.progress.step)
+        if figures:
             self._write({f"validation.{name}": value for name, value in figures.items()})
 
     def _log(self, meter: _Meter, seconds: float) -> None:
@@ -339,7 +342,7 @@ class Loop:
             self.run.append_damaged(new)
             self.logger.note(f"skipped {len(new)} damaged image(s), listed in damaged.txt: {new[0]}")
 
-    def _save_and_stop(self) -> None:
+    def _save_and_stop(self) -> NoReturn:
         self.save()
         number = self.signals.received or signal.SIGTERM
         raise StoppedError(

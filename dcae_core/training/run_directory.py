@@ -52,6 +52,10 @@ class RunDirectory:
             self._finish_last_save()
             yield
 
+    def grid(self, step: int) -> Path:
+        """Where validation draws the images of a step."""
+        return self.path / "samples" / f"step_{step}.png"
+
     def complete_checkpoints(self) -> list[Path]:
         """Every complete checkpoint, oldest first."""
         return complete_checkpoints(self.checkpoints)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -19,6 +20,9 @@ class RunLogger(Protocol):
     def record(self, record: dict[str, Any], total_steps: int) -> None:
         """A line of `metrics.jsonl`, and how many steps the whole run has."""
 
+    def show(self, grid: Path, step: int) -> None:
+        """An image file that validation has drawn: reconstructions below their inputs, or samples."""
+
     def advance(self, what: str, done: int, total: int | None) -> None:
         """How far a phase, by its name, or another long piece of work is: `done` of `total`.
 
@@ -33,6 +37,9 @@ class SilentLogger:
         """Say nothing."""
 
     def record(self, record: dict[str, Any], total_steps: int) -> None:
+        """Say nothing."""
+
+    def show(self, grid: Path, step: int) -> None:
         """Say nothing."""
 
     def advance(self, what: str, done: int, total: int | None) -> None:

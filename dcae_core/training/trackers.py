@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dcae_core.errors import UsageError
@@ -105,6 +106,7 @@ def _logarithmic_ticks(low: float, high: float) -> list[float]:
     return ticks if len(ticks) > 1 else _ticks(low, high)
 
 
+_GRID_NAME = "samples"
 _NOT_FIGURES = ("step", "phase", "seconds_left")
 
 
@@ -123,6 +125,11 @@ class RunLoggers:
         """Pass it on."""
         for logger in self._loggers:
             logger.record(record, total_steps)
+
+    def show(self, grid: Path, step: int) -> None:
+        """Pass it on."""
+        for logger in self._loggers:
+            logger.show(grid, step)
 
     def advance(self, what: str, done: int, total: int | None) -> None:
         """Pass it on."""
@@ -149,6 +156,12 @@ class TensorBoardTracker:
             self._writer.add_scalar(name, value, record["step"])
         self._writer.flush()
 
+    def show(self, grid: Path, step: int) -> None:
+        """The image, on the page of images."""
+        with Image.open(grid) as image:
+            self._writer.add_image(_GRID_NAME, np.asarray(image), step, dataformats="HWC")
+        self._writer.flush()
+
     def advance(self, what: str, done: int, total: int | None) -> None:
         """Nothing: it is for whoever waits."""
 
@@ -161,6 +174,7 @@ class WandbTracker:
             import wandb
         except ImportError as error:
             raise UsageError("logging.wandb_project needs its package: pip install 'dcae[wandb]'") from error
+        self._image = wandb.Image
         name = "-".join(directory.resolve().parts[-2:])
         self._run = wandb.init(project=project, id=name, dir=str(directory), config=recipe, resume="allow")
 
@@ -170,6 +184,10 @@ class WandbTracker:
     def record(self, record: dict[str, Any], total_steps: int) -> None:
         """All figures of the step."""
         self._run.log(_figures(record), step=record["step"])
+
+    def show(self, grid: Path, step: int) -> None:
+        """The image, beside the figures of its step."""
+        self._run.log({_GRID_NAME: self._image(str(grid))}, step=step)
 
     def advance(self, what: str, done: int, total: int | None) -> None:
         """Nothing: it is for whoever waits."""

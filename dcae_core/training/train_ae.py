@@ -302,7 +302,7 @@ def _open_validation(recipe: TrainAutoencoderRecipe, run: Run) -> Reconstruction
     if recipe.validation is None:
         return None
     images = find_images([recipe.validation.path])
-    return ReconstructionValidation(images, recipe.validation, run.directory.path / "samples", run.device)
+    return ReconstructionValidation(images, recipe.validation, run.directory.grid, run.device)
 
 
 def _build_network(recipe: TrainAutoencoderRecipe, images: TrainingImages, run: Run) -> Autoencoder:

@@ -323,7 +323,7 @@ def _open_validation(
         config,
         normalisation=normalisation_of(recipe, dataset),
     )
-    return SamplingValidation(parts, recipe.sampling, recipe.steps, run.directory.path / "samples")
+    return SamplingValidation(parts, recipe.sampling, recipe.steps, run.directory.grid)
 
 
 def _check_unloaded(manifest: Manifest, where: str, model: str | None) -> None:

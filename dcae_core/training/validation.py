@@ -43,12 +43,14 @@ class ReconstructionValidation:
     """Reconstructs held-out images (ADM centre crop) and measures them; every figure on 8-bit pixels.
 
     PSNR, SSIM and LPIPS are per image, then averaged; rFID is between all images and all reconstructions.
-    Images are decoded again each time; processes share them. Grids go to `samples`, as `step_N.png`.
+    Images are decoded again each time; processes share them. `grid_of` says where the grid of a step goes.
     """
 
-    def __init__(self, images: ImageList, settings: ValidationSettings, samples: Path, device: torch.device) -> None:
+    def __init__(
+        self, images: ImageList, settings: ValidationSettings, grid_of: Callable[[int], Path], device: torch.device
+    ) -> None:
         self._images = images[: settings.num_images]
-        self._settings, self._samples, self._device = settings, samples, device
+        self._settings, self._grid_of, self._device = settings, grid_of, device
         self._lpips: LPIPS | None = load_lpips("alex", device=device) if settings.lpips else None
         self._features = _open_features(settings.inception_weights, device) if settings.fid else None
 
@@ -68,7 +70,7 @@ class ReconstructionValidation:
             figures["rfid"] = frechet_distance(gaussian_of(measured, ORIGINAL_FEATURES), gaussian_of(measured))
         if is_main() and drawn:
             rows = [torch.cat([pair[row] for pair in drawn], dim=2) for row in (0, 1)]  # inputs above reconstructions
-            _save_grid(uint8_to_image(torch.cat(rows, dim=1)), self._samples, step)
+            _save_grid(uint8_to_image(torch.cat(rows, dim=1)), self._grid_of(step))
         return figures
 
     def _measure_batches(
@@ -138,19 +140,22 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
-def _save_grid(grid: Image.Image, samples: Path, step: int) -> None:
-    with replace_file(make_directory(samples) / f"step_{step}.png") as file:
+def _save_grid(grid: Image.Image, path: Path) -> None:
+    make_directory(path.parent)
+    with replace_file(path) as file:
         grid.save(file, "PNG")
 
 
 class SamplingValidation:
-    """Draws `samples/step_N.png`, and measures FID where that is due and at `last_step`.
+    """Draws a grid of samples into `grid_of(step)`, and measures FID where that is due and at `last_step`.
 
     The network in `parts` is replaced by the one that is measured.
     """
 
-    def __init__(self, parts: DiffusionParts, settings: SamplingSettings, last_step: int, samples: Path) -> None:
-        self._parts, self._settings, self._last_step, self._samples = parts, settings, last_step, samples
+    def __init__(
+        self, parts: DiffusionParts, settings: SamplingSettings, last_step: int, grid_of: Callable[[int], Path]
+    ) -> None:
+        self._parts, self._settings, self._last_step, self._grid_of = parts, settings, last_step, grid_of
         self._features: FeatureMeasurement | None = None
 
     def measure(self, network: nn.Module, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
@@ -182,7 +187,7 @@ class SamplingValidation:
         if stop():
             return
         pixels = torch.cat(images)
-        _save_grid(image_grid(map(uint8_to_image, pixels), len(pixels)), self._samples, step)
+        _save_grid(image_grid(map(uint8_to_image, pixels), len(pixels)), self._grid_of(step))
 
     def _grid_classes(self) -> list[int]:
         if self._settings.classes:

@@ -15,6 +15,7 @@ from dcae_core.models.uvit import UViT
 from dcae_core.pipelines.generate import DiffusionPipeline, draw_classes
 from dcae_core.recipes.train_diffusion import SamplingSettings
 from dcae_core.training import validation as diffusion_validation
+from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.validation import SamplingValidation
 
 from ..processes import one_thread, run_in_group
@@ -48,7 +49,7 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(diffusion_validation, "load_inception", lambda *_, **__: features_of)
     fid = {"reference": str(tmp_path / "ref.npz"), "every": 4, "num_images": NUM_IMAGES}
     sampling = SamplingSettings(every=2, num_images=4, guidance_scale=1.0, fid=fid, **settings)
-    return network, lambda: SamplingValidation(parts, sampling, 7, tmp_path / "samples")
+    return network, lambda: SamplingValidation(parts, sampling, 7, RunDirectory(tmp_path).grid)
 
 
 def never() -> bool:

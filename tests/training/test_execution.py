@@ -1,7 +1,9 @@
 """The same training computed in other ways; what comes out of it; what it says about itself."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +33,7 @@ from tests.training.small_runs import (
     phase,
     recipe_for,
     train,
+    write_images,
 )
 
 CPU = torch.device("cpu")
@@ -220,6 +223,27 @@ def test_tensorboard_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError, match=r"pip install 'dcae\[tensorboard\]'"):
         train(recipe_for(tmp_path, logging={"tensorboard": True}))
+
+
+class _FakeWandb(SimpleNamespace):
+    """Keeps what is logged, by step."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[int, dict[str, object]]] = []
+        super().__init__(Image=lambda path: ("image", Path(path).name), init=lambda **_: self)
+
+    def log(self, values: dict[str, object], step: int) -> None:
+        self.logged.append((step, values))
+
+
+def test_trackers_get_the_images_of_a_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = _FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    validation = {"path": str(write_images(tmp_path / "held out")), "resolution": 16, "num_images": 2, "every": 1}
+    train(recipe_for(tmp_path, phase(steps=2), logging={"wandb_project": "p", "every": 1}, validation=validation))
+    shown = [(step, values["samples"]) for step, values in fake.logged if "samples" in values]
+    assert shown == [(step, ("image", f"step_{step}.png")) for step in (0, 1, 2)]
+    assert {step for step, values in fake.logged if "validation.psnr" in values} == {0, 1, 2}
 
 
 def test_chart_draws_what_it_is_given(tmp_path: Path) -> None:

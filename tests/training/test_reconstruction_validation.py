@@ -8,6 +8,7 @@ import torch
 from dcae_core.data.sources import find_images
 from dcae_core.recipes.train_ae import ValidationSettings
 from dcae_core.training import validation as module
+from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.validation import ReconstructionValidation
 from tests.metrics.cheap_inception import CheapExtractor
 from tests.processes import one_thread, run_in_group
@@ -23,7 +24,7 @@ def open_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def look(num_images: int, fid: bool = True) -> ReconstructionValidation:
         settings = ValidationSettings(path="", resolution=16, num_images=num_images, batch_size=2, every=1, fid=fid)
-        return ReconstructionValidation(images, settings, tmp_path / "samples", torch.device("cpu"))
+        return ReconstructionValidation(images, settings, RunDirectory(tmp_path).grid, torch.device("cpu"))
 
     return look
 
