@@ -13,6 +13,7 @@ try:
 
     from dcae_cli.failures import describe_failure
     from dcae_cli.processes import EXIT_LOST, LAUNCHED, handle_stops
+    from dcae_core.distributed import stops
     from dcae_core.errors import LostProcessError, UsageError
 except KeyboardInterrupt:  # while this is imported there is nothing to stop yet, and nobody to tell it
     sys.exit(130)
@@ -117,9 +118,8 @@ def main() -> NoReturn:
     _open_standard_streams()
     if not debug:
         warnings.simplefilter("ignore")  # those of libraries concern the developers of dcae
-    stops: list[int] = []
     try:
-        handle_stops(stops)
+        handle_stops()
         sys.exit(_run(arguments or ["--help"]))
     except BrokenPipeError:
         # The reader of our output has gone (`dcae models | head`): nothing is wrong.

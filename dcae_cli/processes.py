@@ -19,6 +19,7 @@ from types import FrameType
 
 import typer
 
+from dcae_core.distributed import stops
 from dcae_core.errors import DcaeError, ResourceError
 
 LAUNCHED = "DCAE_LAUNCHED"  # set in a worker's environment
@@ -42,18 +43,15 @@ def start_processes(count: int) -> None:
         raise typer.Exit(_Launcher().run(count, sys.argv[1:]))
 
 
-def handle_stops(received: list[int]) -> None:
-    """End on a stop with an exception, so that half-written files are removed on the way out.
+def handle_stops() -> None:
+    """End on a stop with an exception, so that half-written files are removed on the way out; note it in `stops`.
 
     Training replaces these handlers by its own. Signals that arrived before are acted on now.
-
-    Args:
-        received: stops are added to it as they come: a library that is being imported may swallow the exception and
-            fail in a way of its own.
     """
+    stops.clear()
 
     def end(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
+        stops.append(number)
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     for number in _STOPS:

@@ -5,7 +5,7 @@ Every function also works in a single process that never heard of torch.distribu
 
 import json
 import os
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _TIMEOUT = timedelta(minutes=30)
 _SECONDS_BETWEEN_LOOKS = 0.02
 _LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # in what the backends raise
+
+# Stops that reached this process, if the program keeps them here: a library that was being imported may have swallowed
+# the exception that one was meant to end with.
+stops: list[int] = []
 
 # Every group joined, to the end of the process: where the last reference is a data-parallel wrapper's, which an
 # exception may keep until after the group, it is let go under Python's lock, and waits for a thread that wants that.
@@ -160,7 +164,7 @@ def process_group(device: "torch.device") -> Iterator[None]:
         torch.cuda.set_device(device)
     backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _explain_lost_process():
-        dist.init_process_group(backends, store=_rendezvous(), rank=rank(), world_size=world_size(), timeout=_TIMEOUT)
+        _join(backends)
         _groups.append(dist.group.WORLD)
         try:
             yield
@@ -168,17 +172,36 @@ def process_group(device: "torch.device") -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _rendezvous() -> "Store | None":
-    """Where the processes of one launcher meet: a socket on loopback, bound before they started; otherwise None.
+def _join(backends: str) -> None:
+    """Form the group, in a thread: where another process ends meanwhile, the library waits long and deaf to signals."""
+    import torch.distributed as dist
 
-    Waits for all of them here, in Python, where a signal is acted on: the library waits deaf to it.
-    """
+    failures: list[BaseException] = []
+
+    def join() -> None:
+        try:
+            store = _rendezvous()
+            dist.init_process_group(backends, store=store, rank=rank(), world_size=world_size(), timeout=_TIMEOUT)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=join, daemon=True, name="joining")
+    thread.start()
+    while thread.is_alive():
+        _act_on_stops()
+        thread.join(_SECONDS_BETWEEN_LOOKS)
+    for failure in failures:
+        raise failure
+
+
+def _rendezvous() -> "Store | None":
+    """Where the processes of one launcher meet: a socket on loopback, bound before they started; otherwise None."""
     handle = os.environ.get("DCAE_RENDEZVOUS")
     if handle is None:
         return None
     import torch.distributed as dist
 
-    store = dist.TCPStore(
+    return dist.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         world_size(),
@@ -187,10 +210,11 @@ def _rendezvous() -> "Store | None":
         wait_for_workers=False,
         master_listen_fd=int(handle) if rank() == 0 else None,
     )
-    store.add("arrived", 1)
-    while store.add("arrived", 0) < world_size():
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-    return store
+
+
+def _act_on_stops() -> None:
+    if stops:
+        raise SystemExit(128 + stops[0])
 
 
 @contextmanager
