@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dcae_cli.completion import complete_own_recipe, complete_sampler
-from dcae_cli.options import Alpha, Debug, Device, Json, Model, NumProcesses, Overrides, Resize, Tf32, Work
+from dcae_cli.options import (
+    Alpha,
+    Autoguidance,
+    Debug,
+    Device,
+    GuidanceInterval,
+    Json,
+    Model,
+    NumProcesses,
+    Overrides,
+    Resize,
+    Tf32,
+    Work,
+    parse_interval,
+)
 from dcae_cli.processes import start_processes
 
 if TYPE_CHECKING:
@@ -63,6 +77,8 @@ def evaluate(
         int | None, typer.Option(min=1, help="How many samples (default 50000), or images (all).", metavar="N")
     ] = None,
     cfg: Annotated[float | None, typer.Option(help="Guidance scale of a diffusion model.", metavar="SCALE")] = None,
+    cfg_interval: GuidanceInterval = None,
+    autoguidance: Autoguidance = None,
     sampler: Annotated[
         str | None, typer.Option(help="Left out: the published one.", metavar="NAME", autocompletion=complete_sampler)
     ] = None,
@@ -127,7 +143,16 @@ def evaluate(
         "resize": resize,
         "execution": None if tf32 is None else {"tf32": tf32},
     }
-    sampling = {"num": num, "guidance_scale": cfg, "sampler": sampler, "num_steps": steps, "seed": seed}
+    interval = parse_interval(cfg_interval)
+    sampling = {
+        "num": num,
+        "guidance_scale": cfg,
+        "guidance_interval": interval and list(interval),
+        "autoguidance": autoguidance,
+        "sampler": sampler,
+        "num_steps": steps,
+        "seed": seed,
+    }
     settings = _settings(recipe, overrides or [], changes, {"model": model, "dtype": dtype}, sampling)
     compute = select_device(device)
     if report is not None:
@@ -192,7 +217,10 @@ def _choose_subject(
 
     of_samplers = set(sampling) - {"num"}
     if of_samplers and ("generated" in changes or (recipe is not None and recipe.autoencoder is not None)):
-        raise UsageError("--cfg, --sampler, --steps and --seed belong to a diffusion model; name one with --model")
+        raise UsageError(
+            "--cfg, --cfg-interval, --autoguidance, --sampler, --steps and --seed belong to a diffusion model; "
+            "name one with --model"
+        )
     options: dict[str, Any] = {}
     if "generated" in changes:
         options = {"autoencoder": None, "diffusion": None, "resolution": None}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dcae_cli.completion import complete_model, complete_own_recipe
+from dcae_cli.completion import complete_diffusion_model, complete_model, complete_own_recipe
 
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.", metavar="NAME")]
 Dtype = Annotated[str, typer.Option(help="Number type of the networks: fp32, bf16 or fp16.", metavar="TYPE")]
@@ -60,6 +60,21 @@ Alpha = Annotated[
     str | None,
     typer.Option(help="Transparent images: white (composed on white) or drop (as published) [white].", metavar="RULE"),
 ]
+GuidanceInterval = Annotated[
+    str | None,
+    typer.Option(
+        help="Guide only where the way from data (0) to noise (1) lies in here, such as 0.2:0.8; cheaper elsewhere.",
+        metavar="LOW:HIGH",
+    ),
+]
+Autoguidance = Annotated[
+    str | None,
+    typer.Option(
+        help="Guide away from this weaker model of the same task, instead of from no class.",
+        metavar="MODEL",
+        autocompletion=complete_diffusion_model,
+    ),
+]
 Resize = Annotated[
     str | None,
     typer.Option(
@@ -75,3 +90,16 @@ Tf32 = Annotated[
 # Read by `dcae_cli.__main__` before anything else, so that it works in front of the command too; a command takes it
 # only for its --help to name it.
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]
+
+
+def parse_interval(text: str | None) -> tuple[float, float] | None:
+    """LOW:HIGH as two numbers; UsageError where it is something else."""
+    if text is None:
+        return None
+    from dcae_core.errors import UsageError
+
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError as error:
+        raise UsageError(f"--cfg-interval is LOW:HIGH, such as 0.2:0.8, not {text!r}") from error
+    return low, high

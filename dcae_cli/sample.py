@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dcae_cli.completion import complete_diffusion_model, complete_sampler
-from dcae_cli.options import Debug, Device, Dtype, Json, NumProcesses, Output, Revision
+from dcae_cli.options import (
+    Autoguidance,
+    Debug,
+    Device,
+    Dtype,
+    GuidanceInterval,
+    Json,
+    NumProcesses,
+    Output,
+    Revision,
+    parse_interval,
+)
 from dcae_cli.processes import start_processes
 
 if TYPE_CHECKING:
@@ -42,6 +53,8 @@ def sample(
     cfg: Annotated[
         float | None, typer.Option(help="Guidance scale; 1 (the default) is no guidance.", metavar="SCALE")
     ] = None,
+    cfg_interval: GuidanceInterval = None,
+    autoguidance: Autoguidance = None,
     steps: Annotated[int | None, typer.Option(help="Steps; left out: the sampler's default.", metavar="N")] = None,
     sampler: Annotated[
         str | None,
@@ -83,6 +96,7 @@ def sample(
     Examples:
       dcae sample --model dc-ae-f32c32-in-1.0-usit-h-in-512px --classes "golden retriever,volcano" --cfg 1.5
       dcae sample --model dc-ae-f32c32-in-1.0-uvit-s-in-512px --preset demo -o demo
+      dcae sample --model runs/my-run --classes 3 --cfg 2 --autoguidance runs/my-run/checkpoints/step_10000
       dcae sample --model runs/my-run --num 64 --seed 3 --weights raw --save-latents -o samples
     """
     start_processes(nproc)
@@ -90,6 +104,7 @@ def sample(
     import sys
 
     from dcae_cli.progress import progress
+    from dcae_core.checkpoints.autoguidance import read_weaker_network, require_same_task
     from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
     from dcae_core.data.class_names import class_names_of
     from dcae_core.devices import parse_dtype, select_device
@@ -113,8 +128,8 @@ def sample(
     known = released or files
     assert known is not None
     scale = cfg if cfg is not None else _PRESETS[preset][1] if preset else 1.0
-    settings = SampleSettings(scale, seed, sampler, steps)
-    settings.check(known.prediction, known.config)
+    settings = SampleSettings(scale, seed, sampler, steps, parse_interval(cfg_interval))
+    settings.check(known.prediction, known.config, autoguided=autoguidance is not None)
     labels = _labels(known.config.num_classes, files.class_names if files else None, classes, num, preset, seed)
     default_sampler = DEFAULT_SAMPLERS[known.prediction]
     chosen = find_sampler(sampler, known.prediction)
@@ -126,6 +141,8 @@ def sample(
         "sampler": sampler or default_sampler,
         "num_steps": chosen.num_steps if steps is None else steps,
         "guidance_scale": scale,
+        "guidance_interval": settings.guidance_interval and list(settings.guidance_interval),
+        "autoguidance": autoguidance and encoder_name(autoguidance),
         "seed": seed,
         "dtype": str(number_type).removeprefix("torch."),
         "tile": tile,
@@ -149,16 +166,27 @@ def sample(
 
     with process_group(compute):
         files = files or locate_diffusion(model, revision, weights)
-        model_fingerprint = broadcast_object(files.fingerprint() if is_main() else None)
-        directory.identify({"model_path": _path_from(output, model)}, model_fingerprint=model_fingerprint)
+        weaker_files = locate_diffusion(autoguidance, weights=weights) if autoguidance is not None else None
+        if weaker_files is not None:
+            require_same_task(weaker_files, files)
+        fingerprints = [each and each.fingerprint() for each in (files, weaker_files)] if is_main() else None
+        model_fingerprint, weaker_fingerprint = broadcast_object(fingerprints)
+        directory.identify(
+            {"model_path": _path_from(output, model), "autoguidance_path": _path_from(output, autoguidance)},
+            model_fingerprint=model_fingerprint,
+            autoguidance_fingerprint=weaker_fingerprint,
+        )
+        weaker = None
         with progress("loading the weights", total=0):
+            if weaker_files is not None:
+                weaker = read_weaker_network(weaker_files, files, compute, number_type)
             parts = read_diffusion(files, autoencoder=autoencoder, device=compute, dtype=number_type)
         place = {"autoencoder_path": _path_from(output, autoencoder or files.autoencoder)}
         directory.identify(place, autoencoder_fingerprint=parts.autoencoder_fingerprint)
         if is_main():
             for line in parts.warnings:
                 print(f"dcae: warning: {line}", file=sys.stderr)
-        pipeline = DiffusionPipeline(parts)
+        pipeline = DiffusionPipeline(parts, weaker)
         if tile is not None:
             check_tile(tile, pipeline.autoencoder.spatial_compression_ratio)
         pipeline.tile = tile

@@ -291,13 +291,7 @@ def read_diffusion(
         CheckpointError: the weights are damaged or do not fit, or the autoencoder makes other latents.
         DownloadError: the autoencoder's files are not cached and cannot be downloaded.
     """
-    state: dict[str, Tensor] = {}
-    for file in files.weights:
-        state |= read_weights(file, files.sha256)
-    inside = _take(state, _AUTOENCODER_PREFIX)
-    with torch.device("meta"):
-        network = build_denoiser(files.config)
-    load_strictly(network, _take(state, _NETWORK_PREFIX) or state, files.where, dtype)
+    network, inside = read_network(files, dtype)
     identity, warnings = None, []
     if autoencoder is None and inside:
         decoder = _released_autoencoder(files, inside, dtype).to(device)
@@ -320,6 +314,22 @@ def read_diffusion(
         warnings=tuple(warnings),
         normalisation=files.normalisation,
     )
+
+
+def read_network(files: DiffusionFiles, dtype: torch.dtype | None = None) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The network of a located model, strictly loaded on the CPU, and what else lies in its files: an autoencoder's.
+
+    Raises:
+        CheckpointError: the weights are damaged or do not fit.
+    """
+    state: dict[str, Tensor] = {}
+    for file in files.weights:
+        state |= read_weights(file, files.sha256)
+    inside = _take(state, _AUTOENCODER_PREFIX)
+    with torch.device("meta"):
+        network = build_denoiser(files.config)
+    load_strictly(network, _take(state, _NETWORK_PREFIX) or state, files.where, dtype)
+    return network, inside
 
 
 def _load_autoencoder(files: DiffusionFiles, asked: str | Path | None) -> Autoencoder:

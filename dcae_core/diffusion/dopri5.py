@@ -1,6 +1,8 @@
 """Dormand-Prince 5(4): adaptive integration of a velocity from noise at time 0 to data at time 1."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -31,6 +33,9 @@ _MIDPOINT = (
     11237099 / 235043384 / 2,
 )
 _SAFETY, _MIN_FACTOR, _MAX_FACTOR = 0.9, 0.2, 10.0
+_ASIDE = 1e-6  # from a break, where the velocity has two values: more than float32 times stray
+
+_Velocity = Callable[[float, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -40,6 +45,7 @@ def sample_dopri5(
     rtol: float = 1e-3,
     atol: float = 1e-6,
     *,
+    breaks: Sequence[float] = (),
     progress: ProgressCallback | None = None,
 ) -> Tensor:
     """Dormand-Prince 5(4) with adaptive steps.
@@ -53,6 +59,8 @@ def sample_dopri5(
         noise: where to start, (B, C, H, W).
         rtol: relative tolerance per step.
         atol: absolute tolerance per step.
+        breaks: times between 0 and 1 at which the velocity jumps, as where guidance begins. Each ends a step, and what
+            is behind it starts afresh, at two evaluations; a step across would be rejected, or wrong.
         progress: called after each accepted step with the percentage of time done, and 100.
 
     Returns:
@@ -71,9 +79,31 @@ def sample_dopri5(
     def f(t: float, x: Tensor) -> Tensor:
         return velocity(x, torch.full((), t, dtype=times, device=x.device))
 
-    t, x, slope = 0.0, noise, f(0.0, noise)
-    step = _first_step(f, x, slope, rtol, atol)
+    x = noise
+    for start, end in pairwise([0.0, *sorted(time for time in breaks if 0 < time < 1), 1.0]):
+        x = _integrate(partial(_between, f, start, end), x, start, end, rtol, atol, progress)
+    return x
+
+
+def _between(f: _Velocity, start: float, end: float, t: float, x: Tensor) -> Tensor:
+    """The velocity on a piece of the way, which at a break is that of the piece's own side."""
+    if start > 0:
+        t = max(t, start + _ASIDE)
+    if end < 1:
+        t = min(t, end - _ASIDE)
+    return f(t, x)
+
+
+def _integrate(
+    f: _Velocity, x: Tensor, t: float, target: float, rtol: float, atol: float, progress: ProgressCallback | None
+) -> Tensor:
+    """From time `t` to `target`: a break is reached with a step of its own, 1 is read off the step that passes it."""
+    slope = f(t, x)
+    step = _first_step(f, t, x, slope, rtol, atol)
     while True:
+        arrives = t + step >= target
+        if arrives and target < 1:
+            step = target - t
         stages = [slope]
         for node, weights in zip(_NODES, _STAGES, strict=True):
             end = x + step * _weighted_sum(weights, stages)
@@ -83,8 +113,8 @@ def sample_dopri5(
         if error <= 1:
             if progress:
                 progress(min(100, round(100 * (t + step))), 100)
-            if t + step >= 1:
-                return _interpolate(x, end, stages, step, (1 - t) / step)
+            if arrives:
+                return _interpolate(x, end, stages, step, (target - t) / step)
             t, x, slope = t + step, end, stages[-1]
         step *= _step_factor(error)
         if not step > 1e-12:
@@ -114,12 +144,12 @@ def _step_factor(error: float) -> float:
     return min(_MAX_FACTOR, max(_SAFETY * error**-0.2, 1.0 if error < 1 else _MIN_FACTOR))
 
 
-def _first_step(f: Callable[[float, Tensor], Tensor], x: Tensor, slope: Tensor, rtol: float, atol: float) -> float:
+def _first_step(f: _Velocity, t: float, x: Tensor, slope: Tensor, rtol: float, atol: float) -> float:
     """Hairer, Norsett, Wanner, section II.4: a step from the sizes of the state, its slope and the slope's change."""
     scale = atol + rtol * x.abs()
     size, speed = _rms(x / scale), _rms(slope / scale)
     trial = 1e-6 if size < 1e-5 or speed < 1e-5 else 0.01 * size / speed
-    change = _rms((f(trial, x + trial * slope) - slope) / scale) / trial
+    change = _rms((f(t + trial, x + trial * slope) - slope) / scale) / trial
     fastest = max(speed, change)
     careful = max(1e-6, trial * 1e-3) if fastest <= 1e-15 else (0.01 / fastest) ** 0.2
     return min(100 * trial, careful)

@@ -1,4 +1,4 @@
-"""Classifier-free guidance, and the noise that samples begin with."""
+"""Classifier-free guidance, autoguidance, and the noise that samples begin with."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,11 +20,13 @@ def guide(
     guidance_scale: float = 1.0,
     interval: tuple[float, float] | None = None,
     dtype: torch.dtype | None = None,
+    weaker: ClassModel | None = None,
 ) -> Model:
-    """Bind classes to a network and, with a scale other than 1, mix in what it predicts without them.
+    """Bind classes to a network and, with a scale other than 1, lead it away from a worse prediction.
 
-    The first C channels of the prediction, with C those of x, become null + scale * (conditional - null); further
-    channels (a learned variance) are the conditional's. Both predictions come from one batch, [conditional; null].
+    The worse one is its own without classes, or that of a weaker network for the same classes (autoguidance). The first
+    C channels of the prediction, with C those of x, become worse + scale * (conditional - worse); further channels (a
+    learned variance) are the conditional's. Without a weaker network both come from one batch, [conditional; null].
 
     Args:
         model: model(x, t, y) -> (B, C or more, H, W).
@@ -35,24 +37,31 @@ def guide(
             outside, which saves half the computing there (arXiv 2404.07724) but asks the device for each time.
             Default: everywhere.
         dtype: the number type that the model computes in; its predictions come back in that of x. None is that of x.
+        weaker: as `model`, and with its times: one of the same task that is trained less, or smaller.
 
     Returns:
         model(x, t) of the guided prediction.
 
-    Source: arXiv 2207.12598; guidance of all channels as mit-han-lab/efficientvit.
+    Source: arXiv 2207.12598; guidance of all channels as mit-han-lab/efficientvit; autoguidance arXiv 2406.02507.
     """
     both_classes = torch.cat([classes, torch.full_like(classes, null_class)])
 
     def conditional(x: Tensor, t: Tensor) -> Tensor:
         return model(x.to(dtype or x.dtype), t, classes).to(x.dtype)
 
+    def wanted_and_worse(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        if weaker is not None:
+            return conditional(x, t), weaker(x.to(dtype or x.dtype), t, classes).to(x.dtype)
+        output, null = model(torch.cat([x, x]).to(dtype or x.dtype), t, both_classes).to(x.dtype).chunk(2)
+        return output, null
+
     def guided(x: Tensor, t: Tensor) -> Tensor:
         if interval is not None and not interval[0] <= float(t) <= interval[1]:
             return conditional(x, t)
-        output, null = model(torch.cat([x, x]).to(dtype or x.dtype), t, both_classes).to(x.dtype).chunk(2)
+        output, worse = wanted_and_worse(x, t)
         channels = x.shape[1]
-        null, wanted, rest = null[:, :channels], output[:, :channels], output[:, channels:]
-        return torch.cat([null + guidance_scale * (wanted - null), rest], dim=1)
+        worse, wanted, rest = worse[:, :channels], output[:, :channels], output[:, channels:]
+        return torch.cat([worse + guidance_scale * (wanted - worse), rest], dim=1)
 
     return conditional if guidance_scale == 1.0 else guided
 

@@ -3,7 +3,8 @@
 A new sampler is one function (model, noise, ..., progress) -> sample, and one row.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,6 +73,25 @@ DEFAULT_SAMPLERS = {EPSILON: "dpm-solver", EPSILON_VARIANCE: "ddpm", VELOCITY: "
 # What the published networks of each kind were trained with; velocity networks use the linear path.
 SCHEDULES: dict[str, DiscreteSchedule] = {EPSILON: scaled_linear_schedule(), EPSILON_VARIANCE: linear_schedule()}
 
+_TIME_ROUNDING = 1e-6  # float32 times stray by so much: what is meant to lie at an end of an interval lies inside
+
+
+def guidance_times(prediction: str, interval: tuple[float, float]) -> tuple[float, float]:
+    """The network times of an interval of the way from data to noise, both ends included.
+
+    Args:
+        prediction: "epsilon", "epsilon_variance" or "velocity".
+        interval: (low, high) in [0, 1], counted from the data, at 0, to the noise, at 1. A velocity network's time is 1
+            minus that, and the state holds just this share of noise; for the others it is the step of the schedule over
+            the number of steps, 1000.
+    """
+    low = -math.inf if interval[0] == 0 else interval[0] - _TIME_ROUNDING
+    high = math.inf if interval[1] == 1 else interval[1] + _TIME_ROUNDING
+    if prediction == VELOCITY:
+        return 1 - high, 1 - low
+    schedule = SCHEDULES[prediction]
+    return float(schedule.network_time(low)), float(schedule.network_time(high))
+
 
 def find_sampler(name: str | None, prediction: str) -> Sampler:
     """The sampler of this name, or the published one for this kind of prediction.
@@ -96,6 +116,7 @@ def run_sampler(
     prediction: str,
     num_steps: int | None = None,
     step_noise: StepNoise | None = None,
+    breaks: Sequence[float] = (),
     progress: ProgressCallback | None = None,
 ) -> Tensor:
     """Sample with a row of the table and the schedule that belongs to the kind of prediction.
@@ -107,6 +128,7 @@ def run_sampler(
         prediction: "epsilon", "epsilon_variance" or "velocity".
         num_steps: None is the sampler's default.
         step_noise: for stochastic samplers, the noise of each step; ignored by others.
+        breaks: network times at which the prediction jumps, for samplers that choose their steps; ignored by others.
         progress: called after each step.
 
     Raises:
@@ -122,6 +144,8 @@ def run_sampler(
         raise UsageError(
             f"sampler {name or DEFAULT_SAMPLERS[prediction]} chooses its own steps; leave their number out"
         )
-    if sampler.num_steps is not None:
+    if sampler.num_steps is None:
+        options["breaks"] = breaks
+    else:
         options["num_steps"] = sampler.num_steps if num_steps is None else num_steps
     return sampler.function(model, noise, progress=progress, **options)

@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from dcae_core.checkpoints.autoguidance import read_weaker_network
 from dcae_core.checkpoints.denoisers import EMA, DiffusionParts, locate_diffusion, read_diffusion
 from dcae_core.data.images import tensor_to_uint8, uint8_to_image
 from dcae_core.devices import parse_dtype, select_device
 from dcae_core.diffusion.guidance import guide, sample_noise
-from dcae_core.diffusion.samplers import find_sampler, run_sampler
+from dcae_core.diffusion.samplers import find_sampler, guidance_times, run_sampler
 from dcae_core.errors import CheckpointError, ResourceError, UsageError, is_out_of_memory
 from dcae_core.models.configs import DenoiserConfig
 from dcae_core.pipelines.tiling import MIN_TILE, decode_latent
@@ -43,7 +44,7 @@ class SampleSettings:
         seed: of the noise; sample i's depends on it and on i alone.
         sampler: a name of `diffusion.SAMPLERS`; None is the published one for the network's kind of prediction.
         num_steps: None is the sampler's default.
-        guidance_interval: network times (low, high) within which to guide; None is everywhere.
+        guidance_interval: where to guide between data (0) and noise (1), see `guidance_times`; None is everywhere.
     """
 
     guidance_scale: float = 1.0
@@ -52,12 +53,14 @@ class SampleSettings:
     num_steps: int | None = None
     guidance_interval: tuple[float, float] | None = None
 
-    def check(self, prediction: str, config: DenoiserConfig) -> None:
+    def check(self, prediction: str, config: DenoiserConfig, *, autoguided: bool = False) -> None:
         """Refuse, before any weights are read, what a network of this kind cannot be asked for.
+
+        `autoguided`: whether a weaker network takes the place of the prediction without classes.
 
         Raises:
             UsageError: an unknown or unfitting sampler, no steps, a guidance scale that is no finite number, a
-                negative seed, or guidance of a network without classes.
+                negative seed, guidance of a network without classes, or an interval that is none.
         """
         sampler = find_sampler(self.sampler, prediction)
         if self.num_steps is not None:
@@ -67,7 +70,12 @@ class SampleSettings:
                 raise UsageError(f"steps must be at least 1 and at most {MAX_STEPS:,}, not {self.num_steps}")
         if not math.isfinite(self.guidance_scale):
             raise UsageError(f"the guidance scale must be a finite number, not {self.guidance_scale}")
-        if self.guidance_scale != 1 and config.num_classes == 0:
+        if self.guidance_scale == 1 and (autoguided or self.guidance_interval is not None):
+            raise UsageError("autoguidance and a guidance interval change nothing at a guidance scale of 1; raise it")
+        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1] <= 1:
+            low, high = self.guidance_interval
+            raise UsageError(f"a guidance interval goes from 0 (data) to 1 (noise) at most, upwards; not {low}:{high}")
+        if self.guidance_scale != 1 and config.num_classes == 0 and not autoguided:
             raise UsageError("this network has no classes to guide towards; leave the guidance scale at 1")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"the seed must be 0 to 2^63 - 1, not {self.seed}")
@@ -117,6 +125,7 @@ def load_diffusion(
     autoencoder: str | Path | None = None,
     weights: str = EMA,
     revision: str | None = None,
+    autoguidance: str | Path | None = None,
 ) -> "DiffusionPipeline":
     """Load a diffusion model and its autoencoder, ready to generate.
 
@@ -130,19 +139,25 @@ def load_diffusion(
         autoencoder: another place to take the autoencoder from, as for `load_autoencoder`.
         weights: "ema" or "raw", where a training directory has both.
         revision: of a hub repository.
+        autoguidance: a weaker model, found as `model` is, that guidance leads away from instead of the prediction
+            without classes (arXiv 2406.02507).
 
     Raises:
         UsageError: nothing is called that.
-        CheckpointError: the weights are damaged or do not fit, or the autoencoder makes other latents.
+        CheckpointError: the weights are damaged or do not fit, the autoencoder makes other latents, or the weaker model
+            has another task.
         DownloadError: the files are not cached and cannot be downloaded.
         ResourceError: this machine has no such device.
     """
     files = locate_diffusion(model, revision, weights)
+    weaker_files = None if autoguidance is None else locate_diffusion(autoguidance, weights=weights)
+    place = select_device(str(device))
     number_type = parse_dtype(dtype) if isinstance(dtype, str) else dtype
-    parts = read_diffusion(files, autoencoder=autoencoder, device=select_device(str(device)), dtype=number_type)
+    weaker = None if weaker_files is None else read_weaker_network(weaker_files, files, place, number_type)
+    parts = read_diffusion(files, autoencoder=autoencoder, device=place, dtype=number_type)
     for line in parts.warnings:
         _log.warning(line)
-    return DiffusionPipeline(parts)
+    return DiffusionPipeline(parts, weaker)
 
 
 class DiffusionPipeline:
@@ -150,6 +165,7 @@ class DiffusionPipeline:
 
     Attributes:
         denoiser: called as `denoiser(x, t, y)`.
+        weaker: a network that guidance leads away from; None is the same one without classes.
         prediction: "epsilon", "epsilon_variance" or "velocity".
         scaling_factor: latents are divided by it before they are decoded, where they have no mean and deviation for
             each channel.
@@ -157,8 +173,8 @@ class DiffusionPipeline:
             memory has run out.
     """
 
-    def __init__(self, parts: DiffusionParts) -> None:
-        self.denoiser = parts.denoiser
+    def __init__(self, parts: DiffusionParts, weaker: nn.Module | None = None) -> None:
+        self.denoiser, self.weaker = parts.denoiser, weaker
         self.autoencoder = parts.autoencoder
         self.prediction = parts.prediction
         self.scaling_factor, self._unscale = parts.scaling_factor, parts.unscale
@@ -175,6 +191,7 @@ class DiffusionPipeline:
         *,
         num_steps: int | None = None,
         sampler: str | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         batch_size: int | None = None,
         progress: ProgressCallback | None = None,
     ) -> Generated:
@@ -186,15 +203,16 @@ class DiffusionPipeline:
             seed: of the noise; sample i's depends on it and on i alone.
             num_steps: None is the sampler's default.
             sampler: a name of `diffusion.SAMPLERS`; None is the published one for this network.
+            guidance_interval: where to guide between data (0) and noise (1), see `guidance_times`; None is everywhere.
             batch_size: samples at once; None tries until memory suffices. It moves float32 results by about 1e-6.
             progress: called after each step of each batch.
 
         Raises:
-            UsageError: a class, sampler, scale or number of steps that this network cannot do.
+            UsageError: a class, sampler, scale, interval or number of steps that this network cannot do.
             ResourceError: even one sample does not fit into memory.
         """
-        settings = SampleSettings(guidance_scale, seed, sampler, num_steps)
-        settings.check(self.prediction, self.config)
+        settings = SampleSettings(guidance_scale, seed, sampler, num_steps, guidance_interval)
+        settings.check(self.prediction, self.config, autoguided=self.weaker is not None and guidance_scale != 1)
         batches = list(self.generate_batches(classes, settings, batch_size=batch_size, progress=progress))
         images = [uint8_to_image(pixels) for batch in batches for pixels in batch.pixels]
         return Generated(images, torch.cat([batch.latents for batch in batches]))
@@ -231,6 +249,7 @@ class DiffusionPipeline:
             raise UsageError(f"the batch size must be at least 1, not {batch_size}")
         batch_size = min(batch_size, len(classes))
         shape = (self.config.in_channels, *self.config.latent_size)
+        interval = self._network_interval(settings)
         for number, start in enumerate(range(0, len(classes), batch_size)):
             if skip(number):
                 continue
@@ -246,6 +265,7 @@ class DiffusionPipeline:
                     prediction=self.prediction,
                     num_steps=settings.num_steps,
                     step_noise=noise,
+                    breaks=interval or (),
                     progress=progress,
                 )
             _require_finite(latents)
@@ -285,8 +305,12 @@ class DiffusionPipeline:
     def _guided(self, classes: Sequence[int], settings: SampleSettings) -> Callable[[Tensor, Tensor], Tensor]:
         """The guided network; the state stays in float32 whatever the network computes in."""
         labels = torch.tensor(list(classes), device=self._device)
-        scale, interval = settings.guidance_scale, settings.guidance_interval
-        return guide(self.denoiser, labels, self.config.num_classes, scale, interval, self._dtype)
+        scale, interval = settings.guidance_scale, self._network_interval(settings)
+        return guide(self.denoiser, labels, self.config.num_classes, scale, interval, self._dtype, self.weaker)
+
+    def _network_interval(self, settings: SampleSettings) -> tuple[float, float] | None:
+        interval = settings.guidance_interval
+        return None if interval is None else guidance_times(self.prediction, interval)
 
     @torch.inference_mode()
     def _decode(self, latents: Tensor) -> Tensor:

@@ -24,12 +24,23 @@ from dcae_core.progress import OpenProgress, no_progress
 
 RUN_NAME, GRID_NAME, LATENTS_NAME = "sample.json", "grid.png", "latents.safetensors"
 MODEL_FINGERPRINT, AUTOENCODER_FINGERPRINT = "model_fingerprint", "autoencoder_fingerprint"
+AUTOGUIDANCE_FINGERPRINT = "autoguidance_fingerprint"
 MAX_GRID_IMAGES = 100
 _PARTS_NAME = ".latents"
 _PNG_HEAD, _PNG_TAIL = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 # Names are for people where a fingerprint says the same more surely, and what a mismatch of fingerprints is called.
-_FINGERPRINT_OF = {"model": MODEL_FINGERPRINT, "autoencoder": AUTOENCODER_FINGERPRINT}
-_WORDS = {MODEL_FINGERPRINT: "set of model weights", AUTOENCODER_FINGERPRINT: "autoencoder"}
+_FINGERPRINT_OF = {
+    "model": MODEL_FINGERPRINT,
+    "autoencoder": AUTOENCODER_FINGERPRINT,
+    "autoguidance": AUTOGUIDANCE_FINGERPRINT,
+}
+_WORDS = {
+    MODEL_FINGERPRINT: "set of model weights",
+    AUTOENCODER_FINGERPRINT: "autoencoder",
+    AUTOGUIDANCE_FINGERPRINT: "autoguidance",
+}
+# What runs could not have when records did not name it.
+_WITHOUT = {"guidance_interval": None, "autoguidance": None, AUTOGUIDANCE_FINGERPRINT: None}
 
 
 class SampleDirectory:
@@ -257,10 +268,14 @@ def find_samples(directory: str | Path) -> list[Path] | None:
 def _read_record(file: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return record | {
-            "batch_size": int(record["batch_size"]),
-            "classes": [int(number) for number in record["classes"]],
-        }
+        return (
+            _WITHOUT
+            | record
+            | {
+                "batch_size": int(record["batch_size"]),
+                "classes": [int(number) for number in record["classes"]],
+            }
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{file} is not a record of a sampling run") from error
 

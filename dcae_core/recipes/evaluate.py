@@ -22,6 +22,10 @@ MEASURED_NAMES = ("psnr", "ssim", "lpips", "fid", "is", "precision", "recall", "
 SCORE_NAMES = (*MEASURED_NAMES, "latent_mean", "latent_rms", "latent_std")
 
 
+WayToNoise = Annotated[float, Field(ge=0, le=1)]
+"""A place on the way from data (0) to noise (1)."""
+
+
 class AutoencoderSubject(Section):
     """An autoencoder: images go through it and are compared with what comes out."""
 
@@ -42,6 +46,10 @@ class DiffusionSubject(Section):
     """How many samples."""
     guidance_scale: NonNegativeNumber = 1.0
     """Classifier-free guidance; 1.0 is none."""
+    guidance_interval: Annotated[list[WayToNoise], Field(min_length=2, max_length=2)] | None = None
+    """Guide only here on the way from data (0) to noise (1), as [low, high] (arXiv 2404.07724); null is everywhere."""
+    autoguidance: str | None = None
+    """Guide away from this weaker model of the same task (arXiv 2406.02507); null is from its own without classes."""
     sampler: str | None = None
     """Null is the published one for this network."""
     num_steps: NumSteps | None = None
@@ -113,7 +121,7 @@ class EvaluateRecipe(Recipe):
         if len(subjects) != 1:
             found = " and ".join(subjects) or "none"
             return [f"autoencoder, diffusion, generated: give exactly one of them to measure, not {found}"]
-        faults = []
+        faults = [] if self.diffusion is None else _guidance_faults(self.diffusion)
         if self.autoencoder is None:
             wrong = [name for name in self.metrics if name in RECONSTRUCTION_METRICS]
             if wrong:
@@ -132,3 +140,13 @@ class EvaluateRecipe(Recipe):
         if len(set(self.metrics)) < len(self.metrics):
             faults.append("metrics: one is named twice")
         return faults
+
+
+def _guidance_faults(subject: DiffusionSubject) -> list[str]:
+    faults, interval = [], subject.guidance_interval
+    if interval is not None and interval[0] >= interval[1]:
+        faults.append(f"diffusion.guidance_interval: goes from low to high, not from {interval[0]} to {interval[1]}")
+    for name in ("guidance_interval", "autoguidance"):
+        if getattr(subject, name) is not None and subject.guidance_scale == 1:
+            faults.append(f"diffusion.{name}: changes nothing at a guidance_scale of 1")
+    return faults

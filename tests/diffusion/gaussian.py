@@ -16,22 +16,22 @@ def start(batch_size: int = 16) -> Tensor:
     return torch.randn(batch_size, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def epsilon(schedule: DiscreteSchedule) -> Callable[[Tensor, Tensor], Tensor]:
+def epsilon(schedule: DiscreteSchedule, mean: float | Tensor = MEAN) -> Callable[[Tensor, Tensor], Tensor]:
     """The exact noise prediction under a discrete schedule."""
 
     def model(x: Tensor, t: Tensor) -> Tensor:
         time = (float(t) + 1 - schedule.first_timestep) / schedule.num_timesteps
         alpha, sigma = float(schedule.alpha(time)), float(schedule.sigma(time))
-        return sigma * (x - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
+        return sigma * (x - alpha * mean) / (alpha**2 * DEVIATION**2 + sigma**2)
 
     return model
 
 
-def velocity(x: Tensor, t: Tensor) -> Tensor:
+def velocity(x: Tensor, t: Tensor, mean: float | Tensor = MEAN) -> Tensor:
     """The exact velocity along the straight path."""
     alpha, sigma = t, 1 - t
-    surprise = (x - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
-    return MEAN + alpha * DEVIATION**2 * surprise - sigma * surprise
+    surprise = (x - alpha * mean) / (alpha**2 * DEVIATION**2 + sigma**2)
+    return mean + alpha * DEVIATION**2 * surprise - sigma * surprise
 
 
 def at_time(schedule: DiscreteSchedule, time: float, noise: Tensor) -> Tensor:
@@ -45,10 +45,13 @@ def at_data(schedule: DiscreteSchedule, noise: Tensor) -> Tensor:
 
 
 def _flow(alpha: float, sigma: float, schedule: DiscreteSchedule, noise: Tensor) -> Tensor:
-    first_alpha, first_sigma = float(schedule.alpha(1.0)), float(schedule.sigma(1.0))
-    variance = alpha**2 * DEVIATION**2 + sigma**2
-    first_variance = first_alpha**2 * DEVIATION**2 + first_sigma**2
-    return alpha * MEAN + (noise - first_alpha * MEAN) * math.sqrt(variance / first_variance)
+    return carried(noise, (float(schedule.alpha(1.0)), float(schedule.sigma(1.0))), (alpha, sigma), MEAN)
+
+
+def carried(x: Tensor, start: tuple[float, float], end: tuple[float, float], mean: float) -> Tensor:
+    """Where the probability flow takes `x` between two levels, each (coefficient of the data, of the noise)."""
+    before, after = (alpha**2 * DEVIATION**2 + sigma**2 for alpha, sigma in (start, end))
+    return end[0] * mean + (x - start[0] * mean) * math.sqrt(after / before)
 
 
 def moments(run: Callable[[Tensor, Tensor], Tensor], num_steps: int) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dcae_core.checkpoints import load_autoencoder
+from dcae_core.checkpoints.autoguidance import read_weaker_network
 from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
 from dcae_core.data.content import digest_of_images
 from dcae_core.data.images import describe_crop, describe_enlarged
@@ -302,14 +303,21 @@ def _plan_autoencoder(recipe: EvaluateRecipe, device: torch.device | str, featur
 def _plan_diffusion(recipe: EvaluateRecipe, device: torch.device | str, features: Measure) -> _Plan:
     subject = recipe.diffusion
     assert subject is not None
-    settings = SampleSettings(subject.guidance_scale, subject.seed, subject.sampler, subject.num_steps)
+    low, high = subject.guidance_interval or (0.0, 1.0)
+    interval = None if subject.guidance_interval is None else (low, high)
+    settings = SampleSettings(subject.guidance_scale, subject.seed, subject.sampler, subject.num_steps, interval)
     files = locate_diffusion(subject.model)
-    settings.check(files.prediction, files.config)
+    settings.check(files.prediction, files.config, autoguided=subject.autoguidance is not None)
     dtype = parse_dtype(subject.dtype)
+    weaker = None
+    if subject.autoguidance is not None:
+        weaker = read_weaker_network(locate_diffusion(subject.autoguidance), files, device, dtype)
     parts = read_diffusion(files, autoencoder=subject.autoencoder, device=device, dtype=dtype)
-    pipeline = DiffusionPipeline(parts)
+    pipeline = DiffusionPipeline(parts, weaker)
     source = inputs.GeneratedSamples(pipeline, subject.num, settings, recipe.batch_size)
     networks = {"network": fingerprint(pipeline.denoiser), "autoencoder": fingerprint(pipeline.autoencoder)}
+    if weaker is not None:
+        networks["autoguidance"] = fingerprint(weaker)
     return _Plan(
         f"diffusion model {files.name}", source, features, networks, notes=list(parts.warnings), has_files=False
     )
