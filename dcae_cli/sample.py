@@ -1,7 +1,7 @@
 """`dcae sample`: classes to images with a released diffusion model or one of your own."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -23,8 +23,12 @@ from dcae_cli.processes import start_processes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dcae_core.pipelines.generate import SampleSettings
+    import torch
+
+    from dcae_core.checkpoints.denoisers import DiffusionFiles
+    from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
     from dcae_core.pipelines.sample_directory import SampleDirectory, SampleReport
+    from dcae_core.zoo import DenoiserEntry
 
 _DEFAULT_NUM = 16
 # The published demonstration image: its 16 classes, and its guidance.
@@ -101,19 +105,13 @@ def sample(
     """
     start_processes(nproc)
 
-    import sys
-
     from dcae_cli.progress import progress
-    from dcae_core.checkpoints.autoguidance import read_weaker_network, require_same_task
-    from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
-    from dcae_core.data.class_names import class_names_of
+    from dcae_core.checkpoints.denoisers import locate_diffusion
     from dcae_core.devices import parse_dtype, select_device
-    from dcae_core.diffusion.samplers import DEFAULT_SAMPLERS, find_sampler
-    from dcae_core.distributed import broadcast_object, is_main, process_group
+    from dcae_core.distributed import is_main, process_group
     from dcae_core.errors import UsageError, unknown_name
-    from dcae_core.pipelines.encode import encoder_name
-    from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
-    from dcae_core.pipelines.sample_directory import SampleDirectory, sample_into
+    from dcae_core.pipelines.generate import SampleSettings
+    from dcae_core.pipelines.sample_directory import sample_into
     from dcae_core.pipelines.tiling import check_tile
     from dcae_core.zoo import find_denoiser
 
@@ -130,63 +128,17 @@ def sample(
     scale = cfg if cfg is not None else _PRESETS[preset][1] if preset else 1.0
     settings = SampleSettings(scale, seed, sampler, steps, parse_interval(cfg_interval))
     settings.check(known.prediction, known.config, autoguided=autoguidance is not None)
-    labels = _labels(known.config.num_classes, files.class_names if files else None, classes, num, preset, seed)
-    default_sampler = DEFAULT_SAMPLERS[known.prediction]
-    chosen = find_sampler(sampler, known.prediction)
-    default_autoencoder = encoder_name(known.autoencoder)
-    run = {
-        "model": known.name,
-        "autoencoder": encoder_name(autoencoder) if autoencoder else default_autoencoder,
-        "weights": weights,
-        "sampler": sampler or default_sampler,
-        "num_steps": chosen.num_steps if steps is None else steps,
-        "guidance_scale": scale,
-        "guidance_interval": settings.guidance_interval and list(settings.guidance_interval),
-        "autoguidance": autoguidance and encoder_name(autoguidance),
-        "seed": seed,
-        "dtype": str(number_type).removeprefix("torch."),
-        "tile": tile,
-    }
-    directory = SampleDirectory(
-        output,
-        labels,
-        run,
-        save_latents=save_latents,
-        class_in_name=known.config.num_classes > 0,
-        class_names=class_names_of(known.config.num_classes, files.class_names if files else None),
-        defaults={
-            "autoencoder": default_autoencoder,
-            "sampler": default_sampler,
-            "num_steps": chosen.num_steps,
-        },
-    )
+    class_names = files.class_names if files else None
+    labels = _labels(known.config.num_classes, class_names, classes, num, preset, seed)
+    given = _Given(model, autoencoder, autoguidance, weights)
+    run = _describe(given, known, settings) | {"dtype": str(number_type).removeprefix("torch."), "tile": tile}
+    directory = _directory(output, labels, run, known, class_names, save_latents=save_latents)
     recorded = directory.recorded_batch_size()
     if recorded is not None and batch_size not in (None, recorded):
         raise UsageError(f"{output} holds a run with --batch-size {recorded}; keep it, or choose another -o")
 
     with process_group(compute):
-        files = files or locate_diffusion(model, revision, weights)
-        weaker_files = locate_diffusion(autoguidance, weights=weights) if autoguidance is not None else None
-        if weaker_files is not None:
-            require_same_task(weaker_files, files)
-        fingerprints = [each and each.fingerprint() for each in (files, weaker_files)] if is_main() else None
-        model_fingerprint, weaker_fingerprint = broadcast_object(fingerprints)
-        directory.identify(
-            {"model_path": _path_from(output, model), "autoguidance_path": _path_from(output, autoguidance)},
-            model_fingerprint=model_fingerprint,
-            autoguidance_fingerprint=weaker_fingerprint,
-        )
-        weaker = None
-        with progress("loading the weights", total=0):
-            if weaker_files is not None:
-                weaker = read_weaker_network(weaker_files, files, compute, number_type)
-            parts = read_diffusion(files, autoencoder=autoencoder, device=compute, dtype=number_type)
-        place = {"autoencoder_path": _path_from(output, autoencoder or files.autoencoder)}
-        directory.identify(place, autoencoder_fingerprint=parts.autoencoder_fingerprint)
-        if is_main():
-            for line in parts.warnings:
-                print(f"dcae: warning: {line}", file=sys.stderr)
-        pipeline = DiffusionPipeline(parts, weaker)
+        pipeline = _load(given, files or locate_diffusion(model, revision, weights), directory, compute, number_type)
         if tile is not None:
             check_tile(tile, pipeline.autoencoder.spatial_compression_ratio)
         pipeline.tile = tile
@@ -199,6 +151,99 @@ def sample(
         )
         if is_main():
             _print_report(directory, settings, report, json)
+
+
+class _Given(NamedTuple):
+    """The models of a run, as the command line calls them."""
+
+    model: str | None
+    autoencoder: str | None
+    autoguidance: str | None
+    weights: str
+
+
+def _describe(given: _Given, known: "DenoiserEntry | DiffusionFiles", settings: "SampleSettings") -> dict[str, Any]:
+    """What the samples' bytes depend on, with every value resolved, as far as it is known before weights are read."""
+    from dcae_core.diffusion.samplers import DEFAULT_SAMPLERS, find_sampler
+    from dcae_core.pipelines.encode import encoder_name
+
+    chosen = find_sampler(settings.sampler, known.prediction)
+    return {
+        "model": known.name,
+        "autoencoder": encoder_name(given.autoencoder or known.autoencoder),
+        "weights": given.weights,
+        "sampler": settings.sampler or DEFAULT_SAMPLERS[known.prediction],
+        "num_steps": chosen.num_steps if settings.num_steps is None else settings.num_steps,
+        "guidance_scale": settings.guidance_scale,
+        "guidance_interval": settings.guidance_interval and list(settings.guidance_interval),
+        "autoguidance": given.autoguidance and encoder_name(given.autoguidance),
+        "seed": settings.seed,
+    }
+
+
+def _directory(
+    output: Path,
+    labels: list[int],
+    run: dict[str, Any],
+    known: "DenoiserEntry | DiffusionFiles",
+    class_names: "Sequence[str] | None",
+    *,
+    save_latents: bool,
+) -> "SampleDirectory":
+    from dcae_core.data.class_names import class_names_of
+    from dcae_core.diffusion.samplers import DEFAULT_SAMPLERS, find_sampler
+    from dcae_core.pipelines.encode import encoder_name
+    from dcae_core.pipelines.sample_directory import SampleDirectory
+
+    return SampleDirectory(
+        output,
+        labels,
+        run,
+        save_latents=save_latents,
+        class_in_name=known.config.num_classes > 0,
+        class_names=class_names_of(known.config.num_classes, class_names),
+        defaults={
+            "autoencoder": encoder_name(known.autoencoder),
+            "sampler": DEFAULT_SAMPLERS[known.prediction],
+            "num_steps": find_sampler(run["sampler"], known.prediction).num_steps,
+        },
+    )
+
+
+def _load(
+    given: _Given,
+    files: "DiffusionFiles",
+    directory: "SampleDirectory",
+    device: "torch.device",
+    dtype: "torch.dtype",
+) -> "DiffusionPipeline":
+    """Read all weights, after which the directory knows their fingerprints, or refuses the run."""
+    from dcae_cli.progress import progress, warn
+    from dcae_core.checkpoints.autoguidance import read_weaker_network, require_same_task
+    from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
+    from dcae_core.distributed import broadcast_object, is_main
+    from dcae_core.pipelines.generate import DiffusionPipeline
+
+    weaker_files = locate_diffusion(given.autoguidance, weights=given.weights) if given.autoguidance else None
+    if weaker_files is not None:
+        require_same_task(weaker_files, files)
+    fingerprints = [each and each.fingerprint() for each in (files, weaker_files)] if is_main() else None
+    model_fingerprint, weaker_fingerprint = broadcast_object(fingerprints)
+    output = directory.path
+    directory.identify(
+        {"model_path": _path_from(output, given.model), "autoguidance_path": _path_from(output, given.autoguidance)},
+        model_fingerprint=model_fingerprint,
+        autoguidance_fingerprint=weaker_fingerprint,
+    )
+    with progress("loading the weights", total=0):
+        weaker = read_weaker_network(weaker_files, files, device, dtype) if weaker_files else None
+        parts = read_diffusion(files, autoencoder=given.autoencoder, device=device, dtype=dtype)
+    place = {"autoencoder_path": _path_from(output, given.autoencoder or files.autoencoder)}
+    directory.identify(place, autoencoder_fingerprint=parts.autoencoder_fingerprint)
+    if is_main():
+        for line in parts.warnings:
+            warn(line)
+    return DiffusionPipeline(parts, weaker)
 
 
 def _path_from(output: Path, model: str | Path | None) -> str | None:
