@@ -211,38 +211,26 @@ def sample_into(
     size = min(num, batch_size or min(gather_objects(pipeline.find_batch_size(num, settings))))
     with ExitStack() as stack:
         on_main(lambda: stack.enter_context(directory.locked()))
-        return _make_missing(directory, pipeline, settings, size, open_progress)
-
-
-def _make_missing(
-    directory: SampleDirectory,
-    pipeline: DiffusionPipeline,
-    settings: SampleSettings,
-    size: int,
-    open_progress: OpenProgress,
-) -> SampleReport:
-    num = len(directory.classes)
-    missing = [number for number in range(-(-num // size)) if not directory.is_done(number, size)]
-    barrier()  # all have looked, before anything changes
-    on_main(lambda: directory.begin(size))
-    mine = set(missing[rank() :: world_size()])
-    start, made = time.monotonic(), 0
-    with open_progress("sample", sum(min(size, num - number * size) for number in mine)) as advance:
-        batches = pipeline.generate_batches(
-            directory.classes,
-            settings,
-            batch_size=size,
-            skip=lambda number: number not in mine,
-            progress=lambda step, total: advance(0, note=f"step {step}/{total}"),
-        )
-        for batch in batches:
-            directory.write(batch)
-            made += len(batch.indices)
-            advance(len(batch.indices))
-    made = sum(gather_objects(made))
-    report = SampleReport(size, made, time.monotonic() - start)
-    if is_main():
-        directory.finish(size)
+        missing = [number for number in range(-(-num // size)) if not directory.is_done(number, size)]
+        barrier()  # all have looked, before anything changes
+        on_main(lambda: directory.begin(size))
+        mine = set(missing[rank() :: world_size()])
+        start, made = time.monotonic(), 0
+        with open_progress("sample", sum(min(size, num - number * size) for number in mine)) as advance:
+            batches = pipeline.generate_batches(
+                directory.classes,
+                settings,
+                batch_size=size,
+                skip=lambda number: number not in mine,
+                progress=lambda step, total: advance(0, note=f"step {step}/{total}"),
+            )
+            for batch in batches:
+                directory.write(batch)
+                made += len(batch.indices)
+                advance(len(batch.indices))
+        report = SampleReport(size, sum(gather_objects(made)), time.monotonic() - start)
+        if is_main():
+            directory.finish(size)
     return report
 
 
