@@ -39,7 +39,8 @@ def decode(
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.errors import DataError
     from dcae_core.files import make_directory
-    from dcae_core.pipelines.image_files import DecodedLatent, RunModel, decode_file, load_models, name_decoded
+    from dcae_core.pipelines.decoded_latents import DecodedLatent, decode_file, name_decoded
+    from dcae_core.pipelines.image_files import RunModel, load_models
 
     number_type, chosen = parse_dtype(dtype), select_device(device)
 

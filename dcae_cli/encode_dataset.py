@@ -109,7 +109,7 @@ def _encode(recipe: str | None, options: dict[str, Any], nproc: int, device: str
 
 
 def _print_report(report: Any, out: str, as_json: bool) -> None:
-    from dcae_cli.output import print_json, print_table
+    from dcae_cli.output import print_json, print_table, show_value
     from dcae_cli.progress import warn
 
     manifest = report.manifest
@@ -139,13 +139,6 @@ def _print_report(report: Any, out: str, as_json: bool) -> None:
         warn(warning)
     for damage in manifest.damaged:
         warn(f"left out: {damage.reason}")
-    rows = [(key.replace("_", " "), _show(value)) for key, value in facts.items() if key not in ("damaged", "warnings")]
+    told = ("damaged", "warnings")
+    rows = [(key.replace("_", " "), show_value(value)) for key, value in facts.items() if key not in told]
     print_table("", ("", "latent dataset"), rows)
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)

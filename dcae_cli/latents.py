@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -41,7 +41,7 @@ def info(dataset: _Dataset, json: Json = False, debug: Debug = False) -> None:
       dcae latents info LATENTS
       dcae latents info s3://bucket/latents --json
     """
-    from dcae_cli.output import print_json, print_table
+    from dcae_cli.output import print_json, print_table, show_value
     from dcae_core.data.latents import LatentDataset
 
     manifest = LatentDataset(dataset).manifest
@@ -66,18 +66,8 @@ def info(dataset: _Dataset, json: Json = False, debug: Debug = False) -> None:
     if json:
         print_json(facts)
         return
-    rows = [(key.replace("_", " "), _show(value)) for key, value in facts.items() if key != "encoding"]
+    rows = [(key.replace("_", " "), show_value(value)) for key, value in facts.items() if key != "encoding"]
     print_table("", ("", dataset), rows)
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_show(each)}" for key, each in value.items())
-    if isinstance(value, list):
-        return (" x " if all(isinstance(each, int) for each in value) else " ").join(map(_show, value))
-    return "-" if value is None else str(value)
 
 
 @latents.command(short_help="Prove every checksum, shape, label and count.")

@@ -15,6 +15,17 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, default=str))
 
 
+def show_value(value: Any) -> str:
+    """A fact as a cell of a table: four digits of a number, sides as 8 x 4 x 4, a dash for what is not known."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {show_value(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return (" x " if all(isinstance(each, int) for each in value) else " ").join(map(show_value, value))
+    return "-" if value is None else str(value)
+
+
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table: numbers to the right, text to the left, None as a dash.
 

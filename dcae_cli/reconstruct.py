@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -79,7 +78,6 @@ def reconstruct(
     from dcae_core.errors import DataError
     from dcae_core.files import make_directory
     from dcae_core.pipelines import image_files, image_inputs
-    from dcae_core.pipelines.image_page import write_image_page
 
     number_type, chosen = parse_dtype(dtype), select_device(device)
     inputs = image_inputs.find_inputs(images, output)
@@ -110,6 +108,8 @@ def reconstruct(
         image_files.check_outputs(names, models, settings)
         results = _reconstruct_each(list(zip(references, names, strict=True)), models, settings, problems, advance)
         if report and results:
+            from dcae_core.pipelines.image_page import write_image_page
+
             advance(0, note="report.html")
             page = write_image_page({one.name: one for one in references}, results, settings, describe_crop(resolution))
     _show(results, problems, settings, page, json)
@@ -220,11 +220,10 @@ def _row(result: "ImageResult") -> tuple[object, ...]:
 
 def _mean_rows(results: list["ImageResult"]) -> Iterator[tuple[object, ...]]:
     """For several images one row for each model: the mean of the figures, as evaluations report it."""
-    for label in dict.fromkeys(result.model for result in results):
-        own = [result for result in results if result.model == label]
-        if len(own) > 1:
-            ssims = [result.ssim for result in own if result.ssim is not None]
-            psnr = fmean(result.psnr for result in own)
-            milliseconds = fmean(result.milliseconds for result in own)
-            ssim = f"{fmean(ssims):.4f}" if ssims else None
-            yield (f"mean of {len(own)}", label, "", "", "", f"{psnr:.2f}", ssim, round(milliseconds))
+    from dcae_core.pipelines.image_files import mean_results
+
+    for mean in mean_results(results):
+        if mean.num_images > 1:
+            ssim = None if mean.ssim is None else f"{mean.ssim:.4f}"
+            figures = (f"{mean.psnr:.2f}", ssim, round(mean.milliseconds))
+            yield (f"mean of {mean.num_images}", mean.model, "", "", "", *figures)

@@ -131,8 +131,8 @@ def sample(
     class_names = files.class_names if files else None
     labels = _labels(known.config.num_classes, class_names, classes, num, preset, seed)
     given = _Given(model, autoencoder, autoguidance, weights)
-    run = _describe(given, known, settings) | {"dtype": str(number_type).removeprefix("torch."), "tile": tile}
-    directory = _directory(output, labels, run, known, class_names, save_latents=save_latents)
+    computed = {"dtype": str(number_type).removeprefix("torch."), "tile": tile}
+    directory = _directory(output, labels, given, known, class_names, settings, computed, save_latents=save_latents)
     recorded = directory.recorded_batch_size()
     if recorded is not None and batch_size not in (None, recorded):
         raise UsageError(f"{output} holds a run with --batch-size {recorded}; keep it, or choose another -o")
@@ -162,51 +162,50 @@ class _Given(NamedTuple):
     weights: str
 
 
-def _describe(given: _Given, known: "DenoiserEntry | DiffusionFiles", settings: "SampleSettings") -> dict[str, Any]:
-    """What the samples' bytes depend on, with every value resolved, as far as it is known before weights are read."""
-    from dcae_core.diffusion.samplers import DEFAULT_SAMPLERS, find_sampler
-    from dcae_core.pipelines.encode import encoder_name
-
-    chosen = find_sampler(settings.sampler, known.prediction)
-    return {
-        "model": known.name,
-        "autoencoder": encoder_name(given.autoencoder or known.autoencoder),
-        "weights": given.weights,
-        "sampler": settings.sampler or DEFAULT_SAMPLERS[known.prediction],
-        "num_steps": chosen.num_steps if settings.num_steps is None else settings.num_steps,
-        "guidance_scale": settings.guidance_scale,
-        "guidance_interval": settings.guidance_interval and list(settings.guidance_interval),
-        "autoguidance": given.autoguidance and encoder_name(given.autoguidance),
-        "seed": settings.seed,
-    }
-
-
 def _directory(
     output: Path,
     labels: list[int],
-    run: dict[str, Any],
+    given: _Given,
     known: "DenoiserEntry | DiffusionFiles",
     class_names: "Sequence[str] | None",
+    settings: "SampleSettings",
+    computed: dict[str, Any],
     *,
     save_latents: bool,
 ) -> "SampleDirectory":
+    """Where the run goes, with all that its bytes depend on as far as it is known before weights are read.
+
+    `computed`: how, in what number type and tiles.
+    """
     from dcae_core.data.class_names import class_names_of
     from dcae_core.diffusion.samplers import DEFAULT_SAMPLERS, find_sampler
     from dcae_core.pipelines.encode import encoder_name
     from dcae_core.pipelines.sample_directory import SampleDirectory
 
+    defaults = {
+        "autoencoder": encoder_name(known.autoencoder),
+        "sampler": DEFAULT_SAMPLERS[known.prediction],
+        "num_steps": find_sampler(settings.sampler, known.prediction).num_steps,
+    }
+    run = {
+        "model": known.name,
+        "autoencoder": encoder_name(given.autoencoder) if given.autoencoder else defaults["autoencoder"],
+        "weights": given.weights,
+        "sampler": settings.sampler or defaults["sampler"],
+        "num_steps": defaults["num_steps"] if settings.num_steps is None else settings.num_steps,
+        "guidance_scale": settings.guidance_scale,
+        "guidance_interval": settings.guidance_interval and list(settings.guidance_interval),
+        "autoguidance": given.autoguidance and encoder_name(given.autoguidance),
+        "seed": settings.seed,
+    }
     return SampleDirectory(
         output,
         labels,
-        run,
+        run | computed,
         save_latents=save_latents,
         class_in_name=known.config.num_classes > 0,
         class_names=class_names_of(known.config.num_classes, class_names),
-        defaults={
-            "autoencoder": encoder_name(known.autoencoder),
-            "sampler": DEFAULT_SAMPLERS[known.prediction],
-            "num_steps": find_sampler(run["sampler"], known.prediction).num_steps,
-        },
+        defaults=defaults,
     )
 
 

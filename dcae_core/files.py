@@ -209,6 +209,17 @@ def lock(path: Path, in_use: str | None, *, stays: bool = True) -> Iterator[None
         holder.release()
 
 
+@contextmanager
+def lock_directory(directory: Path, advice: str) -> Iterator[None]:
+    """Hold a directory against every other process that asks for it; made if it is not there, left as it was.
+
+    UsageError, with `advice` on what to do, where another process holds it; ResourceError as `lock`.
+    """
+    make_directory(directory)
+    with lock(directory / ".lock", f"{directory} is being written by another {advice}", stays=False):
+        yield
+
+
 def open_for_reading(path: str | Path) -> int:
     """A descriptor for `read_at` and `read_into`. Raises OSError as `os.open`."""
     binary = getattr(os, "O_BINARY", 0)  # Windows would translate line ends

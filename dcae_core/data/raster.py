@@ -81,6 +81,7 @@ def _as_rows(pixels: bytearray, width: int) -> Tensor:
 
 
 MAKER = ("Software", "dcae")  # a text in every PNG that we write of somebody's image, by which we know our own again
+_MAKER_CHUNK = b"tEXt", "\0".join(MAKER).encode()
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EIGHT_BIT_RGB = (8, 2, 0, 0, 0)  # bit depth, colour type, compression, filter method, not interlaced
 _PAETH = 4
@@ -93,7 +94,7 @@ def write_png(image: Raster, file: BinaryIO) -> None:
     """Write an image; costs some strips of it. A failure is an OSError."""
     file.write(_SIGNATURE)
     _write_chunk(file, b"IHDR", struct.pack(">IIBBBBB", image.width, image.height, *_EIGHT_BIT_RGB))
-    _write_chunk(file, b"tEXt", "\0".join(MAKER).encode())
+    _write_chunk(file, *_MAKER_CHUNK)
     compressor = zlib.compressobj(_COMPRESSION, memLevel=9, strategy=zlib.Z_FILTERED)
     above = np.zeros((1, image.width * _PIXEL), np.uint8)
     for top, bottom in image.strips():
@@ -107,7 +108,7 @@ def write_png(image: Raster, file: BinaryIO) -> None:
 def is_own_png(path: Path) -> bool:
     """Whether a file is a PNG that says that we wrote it."""
     with open(path, "rb") as file:
-        return b"tEXt" + "\0".join(MAKER).encode() in file.read(_LOOKED_AT)
+        return b"".join(_MAKER_CHUNK) in file.read(_LOOKED_AT)
 
 
 def _write_chunk(file: BinaryIO, kind: bytes, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Image files and latent files through an autoencoder."""
+"""Image files through an autoencoder and back."""
 
 import os
 import time
@@ -6,24 +6,24 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from PIL.PngImagePlugin import PngInfo
 
-from dcae_core.checkpoints.autoencoders import find_without_asking
 from dcae_core.data.images import DEFAULT_MAX_PIXELS, center_crop_adm
-from dcae_core.data.latent_file import Origin, StoredLatents, check_latents, read_latents, save_latent
+from dcae_core.data.latent_file import Origin, save_latent
 from dcae_core.data.raster import MAKER, Raster, is_own_png, write_png
 from dcae_core.data.sources import ImageReference
-from dcae_core.errors import DataError, UsageError, printable
+from dcae_core.errors import UsageError
 from dcae_core.files import replace_file
 from dcae_core.metrics.reconstruction import psnr_by_rows, ssim_by_rows
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.pipelines.comparison import Column, compare
 from dcae_core.pipelines.encode import load_encoder
-from dcae_core.pipelines.image_inputs import COMPARISON_SUFFIX, RECONSTRUCTION_SUFFIX, name_outputs
-from dcae_core.pipelines.tiling import MIN_TILE, check_tile, choose_tile, decode_rows, encode_rows
+from dcae_core.pipelines.image_inputs import COMPARISON_SUFFIX, RECONSTRUCTION_SUFFIX
+from dcae_core.pipelines.tiling import check_tile, choose_tile, decode_rows, encode_rows
 from dcae_core.progress import ProgressCallback
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
 
@@ -86,6 +86,38 @@ class ImageResult:
         if self.ssim is not None:
             quality += f", SSIM {self.ssim:.3f}"
         return (self.model, f"latent {latent}, {self.compression:.0f} times fewer values", quality)
+
+
+@dataclass(frozen=True)
+class ModelMean:
+    """Means of the figures of one model; `ssim` is over the images that have one, None where none has."""
+
+    model: str
+    num_images: int
+    compression: float
+    psnr: float
+    ssim: float | None
+    milliseconds: float
+
+
+def mean_results(results: Iterable[ImageResult]) -> list[ModelMean]:
+    """The means over all images, for each model in the order of the run."""
+    by_model: dict[str, list[ImageResult]] = {}
+    for result in results:
+        by_model.setdefault(result.model, []).append(result)
+    return [_mean(model, own) for model, own in by_model.items()]
+
+
+def _mean(model: str, results: Sequence[ImageResult]) -> ModelMean:
+    ssims = [result.ssim for result in results if result.ssim is not None]
+    return ModelMean(
+        model,
+        len(results),
+        compression=fmean(result.compression for result in results),
+        psnr=fmean(result.psnr for result in results),
+        ssim=fmean(ssims) if ssims else None,
+        milliseconds=fmean(result.milliseconds for result in results),
+    )
 
 
 _SMALLEST_FOR_SSIM = 6
@@ -318,104 +350,3 @@ def _measure(original: Raster, reconstruction: Raster) -> tuple[float, float | N
     shape = torch.Size((1, 3, original.height, original.width))
     large_enough = min(original.height, original.width) >= _SMALLEST_FOR_SSIM
     return float(psnr_by_rows(read, shape)), float(ssim_by_rows(read, shape)) if large_enough else None
-
-
-_SUFFIXES = (".safetensors", ".latent")
-
-
-@dataclass(frozen=True)
-class DecodedLatent:
-    """One latent of the file `latents`, decoded into the image `file` by the autoencoder labelled `model`."""
-
-    latents: str
-    model: str
-    width: int
-    height: int
-    file: str
-
-    def as_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return dict(vars(self))
-
-
-def name_decoded(paths: Sequence[Path]) -> list[str]:
-    """What the images of each latent file are called: its stem, with more of its path where several are the same."""
-    places = [Path(os.path.abspath(path)) for path in paths]
-    common = os.path.commonpath([place.parent for place in places]) if places else ""
-    keys = [place.with_name(f"{_stem(place)}.png").relative_to(common).as_posix() for place in places]
-    return [name.removesuffix(".png") for name in name_outputs([ImageReference(key, key) for key in keys])]
-
-
-def decode_file(
-    path: Path,
-    name: str,
-    model: str | None,
-    load: Callable[[str], RunModel],
-    output: Path,
-    tile: int | None,
-    progress: ProgressCallback | None = None,
-) -> list[DecodedLatent]:
-    """Decode every latent of one file; `NAME.latent.safetensors` becomes `NAME.recon.png`, samples are numbered.
-
-    Args:
-        path: the file.
-        name: what its images are called.
-        model: the autoencoder; None takes the one that the file names, if nobody has to be asked for it.
-        load: gives the model of a name; "" is the embedded one.
-        output: directory to write.
-        tile: side of the tiles; None takes that of the encoding, or leaves it to the memory of the machine.
-        progress: called after each tile of each latent.
-
-    Raises:
-        DataError: the file is none, or belongs to another autoencoder.
-        UsageError: the tile is too small, or an image that we did not make would be replaced.
-    """
-    stored = read_latents(path)
-    autoencoder = load(_model_of(path, stored) if model is None else model)
-    network = autoencoder.network
-    ratio = network.spatial_compression_ratio
-    check_latents(path, stored, network.latent_channels, ratio, autoencoder.fingerprint)
-    height, width = _image_size(stored, ratio)
-    recorded = stored.origin.tile if stored.origin else None
-    if recorded is not None and recorded < MIN_TILE * ratio:
-        raise DataError(f"{path} names a tile of {recorded} pixels, too small for {autoencoder.label}: give --tile")
-    tile = tile or recorded or choose_tile(network, height, width)
-    if tile is not None:
-        check_tile(tile, ratio)
-    decoded = []
-    for index, latent in enumerate(stored.latents):
-        number = "" if stored.origin else f"_{index:04d}"
-        place = output / f"{name}{number}{RECONSTRUCTION_SUFFIX}"
-        require_own(place)
-        image = Raster(height, width, output)
-        for rows in decode_rows(network, latent, (height, width), tile=tile, progress=progress):
-            image.append(rows)
-        file = save_raster(image, place)
-        decoded.append(DecodedLatent(str(path), autoencoder.label, width, height, file))
-    return decoded
-
-
-def _model_of(path: Path, stored: StoredLatents) -> str:
-    """The autoencoder that a file names. A stranger's file must not decide what is asked from the hub.
-
-    Raises:
-        DataError: it is neither embedded, nor a released one, nor on this disk.
-    """
-    named = stored.origin.model if stored.origin else ""
-    place = find_without_asking(named)
-    if place is None:
-        raise DataError(f"{path} was made by {printable(named)}, which is not here: give the autoencoder with --model")
-    return place
-
-
-def _image_size(stored: StoredLatents, ratio: int) -> tuple[int, int]:
-    if stored.origin is not None:
-        return stored.origin.height, stored.origin.width
-    return stored.latents.shape[2] * ratio, stored.latents.shape[3] * ratio
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    for suffix in _SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from dcae_core.data.images import open_image
@@ -12,7 +11,7 @@ from dcae_core.data.sources import ImageReference
 from dcae_core.errors import DataError
 from dcae_core.files import write_text
 from dcae_core.pipelines.comparison import panel
-from dcae_core.pipelines.image_files import ImageResult, RunSettings, read_input
+from dcae_core.pipelines.image_files import ImageResult, RunSettings, mean_results, read_input
 from dcae_core.pipelines.pages import data_url, render
 
 PAGE_NAME = "report.html"
@@ -45,7 +44,7 @@ def write_image_page(
         num_images=len(by_image),
         num_shown=len(shown),
         crop=crop,
-        means=[_mean(label, results) for label in dict.fromkeys(result.model for result in results)],
+        means=mean_results(results),
         cards=shown,
     )
     write_text(path, page)
@@ -57,11 +56,7 @@ def _card(reference: ImageReference, results: Sequence[ImageResult], settings: R
     try:
         original, _ = read_input(reference, settings)
         views = [
-            {
-                "model": result.model,
-                "caption": result.caption()[1:],
-                "url": data_url(panel(Raster.of_image(open_image(result.files["reconstruction"]), settings.output))),
-            }
+            {"model": result.model, "caption": result.caption()[1:], "url": _reconstruction_url(result, settings)}
             for result in results
         ]
     except DataError:
@@ -75,13 +70,6 @@ def _card(reference: ImageReference, results: Sequence[ImageResult], settings: R
     }
 
 
-def _mean(label: str, results: Sequence[ImageResult]) -> dict[str, Any]:
-    own = [result for result in results if result.model == label]
-    ssims = [result.ssim for result in own if result.ssim is not None]
-    return {
-        "model": label,
-        "compression": fmean(result.compression for result in own),
-        "psnr": fmean(result.psnr for result in own),
-        "ssim": fmean(ssims) if ssims else None,
-        "milliseconds": fmean(result.milliseconds for result in own),
-    }
+def _reconstruction_url(result: ImageResult, settings: RunSettings) -> str:
+    image = open_image(result.files["reconstruction"], max_pixels=settings.max_pixels)
+    return data_url(panel(Raster.of_image(image, settings.output)))

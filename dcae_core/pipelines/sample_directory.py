@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from dcae_core.data.images import uint8_to_image
 from dcae_core.distributed import barrier, gather_objects, is_main, on_main, rank, world_size
 from dcae_core.errors import DataError, UsageError
-from dcae_core.files import lock, make_directory, remove_leftovers, replace_file, write_bytes, write_text
+from dcae_core.files import lock_directory, make_directory, remove_leftovers, replace_file, write_bytes, write_text
 from dcae_core.pipelines.comparison import image_grid
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleBatch, SampleSettings
 from dcae_core.progress import OpenProgress, no_progress
@@ -120,9 +120,7 @@ class SampleDirectory:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory against a second run (UsageError); the lock goes with the process, however that ends."""
-        make_directory(self.path)
-        in_use = f"{self.path} is being written by another `dcae sample`; wait, or choose another -o"
-        with lock(self.path / ".lock", in_use, stays=False):
+        with lock_directory(self.path, "`dcae sample`; wait, or choose another -o"):
             yield
 
     def begin(self, batch_size: int) -> None:

@@ -24,7 +24,7 @@ import dcae_core.training.train_ae
 import dcae_core.training.train_diffusion  # noqa: F401  here, lest every child imports them
 from tests.hostile import scenes
 from tests.hostile.child import Outcome
-from tests.metrics.cheap_inception import CheapExtractor
+from tests.metrics.cheap_inception import in_place_of_inception
 from tests.metrics.inception_weights import random_inception_state
 from tests.processes import PROGRAM, SOURCE, workers_of
 
@@ -42,10 +42,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def cheap_inception() -> Iterator[None]:
-    extractor = CheapExtractor()
-    with pytest.MonkeyPatch.context() as patch:
-        for user in ("evaluate", "fid_reference"):
-            patch.setattr(f"dcae_core.pipelines.evaluation.{user}.load_inception", lambda *_, **__: extractor)
+    with in_place_of_inception():
         yield
 
 

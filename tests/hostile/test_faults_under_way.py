@@ -17,7 +17,7 @@ import dcae_core.training.train_diffusion  # noqa: F401  here, lest every child 
 from tests.hostile import faults, scenes
 from tests.hostile.child import Outcome
 from tests.hostile.faults import FAULTS, KILLED, Injection, Point
-from tests.metrics.cheap_inception import CheapExtractor
+from tests.metrics.cheap_inception import in_place_of_inception
 
 DOCUMENTED = {0, 2, 3, 4, 5}
 _QUICK = 1  # points of each command and fault in the normal run
@@ -25,10 +25,7 @@ _QUICK = 1  # points of each command and fault in the normal run
 
 @pytest.fixture(scope="module", autouse=True)
 def cheap_inception() -> Iterator[None]:
-    extractor = CheapExtractor()
-    with pytest.MonkeyPatch.context() as patch:
-        for user in ("evaluate", "fid_reference"):
-            patch.setattr(f"dcae_core.pipelines.evaluation.{user}.load_inception", lambda *_, **__: extractor)
+    with in_place_of_inception():
         yield
 
 

@@ -1,5 +1,9 @@
 """Stands in for Inception where its features do not matter."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
 import torch
 
 from dcae_core.metrics.inception import InceptionOutput
@@ -21,3 +25,13 @@ class CheapExtractor:
         images = images if resize == "half_pixel" else images[..., :-1, :-1]
         small = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 8).flatten(1)
         return InceptionOutput((small @ self._features).relu(), small @ self._logits if with_logits else None)
+
+
+@contextmanager
+def in_place_of_inception() -> Iterator[None]:
+    """Evaluations and references take the stand-in, in this process and in what is forked from it."""
+    extractor = CheapExtractor()
+    with pytest.MonkeyPatch.context() as patch:
+        for user in ("evaluate", "fid_reference"):
+            patch.setattr(f"dcae_core.pipelines.evaluation.{user}.load_inception", lambda *_, **__: extractor)
+        yield

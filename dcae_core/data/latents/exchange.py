@@ -49,7 +49,8 @@ def import_npy(
     """
     classes = sorted(entry.name for entry in source.iterdir() if entry.is_dir()) if source.is_dir() else []
     files = [(path, label) for label, name in enumerate(classes) for path in sorted((source / name).glob("*.npy"))]
-    if encoder.scaling_factor is None:
+    scaling_factor = encoder.scaling_factor
+    if scaling_factor is None:
         raise UsageError("published .npy latents are scaled; say by which scaling factor")
     if not files:
         raise DataError(f"{source} holds no <class>/<name>.npy files; give the folder that holds the class folders")
@@ -67,7 +68,7 @@ def import_npy(
     def read(first: int, last: int) -> "_Part":
         part = files[first:last]
         names = [path.relative_to(source).as_posix() for path, _ in part]
-        latents = torch.stack(list(_unscaled(part, plan, encoder.scaling_factor)))
+        latents = torch.stack(list(_unscaled(part, plan, scaling_factor)))
         return _Part(latents, torch.tensor([label for _, label in part]), names)
 
     return _write(directory, plan, len(files), shard_size, read, advance)
@@ -102,8 +103,7 @@ def _write(
         return writer.finish()
 
 
-def _unscaled(files: list[tuple[Path, int]], plan: DatasetPlan, scaling_factor: float | None) -> Iterator[Tensor]:
-    assert scaling_factor is not None
+def _unscaled(files: list[tuple[Path, int]], plan: DatasetPlan, scaling_factor: float) -> Iterator[Tensor]:
     for path, _ in files:
         scaled = _load(path)
         if scaled.shape != plan.latent_shape or str(scaled.dtype) != plan.dtype:

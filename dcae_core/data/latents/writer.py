@@ -26,7 +26,7 @@ from dcae_core.data.latents.manifest import (
 from dcae_core.data.latents.shard import build_shard
 from dcae_core.data.latents.statistics import merge_statistics
 from dcae_core.errors import DataError, UsageError
-from dcae_core.files import lock, make_directory, remove_leftovers, write_bytes, write_text
+from dcae_core.files import lock_directory, make_directory, remove_leftovers, write_bytes, write_text
 
 PLAN_NAME = "unfinished.json"
 IMAGES_KEY = "images_content_sha256"  # of `DatasetPlan.encoding`: what tells changed images from the encoded ones
@@ -70,9 +70,7 @@ class LatentDatasetWriter:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory against a second run (UsageError); the lock goes with the process, however that ends."""
-        make_directory(self.directory)
-        in_use = f"{self.directory} is being written by another run; wait, or choose another"
-        with lock(self.directory / ".lock", in_use, stays=False):
+        with lock_directory(self.directory, "run; wait, or choose another"):
             yield
 
     def begin(self) -> None:
