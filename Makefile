@@ -31,18 +31,17 @@ embedded: $(VENV)/installed
 	rm -rf dcae_core/embedded/$(EMBEDDED)
 	mv runs/$(EMBEDDED) dcae_core/embedded/
 
-# pip installs torch, so that pip's own settings choose the build (CPU, CUDA, ...); uv the rest, because it is fast.
+# pip installs torch and torchvision, in one call because they must fit, so that pip's own settings choose their build
+# (CPU, CUDA, ...); uv the rest, because it is fast.
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "dcae needs Python 3.11 or newer; $(PYTHON) is not. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing torch and the rest into $(VENV) (some minutes, once) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv torch torchvision
 	$(UV_INSTALL) --compile-bytecode --editable .
 	@touch $@
 
-# pytorch-fid holds an independent Inception network to test against; the torchvision it asks for is not needed.
 $(VENV)/installed-for-development: $(VENV)/installed
 	$(UV_INSTALL) --compile-bytecode --editable '.[dev]'
-	$(UV_INSTALL) --no-deps pytorch-fid
 	@touch $@

@@ -5,7 +5,7 @@ from typing import Any
 
 from dcae_cli.options import Debug, Json
 
-_PACKAGES = ("dcae", "torch", "numpy", "pillow", "safetensors", "huggingface_hub", "diffusers")
+_PACKAGES = ("dcae", "torch", "torchvision", "numpy", "pillow", "safetensors", "huggingface_hub", "diffusers")
 
 
 def info(json: Json = False, debug: Debug = False) -> None:
@@ -51,7 +51,7 @@ def gather_facts() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in _PACKAGES}
-        | {"torch": torch.__version__},  # with its build
+        | {"torch": torch.__version__, "torchvision": _torchvision_version()},  # with its build, with what is wrong
         "platform": platform.platform(),
         "devices": list(_devices()),
         "threads": torch.get_num_threads(),
@@ -71,6 +71,21 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _torchvision_version() -> str | None:
+    """Its version, followed by what keeps it from working beside this torch."""
+    from dcae_core.errors import ResourceError
+    from dcae_core.metrics.torchvision_networks import require_torchvision
+
+    installed = _version("torchvision")
+    if installed is None:
+        return None
+    try:
+        require_torchvision()
+    except ResourceError as error:
+        return f"{installed}: {error}"
+    return installed
 
 
 def _devices() -> list[dict[str, Any]]:

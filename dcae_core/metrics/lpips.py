@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dcae_core.errors import unknown_name
+from dcae_core.metrics.torchvision_networks import convolutions_of
 from dcae_core.weights import (
     ALEXNET,
     LPIPS_ALEXNET_HEADS,
@@ -22,40 +23,10 @@ _SCALE = (0.458, 0.448, 0.450)
 _NORM_EPS = 1e-8
 
 
-def _alexnet_features() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 11, stride=4, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(3, stride=2),
-        nn.Conv2d(64, 192, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(3, stride=2),
-        nn.Conv2d(192, 384, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(384, 256, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(256, 256, 3, padding=1),
-        nn.ReLU(),
-    )
-
-
-def _vgg16_features() -> nn.Sequential:
-    layers: list[nn.Module] = []
-    in_channels = 3
-    for stage, (width, depth) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
-        if stage > 0:
-            layers.append(nn.MaxPool2d(2, stride=2))
-        for _ in range(depth):
-            layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU()]
-            in_channels = width
-    return nn.Sequential(*layers)
-
-
-# backbone -> (its layers, the layers whose outputs are compared, their widths, its weights, its heads' weights).
-# Layers carry their index in torchvision's `features`, so that its state dicts load by name.
+# backbone -> (torchvision's name, the layers whose outputs are compared, their widths, weights, the heads' weights).
 _BACKBONES = {
-    "alex": (_alexnet_features, (1, 4, 7, 9, 11), (64, 192, 384, 256, 256), ALEXNET, LPIPS_ALEXNET_HEADS),
-    "vgg": (_vgg16_features, (3, 8, 15, 22, 29), (64, 128, 256, 512, 512), VGG16, LPIPS_VGG16_HEADS),
+    "alex": ("alexnet", (1, 4, 7, 9, 11), (64, 192, 384, 256, 256), ALEXNET, LPIPS_ALEXNET_HEADS),
+    "vgg": ("vgg16", (3, 8, 15, 22, 29), (64, 128, 256, 512, 512), VGG16, LPIPS_VGG16_HEADS),
 }
 
 
@@ -80,9 +51,9 @@ class LPIPS(nn.Module):
         super().__init__()
         if backbone not in _BACKBONES:
             raise unknown_name("LPIPS backbone", backbone, _BACKBONES)
-        build_features, self.compared_layers, widths, _, _ = _BACKBONES[backbone]
+        name, self.compared_layers, widths, _, _ = _BACKBONES[backbone]
         self.backbone = backbone
-        self.features = build_features()
+        self.features = convolutions_of(name)[: self.compared_layers[-1] + 1]
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in widths)
         self.register_buffer("shift", torch.tensor(_SHIFT).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1), persistent=False)
@@ -138,6 +109,7 @@ def load_lpips(
 
     Raises:
         UsageError: there is no such backbone.
+        ResourceError: torchvision is missing or does not fit torch.
         DownloadError: weights are not in the cache and cannot be downloaded.
         CheckpointError: a file is damaged or holds other weights.
     """

@@ -26,7 +26,7 @@ def prepare_for_inference(network: Autoencoder, rule: Rule | None = None) -> Aut
     for module in network.modules():
         if isinstance(module, ResBlock) and isinstance(module.norm, nn.BatchNorm2d):
             _fold_batch_norm(module)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     parameter = next(network.parameters())
     if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
         _use_winograd(network, rule_for(processor_family()) if rule is None else rule)

@@ -321,7 +321,7 @@ def _prepare(network: Autoencoder, execution: ExecutionSettings, device: torch.d
     """Put the network where and how it trains."""
     network = network.to(device)
     if execution.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     synchronise_batch_norm(network, device)
     if execution.activation_checkpointing:
         checkpoint_activations(blocks_of(network))

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import torch
 
-from dcae_core.metrics.inception import InceptionV3
+from dcae_core.metrics.inception_network import InceptionV3
 
 
 def random_inception_state() -> dict[str, torch.Tensor]:

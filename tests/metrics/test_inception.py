@@ -1,18 +1,15 @@
 """The Inception graph against torch-fidelity's recorded outputs and pytorch-fid's live graph, same random weights."""
 
-import importlib.machinery
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_fid.inception as peer_module
 import torch
 from safetensors.torch import load_file, save_file
 
 from dcae_core.errors import CheckpointError, DataError, DownloadError
 from dcae_core.files import sha256_of_file
-from dcae_core.metrics import inception
 from dcae_core.metrics.inception import (
     InceptionExtractor,
     load_inception,
@@ -54,42 +51,15 @@ def test_the_inception_score_path_is_torch_fidelitys(extractor: InceptionExtract
     assert relative_error(logits, recorded[f"logits.{height}x{width}"]) < 1e-5
 
 
-def torchvision_stand_in() -> types.ModuleType:
-    """What pytorch-fid needs of torchvision: the unpatched blocks to inherit from and the whole network to patch."""
-
-    class BlockC(inception._BlockC):
-        def __init__(self, in_channels: int, channels_7x7: int) -> None:
-            super().__init__(channels_7x7)
-
-    class BlockE(inception._BlockE):
-        def __init__(self, in_channels: int) -> None:
-            super().__init__(in_channels, pool_by_maximum=False)
-
-    class BlockA(inception._BlockA):
-        def __init__(self, in_channels: int, pool_features: int) -> None:
-            super().__init__(in_channels, pool_features)
-
-    torchvision = types.ModuleType("torchvision")
-    torchvision.__spec__ = importlib.machinery.ModuleSpec("torchvision", None)
-    torchvision.__version__ = "0.20"
-    torchvision.models = types.SimpleNamespace(
-        inception=types.SimpleNamespace(InceptionA=BlockA, InceptionC=BlockC, InceptionE=BlockE),
-        inception_v3=lambda **kwargs: inception.InceptionV3(),
-    )
-    return torchvision
-
-
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_the_fid_path_is_pytorch_fids(
     extractor: InceptionExtractor, monkeypatch: pytest.MonkeyPatch, height: int, width: int
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", torchvision_stand_in())
-    peer_module = pytest.importorskip("pytorch_fid.inception")
-    monkeypatch.setattr(peer_module, "load_state_dict_from_url", lambda url, progress: extractor.network.state_dict())
+    weights = extractor.network.state_dict()
+    monkeypatch.setattr(peer_module, "load_state_dict_from_url", lambda url, progress: weights)
     peer = peer_module.InceptionV3().eval()
     x = images(height, width)
     expected = peer(x / 255)[0].squeeze(3).squeeze(2)
-    sys.modules.pop("pytorch_fid.inception")
     assert relative_error(extractor(x).features, expected) < 1e-5
 
 
