@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import typer
 
-from dcae_core.distributed import stops
+from dcae_core.distributed import act_on_stops, stops
 from dcae_core.errors import DcaeError, ResourceError
 
 LAUNCHED = "DCAE_LAUNCHED"  # set in a worker's environment
@@ -49,11 +50,22 @@ def handle_stops() -> None:
     Training replaces these handlers by its own. Signals that arrived before are acted on now.
     """
     stops.clear()
+    show_ignored = sys.unraisablehook
 
     def end(number: int, _frame: FrameType | None) -> None:
         stops.append(number)
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        act_on_stops()
 
+    def end_later(ignored: Any) -> None:
+        """Where compiled code had called Python and drops the exception that it got back, stop once more."""
+        if stops and isinstance(ignored.exc_value, KeyboardInterrupt | SystemExit):
+            again = threading.Timer(_SECONDS_BETWEEN_LOOKS, _send_to_main_thread, (stops[-1],))
+            again.daemon = True
+            again.start()
+        else:
+            show_ignored(ignored)
+
+    sys.unraisablehook = end_later
     for number in _STOPS:
         # Under nohup SIGHUP is ignored, and shells let what they start in the background ignore Ctrl-C.
         if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
@@ -68,10 +80,14 @@ def _stop_with_launcher() -> None:
     """Wait for the end of the pipe that the launcher holds, then do what SIGTERM would."""
     while os.read(0, 1):
         pass
+    _send_to_main_thread(signal.SIGTERM)
+
+
+def _send_to_main_thread(number: int) -> None:
     if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
     else:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
 
 
 class _Launcher:

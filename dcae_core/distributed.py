@@ -5,6 +5,7 @@ Every function also works in a single process that never heard of torch.distribu
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,13 +23,19 @@ _TIMEOUT = timedelta(minutes=30)
 _SECONDS_BETWEEN_LOOKS = 0.02
 _LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # in what the backends raise
 
-# Stops that reached this process, if the program keeps them here: a library that was being imported may have swallowed
-# the exception that one was meant to end with.
+# Stops that reached this process, if the program keeps them here: a library may have swallowed the exception that one
+# was meant to end with.
 stops: list[int] = []
 
 # Every group joined, to the end of the process: where the last reference is a data-parallel wrapper's, which an
 # exception may keep until after the group, it is let go under Python's lock, and waits for a thread that wants that.
 _groups: list[Any] = []
+
+
+def act_on_stops() -> None:
+    """Raise what ends this process, if a stop has reached it."""
+    if stops:
+        raise KeyboardInterrupt if stops[-1] == signal.SIGINT else SystemExit(128 + stops[-1])
 
 
 def world_size() -> int:
@@ -154,6 +161,7 @@ def process_group(device: "torch.device") -> Iterator[None]:
 
     CUDA tensors travel over NCCL and CPU tensors over gloo, in one group.
     """
+    act_on_stops()
     if world_size() == 1:
         yield
         return
@@ -188,7 +196,7 @@ def _join(backends: str) -> None:
     thread = threading.Thread(target=join, daemon=True, name="joining")
     thread.start()
     while thread.is_alive():
-        _act_on_stops()
+        act_on_stops()
         thread.join(_SECONDS_BETWEEN_LOOKS)
     for failure in failures:
         raise failure
@@ -210,11 +218,6 @@ def _rendezvous() -> "Store | None":
         wait_for_workers=False,
         master_listen_fd=int(handle) if rank() == 0 else None,
     )
-
-
-def _act_on_stops() -> None:
-    if stops:
-        raise SystemExit(128 + stops[0])
 
 
 @contextmanager

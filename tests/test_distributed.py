@@ -1,12 +1,13 @@
 """What processes tell each other: the same everywhere, and nothing that Python would run."""
 
 import pickle
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from dcae_core.distributed import broadcast_object, gather_bytes, gather_objects, rank
+from dcae_core.distributed import broadcast_object, gather_bytes, gather_objects, process_group, rank
 from tests.processes import one_thread, run_in_group
 
 VALUES = [{"images": 3, "names": ["é", "\udc80", ""], "none": None}, 0.1 + 0.2]
@@ -16,6 +17,15 @@ def test_a_process_alone_has_what_it_gave() -> None:
     assert gather_bytes(b"a") == [b"a"]
     assert gather_objects(VALUES) == [VALUES]
     assert broadcast_object(VALUES) is VALUES
+
+
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_no_work_begins_after_a_stop_whose_exception_was_lost(
+    number: int, end: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcae_core.distributed.stops", [number])
+    with pytest.raises(end), process_group(torch.device("cpu")):
+        pytest.fail("began")
 
 
 @one_thread

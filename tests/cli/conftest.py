@@ -9,6 +9,7 @@ import pytest
 
 from dcae_cli.__main__ import main
 from dcae_cli.progress import listen_to_library
+from dcae_core.distributed import stops
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ def dcae(monkeypatch, capsys) -> Iterator[Callable[..., Run]]:
         return Run(exit_.value.code, captured.out, captured.err)
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     yield run
     listen_to_library()  # as loudly as before
+    stops.clear()
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+import dcae_cli.info
 from dcae_cli.app import COMMANDS, load_command
 from dcae_cli.failures import describe_failure
 from dcae_core.devices import ProcessorFamily
@@ -248,6 +249,30 @@ def test_a_stop_that_a_library_swallows_still_counts(dcae, monkeypatch) -> None:
     monkeypatch.setattr("dcae_cli.info.gather_facts", swallow)
     run = dcae("info")
     assert (run.exit_code, run.stderr) == (143, "")
+
+
+class Callback:
+    """Compiled code calls its end, and cannot pass on what that raises."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self._number)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_stop_in_a_callback_from_compiled_code_comes_again(number, exit_code, dcae, monkeypatch) -> None:
+    gather_facts = dcae_cli.info.gather_facts
+
+    def swallow() -> dict:
+        Callback(number)
+        time.sleep(2)
+        return gather_facts()
+
+    monkeypatch.setattr("dcae_cli.info.gather_facts", swallow)
+    run = dcae("info")
+    assert (run.exit_code, "ignored" in run.stderr) == (exit_code, False)
 
 
 @pytest.mark.parametrize("arguments", [("-h",), ("info", "-h"), ("models", "list", "-h")])
