@@ -194,7 +194,7 @@ def lock(path: Path, in_use: str | None, *, stays: bool = True) -> Iterator[None
     """
     from filelock import FileLock, Timeout
 
-    holder = FileLock(path, timeout=-1 if in_use is None else 0)
+    holder = FileLock(path, timeout=-1 if in_use is None else 0, fallback_to_soft=False)  # files alone outlive a kill
     with explain_write_errors(path):
         try:
             holder.acquire()

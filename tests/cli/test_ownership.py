@@ -1,5 +1,6 @@
 """Whose files are whose, what is lost when an output fails, and what surrounds the program."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from PIL import Image
 
 from dcae_cli.failures import describe_failure
 from dcae_core.checkpoints import save_autoencoder
+from dcae_core.errors import ResourceError
 from dcae_core.files import lock
 from tests.diffusion_models import write_diffusion
 from tests.metrics.cheap_inception import CheapExtractor
@@ -160,6 +162,16 @@ def test_a_lock_goes_with_whoever_holds_it(tmp_path: Path) -> None:
     with lock(tmp_path / ".lock", "in use"):
         pass
     with lock(tmp_path / ".lock", "in use"):
+        pass
+
+
+def test_a_file_system_without_locks_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", flock)
+    (tmp_path / ".lock").touch()  # from when the directory lay elsewhere
+    with pytest.raises(ResourceError, match="has no locks"), lock(tmp_path / ".lock", "in use"):
         pass
 
 
