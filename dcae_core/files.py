@@ -28,6 +28,8 @@ def _explain(error: OSError, path: Path) -> ResourceError:
         return ResourceError(f"no permission to write {path}; choose another output directory")
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return ResourceError(f"could not write {path}: a file is in the way; choose another output directory")
+    if error.errno == errno.EISDIR:
+        return ResourceError(f"could not write {path}: a directory is in the way; move it")
     if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
         return ResourceError(f"could not lock {path}: its file system has no locks; choose a directory on another one")
     return ResourceError(f"could not write {path}: {error.strerror or error}")

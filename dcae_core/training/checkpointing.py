@@ -22,7 +22,7 @@ from dcae_core.distributed import is_main
 from dcae_core.errors import CheckpointError
 from dcae_core.files import sha256_of_file
 from dcae_core.training.parallel import spread_like, whole
-from dcae_core.training.run_directory import STATE_NAME, complete_checkpoints, read_state
+from dcae_core.training.run_directory import STATE_NAME, read_state, refuse_checkpoint
 from dcae_core.training.task import Progress, Task
 
 DATA_KEY = "data"
@@ -97,7 +97,7 @@ def verify_checkpoint(directory: Path) -> None:
             return
         for name, checksum in json.loads(path.read_bytes()).items():
             if sha256_of_file(directory / Path(name).name) != checksum:
-                raise _refuse(directory, f"{name} is damaged, it is not what was written")
+                raise refuse_checkpoint(directory, f"{name} is damaged, it is not what was written")
 
 
 def read_checkpoint(directory: Path, task: Task, scaler: torch.amp.GradScaler) -> None:
@@ -135,16 +135,7 @@ def _explain_damage(path: Path) -> Iterator[None]:
         raise
     except _DAMAGE as error:
         text = " ".join(str(error).split())[:300] or type(error).__name__
-        raise _refuse(path, text) from error
-
-
-def _refuse(path: Path, why: str) -> CheckpointError:
-    """The failure to continue from a checkpoint, or from a file in it, with the checkpoint before as a way out."""
-    checkpoint = path if path.is_dir() else path.parent
-    others = complete_checkpoints(checkpoint.parent)
-    before = others[others.index(checkpoint) - 1] if checkpoint in others[1:] else None
-    way_out = f"--resume {before} goes on from the one before" if before else "choose another run_dir to begin anew"
-    return CheckpointError(f"{path} cannot be continued from: {why}; {way_out}")
+        raise refuse_checkpoint(path, text) from error
 
 
 def _gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -167,13 +158,13 @@ def _load_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any], pat
     """Take over the state of every parameter; learning rates, betas and the like are the recipe's, not the file's."""
     present = optimiser.state_dict()["param_groups"]
     if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in present]:
-        raise _refuse(path, "it is the optimiser of other parameters")
+        raise refuse_checkpoint(path, "it is the optimiser of other parameters")
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state = {}
     for index, entry in saved["state"].items():
         # What does not fit is found here: the fused step would read and write past the end of it.
         if not _fits(entry, parameters[index]):
-            raise _refuse(path, f"it holds other shapes than parameter {index} has")
+            raise refuse_checkpoint(path, f"it holds other shapes than parameter {index} has")
         state[index] = {
             name: spread_like(value, parameters[index]) if value.ndim > 0 else value for name, value in entry.items()
         }

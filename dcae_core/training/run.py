@@ -272,6 +272,8 @@ def _read_earlier(path: Path, schema: type[Recipe]) -> Any:
     # Settings were called num_pictures, pca_pictures, ... before they were num_images, pca_images.
     text = re.sub(r"^([\s-]*\w*)pictures(\w*:)", r"\1images\2", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     values = read_yaml(text, str(path))[0]
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} holds no settings")
     try:
         return schema.model_validate(values).model_dump(mode="json")
     except ValidationError:

@@ -157,5 +157,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = dict(json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{checkpoint} is not a complete checkpoint: {error}") from error
+        raise refuse_checkpoint(checkpoint, f"{STATE_NAME} is missing or damaged") from error
     return state
+
+
+def refuse_checkpoint(path: Path, why: str) -> CheckpointError:
+    """The failure to continue from a checkpoint, or from a file in it, with the checkpoint before as a way out."""
+    checkpoint = path if path.is_dir() else path.parent
+    others = complete_checkpoints(checkpoint.parent)
+    before = others[others.index(checkpoint) - 1] if checkpoint in others[1:] else None
+    way_out = f"--resume {before} goes on from the one before" if before else "choose another run_dir to begin anew"
+    return CheckpointError(f"{path} cannot be continued from: {why}; {way_out}")

@@ -1,6 +1,7 @@
 """Run directories that something happened to: mended where nothing is lost, otherwise refused with a way out."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,8 @@ def test_damage_is_mended_or_refused_in_one_line(damage: str, folder: Path) -> N
         assert refused.exit_code in (2, 3, 4)
         assert "\n" not in str(refused)
         assert str(folder / "run") in str(refused)
+        assert "other settings" not in str(refused)
+        assert re.search("--resume|remove it|move it|choose another", str(refused)), refused
 
 
 def go_on(folder: Path) -> DcaeError | None:
