@@ -52,16 +52,17 @@ def handle_stops() -> None:
     stops.clear()
     show_ignored = sys.unraisablehook
 
-    def end(number: int, _frame: FrameType | None) -> None:
+    def end(number: int, frame: FrameType | None) -> None:
         stops.append(number)
-        act_on_stops()
+        if _is_importing(frame):  # an exception may abort the process where compiled code imports
+            _send_again(number)
+        else:
+            act_on_stops()
 
     def end_later(ignored: Any) -> None:
         """Where compiled code had called Python and drops the exception that it got back, stop once more."""
         if stops and isinstance(ignored.exc_value, KeyboardInterrupt | SystemExit):
-            again = threading.Timer(_SECONDS_BETWEEN_LOOKS, _send_to_main_thread, (stops[-1],))
-            again.daemon = True
-            again.start()
+            _send_again(stops[-1])
         else:
             show_ignored(ignored)
 
@@ -74,6 +75,18 @@ def handle_stops() -> None:
         threading.Thread(target=_stop_with_launcher, daemon=True, name="launcher").start()
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _send_again(number: int) -> None:
+    again = threading.Timer(_SECONDS_BETWEEN_LOOKS, _send_to_main_thread, (number,))
+    again.daemon = True
+    again.start()
 
 
 def _stop_with_launcher() -> None:

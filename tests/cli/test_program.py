@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import json
 import resource
 import signal
@@ -273,6 +274,23 @@ def test_a_stop_in_a_callback_from_compiled_code_comes_again(number, exit_code, 
     monkeypatch.setattr("dcae_cli.info.gather_facts", swallow)
     run = dcae("info")
     assert (run.exit_code, "ignored" in run.stderr) == (exit_code, False)
+
+
+def test_a_stop_waits_for_the_end_of_an_import(dcae, monkeypatch, tmp_path) -> None:
+    text = "import signal\nsignal.raise_signal(signal.SIGINT)\nopen('imported', 'w')\n"
+    (tmp_path / "stopped_within.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    gather_facts = dcae_cli.info.gather_facts
+
+    def import_it() -> dict:
+        importlib.import_module("stopped_within")
+        time.sleep(2)
+        return gather_facts()
+
+    monkeypatch.setattr("dcae_cli.info.gather_facts", import_it)
+    assert dcae("info").exit_code == 130
+    assert (tmp_path / "imported").exists()
 
 
 @pytest.mark.parametrize("arguments", [("-h",), ("info", "-h"), ("models", "list", "-h")])
