@@ -22,6 +22,7 @@ from dcae_cli.options import (
     Tf32,
     Work,
     parse_interval,
+    parse_scales,
 )
 from dcae_cli.processes import start_processes
 
@@ -76,7 +77,10 @@ def evaluate(
     num: Annotated[
         int | None, typer.Option(min=1, help="How many samples (default 50000), or images (all).", metavar="N")
     ] = None,
-    cfg: Annotated[float | None, typer.Option(help="Guidance scale of a diffusion model.", metavar="SCALE")] = None,
+    cfg: Annotated[
+        str | None,
+        typer.Option(help="Guidance scale of a diffusion model, or several, as 1.0,1.2,1.5.", metavar="SCALE[,...]"),
+    ] = None,
     cfg_interval: GuidanceInterval = None,
     autoguidance: Autoguidance = None,
     sampler: Annotated[
@@ -113,7 +117,7 @@ def evaluate(
     \b
     dcae eval --images photos --resolution 512 --psnr --ssim --report report
     dcae eval autoencoder-f64c128-in --images imagenet/val --ref imagenet_512_val.npz --nproc 8
-    dcae eval --model dc-ae-f32c32-in-1.0-usit-h-in-512px --cfg 1.2 --fid --is --ref imagenet_512_train.npz
+    dcae eval --model dc-ae-f32c32-in-1.0-usit-h-in-512px --cfg 1.0,1.2 --fid --is --ref imagenet_512_train.npz
     dcae eval --generated samples --fid --ref imagenet_512_train.npz
     dcae eval --generated samples --frechet --ref photos
     """
@@ -146,7 +150,7 @@ def evaluate(
     interval = parse_interval(cfg_interval)
     sampling = {
         "num": num,
-        "guidance_scale": cfg,
+        "guidance_scale": parse_scales(cfg),
         "guidance_interval": interval and list(interval),
         "autoguidance": autoguidance,
         "sampler": sampler,
@@ -158,11 +162,14 @@ def evaluate(
     if report is not None:
         prove_writable(report / REPORT_NAME)  # before hours of work, not after
 
-    def publish(evaluation: "Evaluation") -> None:
-        _show(evaluation, settings, json)
+    def publish(evaluations: "list[Evaluation]") -> None:
+        if len(evaluations) == 1:
+            _show(evaluations[0], settings, json)
+        else:
+            _show_scales(evaluations, json)
         sys.stdout.flush()
         if report is not None:
-            page = write_report(report, evaluation, settings.expected)
+            page = write_report(report, evaluations, settings.expected)
             note(f"the report is {page}")
 
     with process_group(compute), _saying_that_it_goes_on():
@@ -257,14 +264,10 @@ def _saying_that_it_goes_on() -> Iterator[None]:
 
 def _show(evaluation: "Evaluation", settings: "EvaluateRecipe", json: bool) -> None:
     from dcae_cli.output import print_json, print_table
-    from dcae_cli.progress import warn
     from dcae_core.pipelines.evaluation.scores import compare_with_expected
 
     comparisons = compare_with_expected(evaluation, settings.expected)
-    for line in (*evaluation.damaged[:5], *evaluation.warnings):
-        warn(line)
-    if len(evaluation.damaged) > 5:
-        warn(f"{len(evaluation.damaged)} damaged images in all")
+    _warn_of([evaluation])
     if json:
         expected = {row.name: row.to_dict() for row in comparisons if row.expected is not None}
         print_json(evaluation.to_dict() | {"expected": expected})
@@ -278,3 +281,36 @@ def _show(evaluation: "Evaluation", settings: "EvaluateRecipe", json: bool) -> N
     print_table("", columns, rows)
     for line in evaluation.origins():
         print(line)
+
+
+def _show_scales(evaluations: "list[Evaluation]", json: bool) -> None:
+    """A row, or a record, for each guidance scale."""
+    from dcae_cli.output import print_json, print_table
+    from dcae_core.pipelines.evaluation.scores import compare_with_expected
+
+    _warn_of(evaluations)
+    if json:
+        print_json([evaluation.to_dict() for evaluation in evaluations])
+        return
+    first, figures = evaluations[0], [compare_with_expected(evaluation, {}) for evaluation in evaluations]
+    print(f"{first.subject}, {first.num_images} images at each of {len(evaluations)} guidance scales")
+    print_table(
+        "",
+        ["guidance", *(figure.label for figure in figures[0])],
+        [
+            [f"{evaluation.guidance_scale:g}", *(f"{each.measured_text} {each.spread_text}".rstrip() for each in row)]
+            for evaluation, row in zip(evaluations, figures, strict=True)
+        ],
+    )
+    for line in first.origins():
+        print(line)
+
+
+def _warn_of(evaluations: "list[Evaluation]") -> None:
+    from dcae_cli.progress import warn
+
+    damaged = evaluations[0].damaged
+    for line in dict.fromkeys([*damaged[:5], *(line for each in evaluations for line in each.warnings)]):
+        warn(line)
+    if len(damaged) > 5:
+        warn(f"{len(damaged)} damaged images in all")

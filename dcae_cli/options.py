@@ -92,6 +92,19 @@ Tf32 = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]
 
 
+def parse_scales(text: str | None) -> float | list[float] | None:
+    """A number, or several with commas between; UsageError where it is something else."""
+    if text is None:
+        return None
+    from dcae_core.errors import UsageError
+
+    try:
+        scales = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--cfg is a number, or several such as 1.0,1.2,1.5, not {text!r}") from error
+    return scales[0] if len(scales) == 1 else scales
+
+
 def parse_interval(text: str | None) -> tuple[float, float] | None:
     """LOW:HIGH as two numbers; UsageError where it is something else."""
     if text is None:

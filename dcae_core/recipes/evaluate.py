@@ -1,8 +1,9 @@
 """The recipe of `dcae eval`: what is measured, on which images, by which metrics, and what to expect."""
 
-from typing import Annotated, Literal
+import sys
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from dcae_core.recipes.settings import (
     AlphaRule,
@@ -26,6 +27,17 @@ WayToNoise = Annotated[float, Field(ge=0, le=1)]
 """A place on the way from data (0) to noise (1)."""
 
 
+def _one_or_several(value: Any) -> Any:
+    scales = value if isinstance(value, list) else [value]
+    if not scales or any(type(scale) not in (int, float) or not 0 <= scale <= sys.float_info.max for scale in scales):
+        raise ValueError("Input should be a number from 0 on, or a list of such numbers")
+    return value
+
+
+GuidanceScales = Annotated[float | list[float], BeforeValidator(_one_or_several)]
+"""One guidance scale, or several to be measured one after the other."""
+
+
 class AutoencoderSubject(Section):
     """An autoencoder: images go through it and are compared with what comes out."""
 
@@ -44,8 +56,8 @@ class DiffusionSubject(Section):
     """Where to take the autoencoder from; null is where the model's own files say."""
     num: Positive = 50_000
     """How many samples."""
-    guidance_scale: NonNegativeNumber = 1.0
-    """Classifier-free guidance; 1.0 is none."""
+    guidance_scale: GuidanceScales = 1.0
+    """Classifier-free guidance; 1.0 is none. A list, such as [1.0, 1.2, 1.5], measures each of them."""
     guidance_interval: Annotated[list[WayToNoise], Field(min_length=2, max_length=2)] | None = None
     """Guide only here on the way from data (0) to noise (1), as [low, high] (arXiv 2404.07724); null is everywhere."""
     autoguidance: str | None = None
@@ -113,7 +125,19 @@ class EvaluateRecipe(Recipe):
     execution: EvaluationExecution = EvaluationExecution()
     """How it is computed."""
     expected: dict[str, Expectation] = {}
-    """Published figures by score name: psnr, fid, latent_mean, ..."""
+    """Published figures by score name: psnr, fid, latent_mean, ...; compared with what one guidance scale gives."""
+
+    def scales(self) -> list["EvaluateRecipe"]:
+        """A recipe for each guidance scale, in the order given; the whole one where there are not several.
+
+        Without guidance (a scale of 1) there is neither interval nor autoguidance.
+        """
+        subject = self.diffusion
+        if subject is None or not isinstance(subject.guidance_scale, list):
+            return [self]
+        unguided = {"guidance_interval": None, "autoguidance": None}
+        changes = [{"guidance_scale": scale} | (unguided if scale == 1 else {}) for scale in subject.guidance_scale]
+        return [self.model_copy(update={"diffusion": subject.model_copy(update=change)}) for change in changes]
 
     def faults(self) -> list[str]:
         """Faults between settings: nothing or two things to measure, metrics that it does not have."""
@@ -144,9 +168,12 @@ class EvaluateRecipe(Recipe):
 
 def _guidance_faults(subject: DiffusionSubject) -> list[str]:
     faults, interval = [], subject.guidance_interval
+    scales = subject.guidance_scale if isinstance(subject.guidance_scale, list) else [subject.guidance_scale]
+    if len(set(scales)) < len(scales):
+        faults.append("diffusion.guidance_scale: one is named twice")
     if interval is not None and interval[0] >= interval[1]:
         faults.append(f"diffusion.guidance_interval: goes from low to high, not from {interval[0]} to {interval[1]}")
     for name in ("guidance_interval", "autoguidance"):
-        if getattr(subject, name) is not None and subject.guidance_scale == 1:
+        if getattr(subject, name) is not None and set(scales) == {1}:
             faults.append(f"diffusion.{name}: changes nothing at a guidance_scale of 1")
     return faults

@@ -1,6 +1,7 @@
 """`--cfg-interval` and `--autoguidance` of `dcae sample` and `dcae eval`: what they do, record and refuse."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -167,8 +168,9 @@ def evaluate(dcae, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     rows = np.random.default_rng(0).standard_normal((30, 2048))
     np.savez(tmp_path / "ref.npz", mu=rows.mean(axis=0), sigma=np.cov(rows, rowvar=False))
 
-    def run(*options):
-        common = ("--ref", tmp_path / "ref.npz", "--work", tmp_path / "work", "--batch-size", 4, "--json")
+    def run(*options, json=True):
+        common = ("--ref", tmp_path / "ref.npz", "--work", tmp_path / "work", "--batch-size", 4)
+        options = (*options, "--json") if json else options
         return dcae(
             "eval", "--model", models / "strong", "--num", 5, "--sampler", "heun", "--steps", 3, *common, *options
         )
@@ -190,9 +192,47 @@ def test_evaluations_take_them_and_say_so(evaluate, models: Path) -> None:
     assert len(weak["autoguidance"]) == 64
 
 
+def test_several_scales_make_a_row_a_record_and_a_point_each(evaluate, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    run = evaluate("--cfg", "1.5,1.0,3", "--report", report)
+    run.assert_succeeds()
+    documents = json.loads(run.stdout)
+    assert [document["settings"]["diffusion"]["guidance_scale"] for document in documents] == [1.5, 1.0, 3.0]
+    distances = [document["scores"]["fid"]["value"] for document in documents]
+    assert len(set(distances)) == 3
+    assert run.stderr.count("fewer than 2048 features") == 1
+    assert json.loads((report / "evaluation.json").read_text()) == documents
+    page = (report / "index.html").read_text()
+    assert 'aria-label="FID over the guidance scale"' in page
+    points = re.search(r'<polyline [^>]*points="([^"]*)"', page)[1].split()
+    assert len(points) == 3
+    assert points == sorted(points, key=lambda point: float(point.split(",")[0]))  # drawn from the lowest scale on
+    assert [f"Samples at guidance {scale}" in page for scale in ("1.5", "1", "3")] == [True] * 3
+    assert "1.5, 1.0, 3.0" in page
+
+    table = evaluate("--cfg", "1.5,1.0,3", json=False).stdout.splitlines()
+    assert table[0].endswith("strong, 5 images at each of 3 guidance scales")
+    assert [row.split() for row in table[2:5]] == [
+        [scale, f"{distance:.4f}"] for scale, distance in zip(("1.5", "1", "3"), distances, strict=True)
+    ]
+
+
+def test_a_recipe_may_name_several_scales(evaluate) -> None:
+    run = evaluate("--set", "diffusion.guidance_scale=[1, 2.5]")
+    run.assert_succeeds()
+    assert [document["settings"]["diffusion"]["guidance_scale"] for document in json.loads(run.stdout)] == [1.0, 2.5]
+
+
 @pytest.mark.parametrize(
     ("options", "exit_code", "words"),
     [
+        (("--cfg", "1.0,"), 2, ["--cfg is a number, or several such as 1.0,1.2,1.5, not '1.0,'"]),
+        (("--cfg", "high"), 2, ["--cfg", "'high'"]),
+        (("--cfg", "1.0,nan"), 2, ["guidance_scale", "nan"]),
+        (("--cfg", "1.0,-1"), 2, ["guidance_scale", "-1"]),
+        (("--cfg", "2,1.5,2"), 2, ["guidance_scale", "named twice"]),
+        (("--set", "diffusion.guidance_scale=[]"), 2, ["guidance_scale", "[]"]),
+        (("--set", "diffusion.guidance_scale=true"), 2, ["guidance_scale", "True"]),
         (("--cfg", 2, "--cfg-interval", "0.8:0.2"), 2, ["guidance_interval", "0.8"]),
         (("--cfg", 2, "--cfg-interval", "0.2:1.2"), 2, ["guidance_interval", "1"]),
         (("--cfg", 2, "--cfg-interval", "half"), 2, ["LOW:HIGH"]),

@@ -2,28 +2,22 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from dcae_core.checkpoints import load_autoencoder
-from dcae_core.checkpoints.autoguidance import read_weaker_network
-from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
 from dcae_core.data.content import digest_of_images
 from dcae_core.data.images import describe_crop, describe_enlarged
 from dcae_core.data.remote import is_url
-from dcae_core.devices import allow_tf32, parse_dtype
+from dcae_core.devices import allow_tf32
 from dcae_core.distributed import broadcast_object, is_main
 from dcae_core.errors import DataError
 from dcae_core.files import cache_directory
 from dcae_core.metrics.inception import InceptionExtractor, ResizeRule, load_inception
-from dcae_core.metrics.lpips import load_lpips
 from dcae_core.metrics.reference import Reference, read_reference
-from dcae_core.models.inference import prepare_for_inference
-from dcae_core.pipelines.encode import encoder_name
 from dcae_core.pipelines.evaluation import inputs
 from dcae_core.pipelines.evaluation.comparability import require_comparable, warnings_about
 from dcae_core.pipelines.evaluation.parts import (
@@ -32,11 +26,11 @@ from dcae_core.pipelines.evaluation.parts import (
     FeatureMeasurement,
     Measure,
     PartStore,
-    ReconstructionMeasurement,
     evaluation_key,
     measure_parts,
     measure_together,
 )
+from dcae_core.pipelines.evaluation.plans import Plan, plans_of
 from dcae_core.pipelines.evaluation.reference_cache import ReferenceCache
 from dcae_core.pipelines.evaluation.scores import (
     PER_IMAGE,
@@ -50,10 +44,8 @@ from dcae_core.pipelines.evaluation.scores import (
     gather,
     keeps_features,
 )
-from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
 from dcae_core.progress import OpenProgress, no_progress
 from dcae_core.recipes.evaluate import EvaluateRecipe
-from dcae_core.weights import fingerprint
 
 _ON_FEATURES = ("fid", "is", "precision_recall", "kid")
 
@@ -81,19 +73,6 @@ class _FeatureNetworks:
         return measure_together(measures) if measures else None
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is measured on which images, once everything is loaded."""
-
-    subject: str
-    source: inputs.ImageSource
-    measure: Measure
-    identity: dict[str, Any]
-    show: Callable[[Tensor], Tensor] | None = None
-    has_files: bool = True
-    notes: list[str] = field(default_factory=list)
-
-
 def evaluate(
     recipe: EvaluateRecipe,
     *,
@@ -102,13 +81,14 @@ def evaluate(
     num_shown: int = 0,
     progress: OpenProgress = no_progress,
     note: Callable[[str], None] = lambda _: None,
-    publish: Callable[[Evaluation], None] = lambda _: None,
-) -> Evaluation | None:
-    """Measure what a recipe says.
+    publish: Callable[[list[Evaluation]], None] = lambda _: None,
+) -> list[Evaluation]:
+    """Measure what a recipe says, at each of its guidance scales.
 
-    Processes of one group share the images. Finished parts lie in a directory of their own until the end, so a
-    stopped evaluation goes on where it was; that costs 8 KB of disk an image for each set of Inception features. What
-    was measured on the images of a reference stays in the user's cache for the next evaluation.
+    Networks and reference serve all scales, and sample i begins with the same noise at each. Processes of one group
+    share the images. Finished parts lie in directories of their own until the end, so a stopped evaluation goes on
+    where it was; that costs 8 KB of disk an image for each set of Inception features. What was measured on the images
+    of a reference stays in the user's cache for the next evaluation.
 
     Args:
         recipe: what to measure.
@@ -120,7 +100,7 @@ def evaluate(
         publish: given the result before the finished parts are thrown away; where it fails they stay.
 
     Returns:
-        The evaluation in the main process, None in the others.
+        In the main process one evaluation, or one for each guidance scale, in their order; nothing in the others.
 
     Raises:
         DataError: images or the reference are missing, damaged, or do not fit.
@@ -140,8 +120,8 @@ def _evaluate(
     num_shown: int,
     progress: OpenProgress,
     note: Callable[[str], None],
-    publish: Callable[[Evaluation], None],
-) -> Evaluation | None:
+    publish: Callable[[list[Evaluation]], None],
+) -> list[Evaluation]:
     reference = None
     if recipe.reference is not None and not inputs.names_images(recipe.reference):
         reference = read_reference(Path(recipe.reference))
@@ -153,28 +133,48 @@ def _evaluate(
         embedded = EmbeddedFeatureMeasurement(device) if "frechet" in recipe.metrics else None
         resize: ResizeRule = recipe.resize or (reference.resize if reference is not None else "half_pixel")
         networks = _FeatureNetworks(inception, embedded, resize)
-        plan = _plan(recipe, device, networks)
-    their_images, identity_of_theirs = _their_images(recipe, reference, plan.source.size)
+        plans = plans_of(recipe, device, networks.measure(with_logits="is" in recipe.metrics))
+    their_images, identity_of_theirs = _their_images(recipe, reference, plans[0].source.size)
+    places = [
+        _place_of_parts(plan, work, device, networks, reference.sha256 if reference else identity_of_theirs)
+        for plan in plans
+    ]
+    stores, evaluations = [PartStore(place) for place in places], []
+    with ExitStack() as held:
+        for store in stores:
+            held.enter_context(store.held())  # all of them until all are measured: a stop loses nothing
+        theirs = None
+        if their_images is not None:
+            cache = _reference_cache(recipe, networks, their_images, identity_of_theirs, device)
+            their_place = places[0].with_name(f"{places[0].name}-reference")
+            theirs = _measure_theirs(their_images, networks, cache, their_place, recipe, progress, note)
+        for plan, store in zip(plans, stores, strict=True):
+            gathered = _run(plan.source, plan.measure, store, plan.recipe, progress, _doing(plan, len(plans)))
+            if gathered is not None:
+                evaluations.append(_conclude(plan, gathered, theirs, reference, networks, num_shown))
+        if is_main():
+            publish(evaluations)
+    return evaluations
+
+
+def _place_of_parts(
+    plan: Plan, work: Path | None, device: torch.device | str, networks: _FeatureNetworks, reference: Any
+) -> Path:
+    """Where finished parts lie; `reference`: what changes when that does."""
     key = evaluation_key(
-        recipe=recipe.model_dump(exclude={"expected"}),
-        reference=reference.sha256 if reference is not None else identity_of_theirs,
+        recipe=plan.recipe.model_dump(exclude={"expected"}),
+        reference=reference,
         inception=networks.sha256,
         device=torch.device(device).type,
         identity=plan.identity,
     )
     # Copies of the images on several machines may differ in their times: the main process's key counts.
-    place = (work or cache_directory("evaluations")) / broadcast_object(key)
-    store, their_store = PartStore(place), place.with_name(f"{place.name}-reference")
-    with store.held():
-        gathered, theirs = _run(plan.source, plan.measure, store, recipe, progress, "measure"), None
-        if their_images is not None:
-            cache = _reference_cache(recipe, networks, their_images, identity_of_theirs, device)
-            theirs = _measure_theirs(their_images, networks, cache, their_store, recipe, progress, note)
-        if gathered is None:
-            return None
-        evaluation = _conclude(recipe, plan, gathered, theirs, reference, networks, num_shown)
-        publish(evaluation)
-    return evaluation
+    return (work or cache_directory("evaluations")) / broadcast_object(key)
+
+
+def _doing(plan: Plan, num_plans: int) -> str:
+    diffusion = plan.recipe.diffusion
+    return "measure" if num_plans == 1 or diffusion is None else f"measure at guidance {diffusion.guidance_scale:g}"
 
 
 def _run(
@@ -270,69 +270,15 @@ def _their_images(
     return inputs.ImageFiles(images, side, recipe.damaged == "skip", recipe.alpha), identity
 
 
-def _plan(recipe: EvaluateRecipe, device: torch.device | str, networks: _FeatureNetworks) -> _Plan:
-    features = networks.measure(with_logits="is" in recipe.metrics)
-    if recipe.autoencoder is not None:
-        return _plan_autoencoder(recipe, device, features)
-    assert features is not None  # the recipe's own check: only autoencoders have other metrics
-    if recipe.diffusion is not None:
-        return _plan_diffusion(recipe, device, features)
-    assert recipe.generated is not None
-    images, notes = inputs.find_once([recipe.generated])
-    source = inputs.ImageFiles(images, recipe.resolution, recipe.damaged == "skip", recipe.alpha)
-    return _Plan(f"images in {recipe.generated}", source, features, {"images": inputs.identity_of(images)}, notes=notes)
-
-
-def _plan_autoencoder(recipe: EvaluateRecipe, device: torch.device | str, features: Measure | None) -> _Plan:
-    assert recipe.autoencoder is not None
-    images, notes = inputs.find_once([recipe.images or str(inputs.sample_pack_directory())])
-    if recipe.num_images is not None:
-        images = images[: recipe.num_images]
-    source = inputs.ImageFiles(images, recipe.resolution, recipe.damaged == "skip", recipe.alpha)
-    lpips = load_lpips("alex", device=device) if "lpips" in recipe.metrics else None
-    plain = load_autoencoder(recipe.autoencoder.model, prepare=False)
-    identity = {"images": inputs.identity_of(images), "network": fingerprint(plain)}
-    network = prepare_for_inference(plain.to(device, parse_dtype(recipe.autoencoder.dtype)))
-    measure = ReconstructionMeasurement(
-        network, recipe.metrics, lpips=lpips, features=features, with_original_features=recipe.reference is None
-    )
-    subject = f"autoencoder {encoder_name(recipe.autoencoder.model)}"
-    return _Plan(subject, source, measure, identity, lambda u8: measure.reconstruct(u8)[0].cpu(), notes=notes)
-
-
-def _plan_diffusion(recipe: EvaluateRecipe, device: torch.device | str, features: Measure) -> _Plan:
-    subject = recipe.diffusion
-    assert subject is not None
-    low, high = subject.guidance_interval or (0.0, 1.0)
-    interval = None if subject.guidance_interval is None else (low, high)
-    settings = SampleSettings(subject.guidance_scale, subject.seed, subject.sampler, subject.num_steps, interval)
-    files = locate_diffusion(subject.model)
-    settings.check(files.prediction, files.config, autoguided=subject.autoguidance is not None)
-    dtype = parse_dtype(subject.dtype)
-    weaker = None
-    if subject.autoguidance is not None:
-        weaker = read_weaker_network(locate_diffusion(subject.autoguidance), files, device, dtype)
-    parts = read_diffusion(files, autoencoder=subject.autoencoder, device=device, dtype=dtype)
-    pipeline = DiffusionPipeline(parts, weaker)
-    source = inputs.GeneratedSamples(pipeline, subject.num, settings, recipe.batch_size)
-    networks = {"network": fingerprint(pipeline.denoiser), "autoencoder": fingerprint(pipeline.autoencoder)}
-    if weaker is not None:
-        networks["autoguidance"] = fingerprint(weaker)
-    return _Plan(
-        f"diffusion model {files.name}", source, features, networks, notes=list(parts.warnings), has_files=False
-    )
-
-
 def _conclude(
-    recipe: EvaluateRecipe,
-    plan: _Plan,
+    plan: Plan,
     gathered: Gathered,
     theirs: Comparison | None,
     reference: Reference | None,
     networks: _FeatureNetworks,
     num_shown: int,
 ) -> Evaluation:
-    comparison, resize, sha256 = None, networks.resize, networks.sha256
+    recipe, comparison, resize, sha256 = plan.recipe, None, networks.resize, networks.sha256
     if reference is not None:
         comparison = compare_with_reference(reference, theirs, resize)
     elif theirs is not None:
@@ -363,7 +309,7 @@ def _conclude(
     )
 
 
-def _choose_shown(plan: _Plan, gathered: Gathered, values: dict[str, list[float]], num_shown: int) -> list[ShownImage]:
+def _choose_shown(plan: Plan, gathered: Gathered, values: dict[str, list[float]], num_shown: int) -> list[ShownImage]:
     """Best, middle and worst by the first per-image metric; the first images where there is none."""
     if num_shown == 0:
         return []
@@ -385,7 +331,7 @@ def _choose_shown(plan: _Plan, gathered: Gathered, values: dict[str, list[float]
     return shown
 
 
-def _show(plan: _Plan, gathered: Gathered, values: dict[str, list[float]], place: int, standing: str) -> ShownImage:
+def _show(plan: Plan, gathered: Gathered, values: dict[str, list[float]], place: int, standing: str) -> ShownImage:
     index = gathered.indices[place]
     batch = next(iter(plan.source.batches([range(index, index + 1)])))
     return ShownImage(

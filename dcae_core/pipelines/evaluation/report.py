@@ -69,7 +69,7 @@ class _Dot:
 
 @dataclass(frozen=True)
 class Chart:
-    """What the template draws: two axes, and bars or dots, all in pixels."""
+    """What the template draws: two axes, and bars, dots or a line through them, all in pixels."""
 
     x: _Axis
     y: _Axis
@@ -78,6 +78,7 @@ class Chart:
     description: str
     bars: list[_Bar] = field(default_factory=list)
     dots: list[_Dot] = field(default_factory=list)
+    has_line: bool = False  # from dot to dot
 
     width, height = _WIDTH, _HEIGHT
     left, right, base = _LEFT, _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
@@ -134,11 +135,37 @@ def channel_statistics(mean: Sequence[float], std: Sequence[float]) -> Chart:
     return Chart(x, y, "latent channel", "value", "mean and standard deviation of every latent channel", dots=dots)
 
 
+def over_guidance(evaluations: Iterable[Evaluation], name: str) -> Chart:
+    """A score at every guidance scale, with a line that reaches its spread to each side where it has one."""
+    points = sorted(
+        (evaluation.guidance_scale, score.value, score.spread)
+        for evaluation in evaluations
+        for score in evaluation.scores
+        if score.name == name and math.isfinite(score.value)
+    )
+    scales, values = [point[0] for point in points], [point[1] for point in points]
+    spreads = [spread or 0.0 for _, _, spread in points]
+    x = _x_axis(min(scales), max(scales))
+    y = _y_axis(
+        min(v - s for v, s in zip(values, spreads, strict=True)),
+        max(v + s for v, s in zip(values, spreads, strict=True)),
+    )
+    dots = []
+    for scale, value, spread in points:
+        span = None if spread is None else (y.place(value - spread), y.place(value + spread))
+        dots.append(_Dot(x.place(scale), y.place(value), f"guidance {scale:g}: {value:.4g}", 4, span))
+    label = METRICS[name].label
+    return Chart(x, y, "guidance scale", label, f"{label} over the guidance scale", dots=dots, has_line=True)
+
+
 REPORT_NAME = "index.html"
 
 
-def write_report(directory: Path, evaluation: Evaluation, expected: Mapping[str, Expectation]) -> Path:
+def write_report(directory: Path, evaluations: Sequence[Evaluation], expected: Mapping[str, Expectation]) -> Path:
     """Write `index.html`, which needs no other file, and `evaluation.json` with every number; return the page.
+
+    One evaluation is compared with `expected`; of several, at different guidance scales, the page shows how the scores
+    move with the scale, and the file holds a list.
 
     The same evaluation gives the same bytes. About 0.5 MB for each image shown at 512 pixels.
 
@@ -146,16 +173,42 @@ def write_report(directory: Path, evaluation: Evaluation, expected: Mapping[str,
         ResourceError: the directory cannot be written to.
     """
     make_directory(directory)
-    document = json.dumps(evaluation.to_dict(), indent=2, default=str)
+    documents = [evaluation.to_dict() for evaluation in evaluations]
+    document = json.dumps(documents[0] if len(documents) == 1 else documents, indent=2, default=str)
     write_text(directory / "evaluation.json", document + "\n")
     page = directory / REPORT_NAME
-    write_text(page, _page(evaluation, expected))
+    write_text(page, _page(evaluations[0], expected) if len(evaluations) == 1 else _page_of_scales(evaluations))
     return page
+
+
+def _page_of_scales(evaluations: Sequence[Evaluation]) -> str:
+    first = evaluations[0]
+    values = {score.name: [each.measured()[score.name] for each in evaluations] for score in first.scores}
+    settings = {key: value for evaluation in evaluations for key, value in evaluation.settings.items()}
+    settings["diffusion"] = {
+        key: value for evaluation in evaluations for key, value in evaluation.settings["diffusion"].items()
+    } | {"guidance_scale": [evaluation.guidance_scale for evaluation in evaluations]}
+    return render(
+        "guidance_scales.html",
+        title=f"Evaluation: {first.subject}",
+        num_images=first.num_images,
+        warnings=list(dict.fromkeys(line for evaluation in evaluations for line in evaluation.warnings)),
+        scales=[
+            {
+                "scale": f"{evaluation.guidance_scale:g}",
+                "scores": [_score(figure) for figure in compare_with_expected(evaluation, {})],
+                "samples": _samples(evaluation),
+            }
+            for evaluation in evaluations
+        ],
+        charts=[over_guidance(evaluations, name) for name in values if any(map(math.isfinite, values[name]))],
+        origins=_origins(first),
+        settings=list(_flatten(settings)),
+    )
 
 
 def _page(evaluation: Evaluation, expected: Mapping[str, Expectation]) -> str:
     latent, shown = evaluation.latent, evaluation.shown
-    crop = [] if evaluation.crop is None else [("images", evaluation.crop)]
     has_reconstructions = bool(shown) and shown[0].reconstruction is not None
     return render(
         "evaluation.html",
@@ -165,16 +218,25 @@ def _page(evaluation: Evaluation, expected: Mapping[str, Expectation]) -> str:
         has_expected=bool(expected),
         scores=[_score(comparison) for comparison in compare_with_expected(evaluation, expected)],
         distributions=list(_distributions(evaluation)),
-        samples=[] if has_reconstructions else [{"name": s.name, "url": data_url(s.original)} for s in shown],
+        samples=[] if has_reconstructions else _samples(evaluation),
         reconstructions=[_reconstruction(item) for item in shown] if has_reconstructions else [],
         error_colours=", ".join(f"rgb{colour}" for colour in ERROR_COLOURS),
         error_at_white=ERROR_AT_WHITE,
         latent=latent,
         latent_chart=None if latent is None else channel_statistics(latent.channel_mean, latent.channel_std),
-        origins=crop + [(METRICS[score.name].label, score.origin()) for score in evaluation.scores],
+        origins=_origins(evaluation),
         settings=list(_flatten(evaluation.settings)),
         damaged=evaluation.damaged,
     )
+
+
+def _samples(evaluation: Evaluation) -> list[dict[str, str]]:
+    return [{"name": item.name, "url": data_url(item.original)} for item in evaluation.shown]
+
+
+def _origins(evaluation: Evaluation) -> list[tuple[str, str]]:
+    crop = [] if evaluation.crop is None else [("images", evaluation.crop)]
+    return crop + [(METRICS[score.name].label, score.origin()) for score in evaluation.scores]
 
 
 def _score(comparison: ExpectedFigure) -> dict[str, str]:

@@ -340,6 +340,12 @@ class Evaluation:
     values: dict[str, list[float]]
     shown: list[ShownImage]
 
+    @property
+    def guidance_scale(self) -> float:
+        """Of a diffusion model."""
+        scale: float = self.settings["diffusion"]["guidance_scale"]
+        return scale
+
     def measured(self) -> dict[str, float]:
         """Every figure by name: the scores, and the latents' mean, rms and std."""
         figures = {score.name: score.value for score in self.scores}
