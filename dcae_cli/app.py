@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("dcae_cli.models:models", "List the zoo; download from it."),
     "recipes": ("dcae_cli.recipes:recipes", "List, show and check recipes."),
     "convert": ("dcae_cli.convert:convert", "Convert an autoencoder between layouts."),
+    "push": ("dcae_cli.push:push", "Send a model, with a card that explains it, to the Hugging Face hub."),
     "bench": ("dcae_cli.bench:bench", "Measure speed and memory on this machine, beside its limits and other code."),
     "info": ("dcae_cli.info:info", "Versions, devices, threads, the cache and the embedded model."),
 }

@@ -89,6 +89,12 @@ class DownloadError(DcaeError):
     exit_code = 5
 
 
+class UploadError(DcaeError):
+    """The hub did not take what was sent to it."""
+
+    exit_code = 5
+
+
 _FEW_NAMES = 6
 
 
@@ -141,8 +147,8 @@ _REASONS = (
 )
 
 
-def explain_download_failure(error: BaseException) -> str:
-    """Why a download failed, in a few words, from whatever the network stack raised and what lies behind that."""
+def explain_network_failure(error: BaseException) -> str:
+    """Why a download or an upload failed, in a few words, from what the network stack raised and its causes."""
     status = http_status(error)
     if status in (401, 403):
         return f"the server refuses access ({status})"

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dcae_core.errors import CheckpointError, DataError, DownloadError, explain_download_failure
+from dcae_core.errors import CheckpointError, DataError, DownloadError, explain_network_failure
 from dcae_core.files import explain_write_errors, lock, make_directory, sha256_of_file
 from dcae_core.json_reader import parse_json
 
@@ -292,7 +292,7 @@ def _download(published: PublishedWeights, path: Path) -> None:
     try:
         torch.hub.download_url_to_file(published.url, str(path), hash_prefix=published.sha256, progress=False)
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
-        reason = explain_download_failure(error)
+        reason = explain_network_failure(error)
         raise DownloadError(f"could not download {published.file_name}: {reason}; {advice}") from error
     except RuntimeError as error:
         raise DownloadError(f"{published.url} gave other bytes than expected, none kept: {advice}") from error

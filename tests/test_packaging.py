@@ -31,7 +31,7 @@ def test_the_wheel_holds_every_module_recipe_and_weight(wheel) -> None:
     assert weights
     assert weights <= files
     templates = {str(path.relative_to(ROOT)) for path in (ROOT / "dcae_core/pipelines/templates").iterdir()}
-    assert {Path(template).suffix for template in templates} == {".css", ".html", ".js"}
+    assert {Path(template).suffix for template in templates} == {".css", ".html", ".js", ".md"}
     assert templates <= files
     assert {"dcae_core/py.typed", "dcae_cli/py.typed"} <= files
 

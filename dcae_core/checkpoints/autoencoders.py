@@ -100,9 +100,11 @@ def find_without_asking(model: str) -> str | None:
     """
     if not model or find_autoencoder(model) is not None or Path(model).exists():
         return model
-    if not hub.is_hub_id(model) or not hub.is_cached(model, [CONFIG_NAME]):
-        return None
-    return str(hub.fetch_files(model, [CONFIG_NAME], offline=True))
+    if hub.is_hub_id(model):
+        for description in (CONFIG_NAME, OWN_CONFIG_NAME):
+            if hub.is_cached(model, [description]):
+                return str(hub.fetch_files(model, [description], offline=True))
+    return None
 
 
 def embedded_directory(name: str = EMBEDDED_AUTOENCODER) -> Path:
@@ -250,7 +252,7 @@ def _from_zoo(entry: AutoencoderEntry, asked: str, revision: str | None) -> Auto
 
 
 def _from_hub(repository: str, revision: str | None) -> AutoencoderFiles:
-    """Any repository on the hub, of an autoencoder or of a pipeline: its config.json says which weights to ask for."""
+    """Any repository on the hub, of an autoencoder or of a pipeline: its description says which weights to ask for."""
     refusals: list[DcaeError] = []
     for folder in ("", "vae/"):
         try:
@@ -261,7 +263,24 @@ def _from_hub(repository: str, revision: str | None) -> AutoencoderFiles:
         is_original = "model_name" in read_json(directory / folder / CONFIG_NAME)
         weights = folder + (f"{WEIGHTS_STEM}.safetensors" if is_original else DIFFUSERS_WEIGHTS_NAME)
         return open_directory(hub.fetch_files(repository, [folder + CONFIG_NAME, weights], revision) / folder)
-    raise refusals[0]
+    try:
+        return fetch_own(repository, revision)
+    except (UsageError, DownloadError) as error:
+        raise refusals[0] from error
+
+
+def fetch_own(repository: str, revision: str | None, folder: str = "") -> AutoencoderFiles:
+    """An autoencoder that `save_autoencoder` wrote, in a repository or in a folder of it, whose name ends in a slash.
+
+    Raises:
+        DownloadError: a file is not cached and cannot be downloaded.
+        UsageError: the hub has no such repository or revision, or no such file in it.
+        CheckpointError: its description is none of an autoencoder.
+    """
+    directory = hub.fetch_files(repository, [folder + OWN_CONFIG_NAME], revision) / folder
+    files = open_directory(directory)
+    hub.fetch_files(repository, [folder + path.name for path in files.weights], revision)
+    return files
 
 
 def load_autoencoder(

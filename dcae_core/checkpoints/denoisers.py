@@ -4,15 +4,15 @@ Three layouts are read:
 
 - the released one: `config.json` = {"model_name": ...} beside `model.safetensors`, with keys under
   `diffusion_model.` and, in most, the autoencoder's under `autoencoder.`; or a lone weights file of the network;
-- a directory of ours: `dcae.json` with a "diffusion" description beside `model.safetensors` and, where there is an
-  average of the weights, `ema.safetensors`, whose tensors take the place of those of the same names;
+- a directory or hub repository of ours: `dcae.json` with a "diffusion" description beside `model.safetensors` and,
+  where there is an average of the weights, `ema.safetensors`, whose tensors take the place of those of the same names;
 - a run of `dcae train-diffusion`, which has that `dcae.json`, or one of its `checkpoints/step_N`.
 """
 
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from dcae_core.checkpoints import hub
-from dcae_core.checkpoints.autoencoders import embedded_directory, load_autoencoder, not_found, original_weights
+from dcae_core.checkpoints.autoencoders import (
+    embedded_directory,
+    fetch_own,
+    load_autoencoder,
+    not_found,
+    original_weights,
+)
 from dcae_core.checkpoints.hub import CONFIG_NAME, WEIGHTS_STEM
 from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME, from_original
-from dcae_core.checkpoints.training_runs import last_checkpoint, model_name
+from dcae_core.checkpoints.training_runs import RESULT_NAME, last_checkpoint, model_name
 from dcae_core.errors import CheckpointError, DcaeError, UsageError
 from dcae_core.files import sha256_of_file
 from dcae_core.models import build_denoiser
@@ -138,11 +144,12 @@ def locate_diffusion(
     if path.is_file():
         return _lone_file(path)
     entry = find_denoiser(name)
-    if entry is None and not hub.is_hub_id(name):
-        raise not_found(name, DENOISERS)
-    offline = entry is not None and revision is None and hub.is_release_cached(entry)
-    repository = entry.hub_id if entry else name
-    return _open_directory(hub.fetch_files(repository, _RELEASED_FILES, revision, offline=offline), RAW)
+    if entry is not None:
+        offline = revision is None and hub.is_release_cached(entry)
+        return _open_directory(hub.fetch_files(entry.hub_id, _RELEASED_FILES, revision, offline=offline), RAW)
+    if hub.is_hub_id(name):
+        return _from_hub(name, revision)
+    raise not_found(name, DENOISERS)
 
 
 def is_diffusion_model(model: str | Path | None) -> bool:
@@ -154,6 +161,21 @@ def is_diffusion_model(model: str | Path | None) -> bool:
     except DcaeError:
         return False
     return True
+
+
+def _from_hub(repository: str, revision: str | None) -> DiffusionFiles:
+    """Any repository: in the released layout, or in ours, which may have the autoencoder in a folder."""
+    try:
+        return _open_directory(hub.fetch_files(repository, _RELEASED_FILES, revision), RAW)
+    except UsageError as refusal:
+        try:
+            directory = hub.fetch_files(repository, [OWN_CONFIG_NAME, _RELEASED_FILES[1]], revision)
+        except UsageError:
+            raise refusal from None
+    files = replace(_open_directory(directory, RAW), name=repository)
+    if files.autoencoder == str(directory.resolve() / RESULT_NAME):
+        fetch_own(repository, revision, f"{RESULT_NAME}/")
+    return files
 
 
 def _embedded_directory() -> Path:
@@ -292,13 +314,12 @@ def read_diffusion(
         DownloadError: the autoencoder's files are not cached and cannot be downloaded.
     """
     network, inside = read_network(files, dtype)
-    identity, warnings = None, []
+    identity: str | None = None
+    warnings: list[str] = []
     if autoencoder is None and inside:
         decoder = _released_autoencoder(files, inside, dtype).to(device)
     else:
-        plain = _load_autoencoder(files, autoencoder)
-        identity = fingerprint(plain)
-        warnings = _compare_autoencoder(files, plain, identity, autoencoder)
+        plain, identity, warnings = read_autoencoder_of(files, autoencoder)
         decoder = prepare_for_inference(plain.to(device, dtype))
     scaling_factor = files.scaling_factor or decoder.scaling_factor
     _require_fit(files, decoder, scaling_factor)
@@ -332,8 +353,17 @@ def read_network(files: DiffusionFiles, dtype: torch.dtype | None = None) -> tup
     return network, inside
 
 
+def read_autoencoder_of(files: DiffusionFiles, asked: str | Path | None = None) -> tuple[Autoencoder, str, list[str]]:
+    """The plain autoencoder that is asked for or else that the files name, its fingerprint, and warnings about it.
+
+    Raises as `read_diffusion`.
+    """
+    network = _load_autoencoder(files, asked)
+    identity = fingerprint(network)
+    return network, identity, _compare_autoencoder(files, network, identity, asked)
+
+
 def _load_autoencoder(files: DiffusionFiles, asked: str | Path | None) -> Autoencoder:
-    """The plain network: the one that is asked for, or the one that the files name."""
     place = asked or files.autoencoder
     if asked is None and place is not None and os.path.isabs(place) and not Path(place).exists():
         raise CheckpointError(f"{files.where}: its autoencoder {place} is not there; give its place with --autoencoder")

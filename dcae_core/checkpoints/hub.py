@@ -1,9 +1,9 @@
-"""Files of a hub repository: which a release has, and getting them through huggingface_hub, its cache and resume."""
+"""Files of a hub repository: which a release has, getting them through huggingface_hub and its cache, sending some."""
 
 import re
 from pathlib import Path
 
-from dcae_core.errors import DownloadError, UsageError, explain_download_failure, http_status
+from dcae_core.errors import DownloadError, UploadError, UsageError, explain_network_failure, http_status
 from dcae_core.zoo import AutoencoderEntry, DenoiserEntry
 
 CONFIG_NAME = "config.json"
@@ -91,11 +91,68 @@ def cached_sha256(path: Path) -> str | None:
     return name if _SHA256.fullmatch(name) else None
 
 
+def require_repository_name(name: str) -> None:
+    """UsageError where this cannot be the name of a repository, with its owner."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(f"{name!r} is no name for the hub: letters, digits, -, _ and . make one") from error
+    if "/" not in name:
+        raise UsageError(f"{name!r} does not say whose it is to be: give USER/{name} or ORGANISATION/{name}")
+
+
+def require_login() -> None:
+    """UsageError where there is nothing to log in to the hub with; asks no network."""
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise UsageError(
+            "there is no token for the hub here: run `hf auth login`, or set HF_TOKEN to one that may write"
+        )
+
+
+def upload(directory: Path, repository: str, *, private: bool) -> str:
+    """Send all files of a directory to a repository, made where there is none, as one commit; return its address.
+
+    `private`: make it so that only its owners see it.
+
+    Raises:
+        UsageError: it is to be private, and is there for all to see already.
+        UploadError: the hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        # Without a wish an organisation's own rule holds.
+        address = api.create_repo(repository, private=private or None, exist_ok=True)
+        is_public = private and not api.repo_info(repository).private
+        if not is_public:
+            api.upload_folder(repo_id=repository, folder_path=directory, commit_message="Upload by dcae push")
+    except Exception as error:  # as for downloads: whatever the network stack raises means the same here
+        raise UploadError(_why_not_sent(repository, error)) from error
+    if is_public:
+        raise UsageError(f"{repository} exists and is public: make it private on its page, or leave --private out")
+    return str(address)
+
+
+def _why_not_sent(repository: str, error: Exception) -> str:
+    said = getattr(error, "server_message", None) or (str(error) if isinstance(error, ValueError) else None)
+    answer = f": {' '.join(said.split())}" if said else ""
+    login = (
+        "; give a token that may write there (`hf auth login`, HF_TOKEN)" if http_status(error) in (401, 403) else ""
+    )
+    return f"{repository} was not written: {explain_network_failure(error)}{answer}{login}"
+
+
 def _how_to_place(repository: str, file: str, cache: str, error: Exception) -> str:
     login = ": run `hf auth login`, or look at HF_TOKEN" if http_status(error) in (401, 403) else ""
     return (
         f"{file} of {repository} is not in the cache ({cache}) and could not be downloaded: "
-        f"{explain_download_failure(error)}{login}; "
+        f"{explain_network_failure(error)}{login}; "
         f"run `dcae models download {repository}` where there is a network and copy the cache, "
         "or place the repository's files in a directory and pass it with --model DIR"
     )

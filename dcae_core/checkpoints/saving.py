@@ -1,4 +1,4 @@
-"""Autoencoders written to disk, in our own layout and both published ones."""
+"""Models written to disk: autoencoders in our own layout and both published ones, diffusion models in ours."""
 
 import json
 from collections.abc import Iterator
@@ -11,8 +11,16 @@ from torch import Tensor
 
 from dcae_core.checkpoints import layouts
 from dcae_core.checkpoints.autoencoders import DIFFUSERS, ORIGINAL, OWN
+from dcae_core.checkpoints.denoisers import (
+    DESCRIPTION_KEY,
+    DiffusionFiles,
+    describe_denoiser,
+    read_autoencoder_of,
+    read_network,
+)
 from dcae_core.checkpoints.hub import CONFIG_NAME, DIFFUSERS_WEIGHTS_NAME, WEIGHTS_STEM
 from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME
+from dcae_core.checkpoints.training_runs import RESULT_NAME
 from dcae_core.errors import UsageError
 from dcae_core.files import replace_directory, sha256_of_file
 from dcae_core.models.autoencoder import Autoencoder
@@ -84,6 +92,47 @@ def save_autoencoder(
             "metadata": metadata or {},
         }
         _write_json(partial / OWN_CONFIG_NAME, description)
+
+
+def save_diffusion(files: DiffusionFiles, directory: Path) -> None:
+    """Write a located diffusion model in our own layout, with the averaged weights alone, whole or not at all.
+
+    An autoencoder that lies on this disk comes along, in the folder `autoencoder`; one that has a name keeps it.
+
+    Args:
+        files: as `locate_diffusion` found them.
+        directory: where to; replaced if it exists.
+
+    Raises:
+        UsageError: its autoencoder is of a kind that is not written.
+        CheckpointError: weights are damaged, or the autoencoder is not the one that made the latents.
+        ResourceError: the disk is full or the place cannot be written to.
+    """
+    network, _ = read_network(files)
+    place, made_by = files.autoencoder, files.made_by
+    is_local = place is not None and (Path(place).is_absolute() or Path(place).exists())
+    with replace_directory(directory) as partial:
+        if is_local:
+            autoencoder, identity, _ = read_autoencoder_of(files)
+            save_autoencoder(autoencoder, partial / RESULT_NAME)
+            place, made_by = RESULT_NAME, (made_by[0] or identity, made_by[1])
+        save_file(
+            {key: _stored(tensor, torch.float32) for key, tensor in network.state_dict().items()},
+            partial / f"{WEIGHTS_STEM}.safetensors",
+        )
+        assert files.scaling_factor is not None
+        description = describe_denoiser(
+            files.config,
+            files.prediction,
+            place,
+            files.scaling_factor,
+            files.class_names,
+            normalisation=files.normalisation,
+            made_by=made_by,
+        )
+        if is_local:
+            description["autoencoder_path"] = RESULT_NAME
+        _write_json(partial / OWN_CONFIG_NAME, {DESCRIPTION_KEY: description})
 
 
 def _write_original(network: Autoencoder, state: dict[str, Tensor], name: str | None, directory: Path) -> None:

@@ -1,5 +1,6 @@
 """What lies in the run directory of a training, as far as those who use the trained network have to know."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from dcae_core.models.configs import AutoencoderConfig
 from dcae_core.weights import read_json, require_scaling_factor
 
 RECIPE_NAME, RESULT_NAME = "recipe.yaml", "autoencoder"
+METRICS_NAME, GRIDS_NAME, VALIDATION_PREFIX = "metrics.jsonl", "samples", "validation."
 _CHECKPOINTS, _PHASES, _STATE_NAME = "checkpoints", "phases", "state.json"
+_STEP = re.compile(r"step_(\d+)")
 _KEY = "training"
 
 
@@ -56,11 +59,7 @@ def last_checkpoint(run: Path) -> Path:
     Raises:
         CheckpointError: there is none yet.
     """
-    steps = {
-        int(match[1]): child
-        for child in (run / _CHECKPOINTS).iterdir()
-        if (match := re.fullmatch(r"step_(\d+)", child.name))
-    }
+    steps = _by_step(run / _CHECKPOINTS)
     if not steps:
         raise CheckpointError(f"{run / _CHECKPOINTS} holds no checkpoint yet")
     return steps[max(steps)]
@@ -110,3 +109,74 @@ def read_trained(checkpoint: Path) -> TrainedAutoencoder:
     except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise CheckpointError(f"{file} describes no autoencoder: {error}") from error
     return TrainedAutoencoder(config, factor, [weights, average] if average.is_file() else [weights])
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a training has written down about itself up to a step.
+
+    Attributes:
+        recipe: the file with its settings.
+        step: how many it had done.
+        num_images: that it was trained on, where it says so.
+        figures: name -> value of the last validation.
+        grid: the images of the last validation; None where there are none.
+    """
+
+    recipe: Path
+    step: int
+    num_images: int | None
+    figures: dict[str, float]
+    grid: Path | None
+
+
+def record_of(directory: Path) -> RunRecord | None:
+    """Of the training that made what lies here: its run, its result or one of its checkpoints; None for all else.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or there is none yet.
+    """
+    directory = directory.resolve()
+    if is_checkpoint(directory) and is_training_run(directory.parent.parent):
+        run, checkpoint = directory.parent.parent, directory
+    else:
+        run = directory.parent if directory.name == RESULT_NAME else directory
+        if not is_training_run(run):
+            return None
+        checkpoint = last_checkpoint(run)
+    state = read_json(checkpoint / _STATE_NAME)
+    try:
+        step, num_images = int(state["progress"]["step"]), state.get("data", {}).get("images")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{checkpoint / _STATE_NAME} does not say how far the training was") from error
+    figures = {
+        name.removeprefix(VALIDATION_PREFIX): value
+        for record in read_metrics(run)
+        for name, value in record.items()
+        if record["step"] <= step and name.startswith(VALIDATION_PREFIX) and isinstance(value, int | float)
+    }
+    grids = {number: path for number, path in _by_step(run / GRIDS_NAME).items() if number <= step}
+    grid = grids[max(grids)] if grids else None
+    return RunRecord(run / RECIPE_NAME, step, num_images if isinstance(num_images, int) else None, figures, grid)
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Every line of `metrics.jsonl` that is a record; a last line that a kill cut short is none."""
+    path = run / METRICS_NAME
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    records = [_read_record(line) for line in lines]
+    return [record for record in records if record is not None]
+
+
+def _read_record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+
+
+def _by_step(directory: Path) -> dict[int, Path]:
+    """What is called `step_N` in a directory, whatever follows a dot."""
+    children = directory.iterdir() if directory.is_dir() else ()
+    return {int(match[1]): child for child in children if (match := _STEP.fullmatch(child.stem))}

@@ -16,11 +16,11 @@ from dcae_core.data.images import uint8_to_image
 
 
 def render(template: str, **values: Any) -> str:
-    """A page; whatever comes from files is escaped by itself."""
+    """A page, or a card; whatever comes from files is escaped by itself in pages."""
     templates = files(__package__) / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: templates.joinpath(name).read_text(encoding="utf-8")),
-        autoescape=True,
+        autoescape=template.endswith(".html"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dcae_core.checkpoints.training_runs import GRIDS_NAME, METRICS_NAME, VALIDATION_PREFIX, read_metrics
 from dcae_core.errors import CheckpointError
 from dcae_core.files import (
     explain_write_errors,
@@ -47,14 +48,14 @@ class RunDirectory:
         """
         in_use = f"{self.path} is in use by another run; wait for it, stop it, or choose another run_dir"
         with lock(self.path / ".lock", in_use):
-            for directory in (self.path, self.checkpoints, self.path / "phases", self.path / "samples"):
+            for directory in (self.path, self.checkpoints, self.path / "phases", self.path / GRIDS_NAME):
                 remove_leftovers(directory)
             self._finish_last_save()
             yield
 
     def grid(self, step: int) -> Path:
         """Where validation draws the images of a step."""
-        return self.path / "samples" / f"step_{step}.png"
+        return self.path / GRIDS_NAME / f"step_{step}.png"
 
     def complete_checkpoints(self) -> list[Path]:
         """Every complete checkpoint, oldest first."""
@@ -97,25 +98,23 @@ class RunDirectory:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`."""
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS_NAME
         with explain_write_errors(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every line of `metrics.jsonl` that is a record; a last line that a kill cut short is none."""
-        path = self.path / "metrics.jsonl"
-        records = [_read_record(line) for line in _read_lines(path)]
-        return [record for record in records if record is not None]
+        return read_metrics(self.path)
 
     def forget_metrics_after(self, step: int, *, validation_due: bool = False) -> None:
         """Drop the lines that a continued run makes again: of later steps, and of this step's validation if due."""
 
         def stays(record: dict[str, Any]) -> bool:
-            repeated = validation_due and any(name.startswith("validation.") for name in record)
+            repeated = validation_due and any(name.startswith(VALIDATION_PREFIX) for name in record)
             return record["step"] < step or (record["step"] == step and not repeated)
 
         kept = [record for record in self.read_metrics() if stays(record)]
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self.path / METRICS_NAME, "".join(json.dumps(record) + "\n" for record in kept))
 
     def append_damaged(self, lines: list[str]) -> None:
         """Add lines to `damaged.txt` that it does not have yet."""
@@ -128,14 +127,6 @@ class RunDirectory:
 
 def _read_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-
-
-def _read_record(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def _step_of(checkpoint: Path) -> int:

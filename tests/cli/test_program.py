@@ -89,7 +89,7 @@ def test_every_command_prints_json_and_tracebacks_when_asked(command: str) -> No
         assert {"--json"} <= options or name == "schema", name  # a schema is JSON anyway
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"models", "recipes", "convert", "info", "latents"}))
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"models", "recipes", "convert", "push", "info", "latents"}))
 def test_every_command_that_computes_takes_a_device_and_a_number_type(command: str) -> None:
     for name, options in options_of(command):
         assert {"--device", "--dtype"} <= options, name
