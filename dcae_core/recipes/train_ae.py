@@ -105,6 +105,21 @@ class AdversarialSettings(Section):
     """Its architecture."""
 
 
+class AlignmentSettings(Section):
+    """VF loss (arXiv 2501.01423): latents, through a trained linear map, beside a frozen vision encoder's features."""
+
+    model: str
+    """DINOv2 of any size but the giant one: a hub id, such as facebook/dinov2-small, or a directory."""
+    weight: PositiveNumber = 0.1
+    """How much it counts; with `adaptive`, relative to the reconstruction's losses. Published: 0.5, then 0.1."""
+    adaptive: bool = True
+    """Scale the weight by the ratio of gradient norms at the encoder's last layer."""
+    cosine_margin: Annotated[float, Field(ge=0, le=2)] = 0.5
+    """Vectors whose cosine falls short of 1 by no more than this count as the same."""
+    distance_margin: Annotated[float, Field(ge=0, le=2)] = 0.25
+    """Pairs whose cosines differ by no more than this count as the same."""
+
+
 class LossSettings(Section):
     """What a reconstruction is judged by: a weighted sum."""
 
@@ -126,6 +141,19 @@ class LossSettings(Section):
     """1 - structural similarity; needs no network."""
     adversarial: AdversarialSettings | None = None
     """The GAN term; its discriminator is trained from nothing. Leave it out for training without one."""
+    alignment: AlignmentSettings | None = None
+    """Latents beside the features of a frozen vision encoder; null for none."""
+
+
+class EquivarianceSettings(Section):
+    """EQ-VAE (arXiv 2502.09509): some steps shrink and turn latents, and compare with images treated alike."""
+
+    probability: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The share of steps that do; they compare by all losses of the phase, the GAN term among them."""
+    min_scale: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """The smallest that a side becomes, as a share of what it was."""
+    smaller_images: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Of the other steps, the share that shrinks images before they are encoded, as the published code does."""
 
 
 class PhaseSettings(Section):
@@ -153,6 +181,8 @@ class PhaseSettings(Section):
     """The moving average of the weights; null for none."""
     latent_channels: Annotated[list[Positive], Field(min_length=1)] | None = None
     """Structured latent space (DC-AE 1.5): each step keeps a random one of these numbers of leading channels."""
+    equivariance: EquivarianceSettings | None = None
+    """Latents that shrink and turn as images do; null for a training without."""
 
     @property
     def parts(self) -> tuple[PartName, ...]:
@@ -259,6 +289,8 @@ def _phase_faults(phase: PhaseSettings) -> list[str]:
             f"losses.adversarial.weight: {losses.adversarial.weight} means that the discriminator trains for nothing; "
             "give it a positive weight or leave `adversarial` out"
         )
+    if losses.alignment is not None and not any(part == "all" or part.startswith("encoder") for part in phase.parts):
+        faults.append(f"losses.alignment: moves the encoder, and train: [{', '.join(phase.parts)}] leaves it as it is")
     optimisers = {"optimiser": phase.optimiser}
     if losses.adversarial is not None:
         optimisers["losses.adversarial.optimiser"] = losses.adversarial.optimiser

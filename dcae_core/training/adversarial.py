@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcae_core.recipes.train_ae import AdversarialSettings
+from dcae_core.training.losses import adaptive_weight
 from dcae_core.training.optimisers import build_trained_network
 from dcae_core.training.parallel import replicate, synchronise_batch_norm
 
@@ -67,9 +68,6 @@ def _draw_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-_MAX_ADAPTIVE_WEIGHT = 1e4
-
-
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """(mean(relu(1 - real)) + mean(relu(1 + fake))) / 2, of logits of any shape, as a scalar.
 
@@ -81,19 +79,6 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 def hinge_generator_loss(fake: Tensor) -> Tensor:
     """-mean(fake), of logits of any shape, as a scalar."""
     return -fake.mean()
-
-
-def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_layer: Tensor) -> Tensor:
-    """How much the GAN term may weigh so that both losses pull equally at the last layer: a scalar in 0..10,000.
-
-    Without gradient; costs two backward passes through that layer.
-
-    Source: Esser et al. 2021 (arXiv 2012.09841), equation 7, delta = 1e-4 as in the published code.
-    """
-    (towards_image,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
-    (towards_fooling,) = torch.autograd.grad(generator_loss, last_layer, retain_graph=True)
-    ratio = towards_image.norm() / (towards_fooling.norm() + 1e-4)
-    return ratio.clamp(0.0, _MAX_ADAPTIVE_WEIGHT).detach()
 
 
 def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dcae_core.checkpoints.autoencoders import locate_autoencoder
+from dcae_core.checkpoints.hub import is_hub_id
 from dcae_core.data.latents import LatentDataset
 from dcae_core.diffusion.objectives import Objective, TimeDistribution, build_objective, resolution_shift
 from dcae_core.distributed import world_size
@@ -18,6 +19,7 @@ from dcae_core.recipes.settings import Recipe
 from dcae_core.recipes.train_ae import NetworkSettings, PhaseSettings, TrainAutoencoderRecipe
 from dcae_core.recipes.train_diffusion import SamplingSettings, TrainDiffusionRecipe
 from dcae_core.training.adversarial import smallest_side
+from dcae_core.training.equivariance import smallest_latent_side
 from dcae_core.training.trained_parts import stages_of
 from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER, AutoencoderEntry, find_autoencoder, unknown_model
 
@@ -82,13 +84,22 @@ def _phase_faults(phase: PhaseSettings, network: Autoencoder) -> list[str]:
         )
     if phase.losses.adversarial is not None:
         num_layers = phase.losses.adversarial.discriminator.num_layers
-        side = smallest_side(num_layers)
-        if phase.resolution < side:
+        side, smallest = smallest_side(num_layers), _smallest_image(phase, config)
+        if smallest < side:
+            shrunk = "" if smallest == phase.resolution else ", to which equivariance shrinks them"
             faults.append(
                 f"losses.adversarial.discriminator.num_layers: {num_layers} need crops of at least {side} pixels, "
-                f"not {phase.resolution}"
+                f"not {smallest}{shrunk}"
             )
     return faults
+
+
+def _smallest_image(phase: PhaseSettings, config: AutoencoderConfig) -> int:
+    """Side in pixels of the smallest images that a reconstruction is compared with."""
+    if phase.equivariance is None:
+        return phase.resolution
+    ratio = config.spatial_compression_ratio
+    return ratio * smallest_latent_side(phase.resolution // ratio, phase.equivariance)
 
 
 def _adjacent_stages_faults(phase: PhaseSettings, network: Autoencoder) -> list[str]:
@@ -110,11 +121,16 @@ def _surroundings_faults(recipe: TrainAutoencoderRecipe, phase: PhaseSettings) -
     if losses.lpips_weights is not None and not Path(losses.lpips_weights).is_dir():
         faults.append(f"losses.lpips_weights: {losses.lpips_weights} is not a directory")
     is_sharded = recipe.execution.sharding == "fsdp" and world_size() > 1
-    if losses.adversarial is not None and losses.adversarial.adaptive and is_sharded:
-        faults.append(
-            "losses.adversarial.adaptive: needs whole weights, which `sharding: fsdp` spreads over processes; "
-            "set it to false"
-        )
+    for name, term in {"adversarial": losses.adversarial, "alignment": losses.alignment}.items():
+        if term is not None and term.adaptive and is_sharded:
+            faults.append(
+                f"losses.{name}.adaptive: needs whole weights, which `sharding: fsdp` spreads over processes; "
+                "set it to false"
+            )
+    if losses.alignment is not None and not (
+        Path(losses.alignment.model).is_dir() or is_hub_id(losses.alignment.model)
+    ):
+        faults.append(f"losses.alignment.model: {losses.alignment.model} is neither a directory nor a hub id")
     return faults
 
 

@@ -167,6 +167,19 @@ def ssim_loss(x: Tensor, y: Tensor) -> Tensor:
     return 1.0 - (luminance * structure).mean()
 
 
+def adaptive_weight(reconstruction_loss: Tensor, other_loss: Tensor, layer: Tensor, largest: float = 1e4) -> Tensor:
+    """How much another loss may weigh so that it pulls at a layer as the reconstruction's does: a scalar in 0..largest.
+
+    Without gradient; costs two backward passes down to that layer.
+
+    Source: Esser et al. 2021 (arXiv 2012.09841), equation 7, delta = 1e-4 as in the published code.
+    """
+    (towards_image,) = torch.autograd.grad(reconstruction_loss, layer, retain_graph=True)
+    (towards_other,) = torch.autograd.grad(other_loss, layer, retain_graph=True)
+    ratio = towards_image.norm() / (towards_other.norm() + 1e-4)
+    return ratio.clamp(0.0, largest).detach()
+
+
 _LPIPS_FILES = {"vgg": (VGG16, LPIPS_VGG16_HEADS), "alex": (ALEXNET, LPIPS_ALEXNET_HEADS)}
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]

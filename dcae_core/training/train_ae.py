@@ -26,8 +26,10 @@ from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.recipes.settings import ExecutionSettings
 from dcae_core.recipes.train_ae import DataSettings, PhaseSettings, TrainAutoencoderRecipe
 from dcae_core.training.adversarial import DISCRIMINATOR, AdversarialTerm
+from dcae_core.training.alignment import ALIGNMENT, AlignmentTerm
 from dcae_core.training.checkpointing import load_weights
 from dcae_core.training.checks import autoencoder_config_of
+from dcae_core.training.equivariance import Change, choose_change
 from dcae_core.training.loop import StopSignals
 from dcae_core.training.losses import ReconstructionLoss
 from dcae_core.training.optimisers import Ema, TrainedNetwork, averaged, build_trained_network
@@ -121,20 +123,25 @@ class TrainingImages:
 
 
 AUTOENCODER = "autoencoder"
-_CHANNELS_STREAM = 2  # tells the random numbers of latent channels from those of crops
+_CHANNELS_STREAM, _CHANGE_STREAM = 2, 3  # tell the random numbers of latents from those of crops
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Reconstruct(nn.Module):
-    """Encoder and decoder as one forward pass, which is what data-parallel wrappers need."""
+    """Encoder and decoder as one forward pass, which is what data-parallel wrappers need, with what is done between."""
 
     def __init__(self, network: Autoencoder) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, latent_channels: int | None) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> the same shape, through the leading channels of the latent (all if None)."""
-        return self.network.decode(self.network.encode(x, latent_channels))
+    def forward(self, x: Tensor, latent_channels: int | None, change: Change | None = None) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> latents of so many leading channels (all if None), and what they decode to.
+
+        With a `change` in the latent, what the changed latents decode to.
+        """
+        latents = self.network.encode(x, latent_channels)
+        changed = change.of_latents(latents) if change is not None and change.in_latent else latents
+        return latents, self.network.decode(changed)
 
 
 class AutoencoderTask:
@@ -172,25 +179,43 @@ class AutoencoderTask:
             self._adversarial = AdversarialTerm(phase.losses.adversarial, phase.steps, seed, self._device)
             self.networks[DISCRIMINATOR] = self._adversarial.trained
             self._forward_modules.append(self._adversarial.module)
+        self._alignment = None
+        if phase.losses.alignment is not None:
+            self._alignment = AlignmentTerm(
+                phase.losses.alignment, network.latent_channels, phase.optimiser, phase.steps, seed, self._device
+            )
+            self.networks[ALIGNMENT] = self._alignment.trained
+            self._forward_modules.append(self._alignment.module)
 
     def losses(self, batch: Batch, step: int) -> Iterator[Loss]:
         """The autoencoder's loss on a part of a batch, then the discriminator's if there is one."""
         images = uint8_to_tensor(batch.pixels.to(self._device, non_blocking=True))
         if self._channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
+        change = self._choose_change(step)
+        targets = images if change is None else change.of_images(images, self.network.spatial_compression_ratio)
+        if change is not None and not change.in_latent:
+            images = targets
         with self._autocast():
-            reconstructions = self._reconstruct(images, self._choose_latent_channels(step))
-        value, terms = self._criterion(reconstructions, images)
+            latents, reconstructions = self._reconstruct(images, self._choose_latent_channels(step), change)
+        reconstruction_loss, terms = self._criterion(reconstructions, targets)
+        value = reconstruction_loss
         if self._adversarial is not None and step >= self._adversarial.settings.start_step:
             with self._autocast():
                 fooling = self._adversarial.fooling_loss(reconstructions)
-            weight = self._adversarial.weight(value, fooling, self._last_layer())
+            weight = self._adversarial.weight(reconstruction_loss, fooling, _last_layer(self.network))
             value = value + weight * fooling
             terms |= {"generator": fooling.detach(), "adversarial_weight": weight}
+        if self._alignment is not None:
+            with self._autocast():
+                distance, parts = self._alignment.loss(latents, images)
+            weight = self._alignment.weight(reconstruction_loss, distance, _last_layer(self.network.encoder))
+            value = value + weight * distance
+            terms |= parts | {"alignment_weight": weight}
         yield Loss(AUTOENCODER, value, {"loss": value.detach()} | terms)
         if self._adversarial is not None:
             with self._autocast():
-                value, terms = self._adversarial.discriminating_loss(images, reconstructions.detach())
+                value, terms = self._adversarial.discriminating_loss(targets, reconstructions.detach())
             yield Loss(DISCRIMINATOR, value, terms)
 
     def without_synchronisation(self) -> AbstractContextManager[None]:
@@ -200,16 +225,19 @@ class AutoencoderTask:
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None)
 
-    def _last_layer(self) -> Tensor:
-        """The trained weights nearest to the image: those of the decoder's head where that is trained."""
-        return [weight for weight in self.network.parameters() if weight.requires_grad and weight.ndim > 1][-1]
-
     def validate(self, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
         """Figures of the averaged weights on the held-out images."""
         if self._validation is None:
             return {}
         with averaged(self.network, self.ema):
             return self._validation.measure(self.network, step, stop)
+
+    def _choose_change(self, step: int) -> Change | None:
+        """The same in every process and every part of the step."""
+        if self.phase.equivariance is None:
+            return None
+        side = self.phase.resolution // self.network.spatial_compression_ratio
+        return choose_change(self.phase.equivariance, side, np.random.default_rng([*self._seed, _CHANGE_STREAM, step]))
 
     def _choose_latent_channels(self, step: int) -> int | None:
         """The same in every process and every part of the step.
@@ -220,6 +248,11 @@ class AutoencoderTask:
             return None
         generator = np.random.default_rng([*self._seed, _CHANNELS_STREAM, step])
         return int(generator.choice(self.phase.latent_channels))
+
+
+def _last_layer(network: nn.Module) -> Tensor:
+    """The trained weights nearest to what comes out: the decoder's head or the encoder's, where that is trained."""
+    return [weight for weight in network.parameters() if weight.requires_grad and weight.ndim > 1][-1]
 
 
 @torch.no_grad()

@@ -8,13 +8,12 @@ import torchmetrics.functional.image as live
 
 from dcae_core.training.adversarial import (
     PatchDiscriminator,
-    adaptive_weight,
     hinge_discriminator_loss,
     hinge_generator_loss,
     r1_penalty,
     smallest_side,
 )
-from dcae_core.training.losses import gradient_loss, l1_loss, mse_loss, ssim_loss
+from dcae_core.training.losses import adaptive_weight, gradient_loss, l1_loss, mse_loss, ssim_loss
 
 
 def images(seed: int, *shape: int) -> torch.Tensor:
