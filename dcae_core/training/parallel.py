@@ -87,7 +87,8 @@ class _GlooBatchNorm2d(nn.BatchNorm2d):
         from torch.distributed.nn.functional import all_reduce
 
         count = x.numel() // x.shape[1] * world_size()
-        sums = all_reduce(torch.stack([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3))]), dist.ReduceOp.SUM)
+        exact = x.float()  # as torch's own does; under autocast x may have 8 bits
+        sums = all_reduce(torch.stack([exact.sum(dim=(0, 2, 3)), exact.square().sum(dim=(0, 2, 3))]), dist.ReduceOp.SUM)
         mean, square = sums / count
         variance = square - mean.square()
         with torch.no_grad():
@@ -98,7 +99,7 @@ class _GlooBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        return (exact * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
 
 
 def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:

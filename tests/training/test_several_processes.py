@@ -10,6 +10,7 @@ from dcae_core.recipes.train_ae import TrainAutoencoderRecipe
 from dcae_core.training.run_directory import RunDirectory
 from tests.processes import run_in_group
 from tests.training.small_runs import GAN, NETWORK, checkpoint_contents, losses_of, phase, recipe_for, train
+from tests.vision_encoders import write_vision_encoder
 
 # Float32 sums in another order: about 1e-7 a step, and Adam's first steps divide by gradients of nearly 0.
 TOLERANCE = 2e-4
@@ -80,3 +81,21 @@ def test_two_processes_equal_one(run: str, folder: Path) -> None:
 
 def test_shards_equal_copies(folder: Path) -> None:
     assert_close(folder / "copies", folder / "shards")
+
+
+def test_half_precision_and_terms_of_the_latent_in_two_processes(tmp_path: Path) -> None:
+    """Batch norms add up in float32; all processes turn latents alike, and train one linear map."""
+    write_vision_encoder(tmp_path / "dino")
+    alignment = {"model": str(tmp_path / "dino"), "weight": 0.5, "adaptive": False}
+    full = phase(steps=2, losses={"l1": 1.0, "alignment": alignment}, equivariance={"probability": 1.0})
+
+    def recipe(run: str, precision: str) -> TrainAutoencoderRecipe:
+        return recipe_for(tmp_path, full, run_dir=str(tmp_path / run), execution={"precision": precision})
+
+    train_in_two_processes(recipe("two", "fp32"), recipe("two-half", "bf16"))
+    train(recipe("one", "fp32"))
+    assert_close(tmp_path / "one", tmp_path / "two")
+    for a, b, half in zip(*(losses_of(tmp_path / run) for run in ("one", "two", "two-half")), strict=True):
+        assert a["alignment_cosine"] == pytest.approx(b["alignment_cosine"], abs=1e-4)
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        assert a["loss"] == pytest.approx(half["loss"], abs=0.02)
