@@ -17,7 +17,8 @@ def encode_dataset(
         str | None, typer.Argument(help="A recipe file, or the name of a shipped one; options change it.")
     ] = None,
     images: Annotated[
-        str | None, typer.Option(help="Folder with a folder per class, glob, file list or tar shards.", metavar="PATH")
+        str | None,
+        typer.Option(help="Folder with a folder per class, glob, file list, tar or parquet.", metavar="PATH"),
     ] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="Directory of the dataset.", metavar="DIR")] = None,
     model: Annotated[

@@ -47,7 +47,7 @@ def evaluate(
     images: Annotated[
         str | None,
         typer.Option(
-            help="Images for an autoencoder: folder, glob, list or tar shards; left out: the sample pack.",
+            help="Images for an autoencoder: folder, glob, list, tar or parquet; left out: the sample pack.",
             metavar="PATH",
         ),
     ] = None,

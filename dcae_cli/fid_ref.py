@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def fid_ref(
     images: Annotated[
-        list[str], typer.Option(help="Folder, glob, list or tar shards. May be repeated.", metavar="PATH")
+        list[str], typer.Option(help="Folder, glob, list, tar or parquet. May be repeated.", metavar="PATH")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .npz file to write.", metavar="FILE")],
     resolution: Annotated[

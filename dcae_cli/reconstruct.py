@@ -22,7 +22,7 @@ COLUMNS = ("image", "model", "size", "latent", "compression", "PSNR dB", "SSIM",
 
 def reconstruct(
     images: Annotated[
-        list[str], typer.Argument(help="Files, folders, globs, file lists (.txt) or tar shards.", metavar="IMG")
+        list[str], typer.Argument(help="Files, folders, globs, file lists (.txt), tar or parquet.", metavar="IMG")
     ],
     model: Annotated[
         list[str] | None,

@@ -34,7 +34,16 @@ MAY_IMPORT = {
     "training": GROUND_FLOOR | {"models", "zoo", "checkpoints", "data", "recipes", "pipelines"},
     "benchmarking": GROUND_FLOOR | {"models", "zoo", "checkpoints", "data", "recipes", "pipelines", "training"},
 }
-OPTIONAL_PACKAGES = {"diffusers", "tensorboard", "wandb", "triton", "torchmetrics", "torchdiffeq", "torchvision"}
+OPTIONAL_PACKAGES = {
+    "diffusers",
+    "tensorboard",
+    "wandb",
+    "triton",
+    "torchmetrics",
+    "torchdiffeq",
+    "torchvision",
+    "pyarrow",
+}
 BUILT_ON_TORCHVISION = "dcae_core/metrics/inception_network.py"
 SCREEN_PACKAGES = {"typer", "rich", "dcae_cli"}
 LIGHT_PACKAGES = set(sys.stdlib_module_names) | {"typer", "dcae_cli", "dcae_core.errors", "dcae_core.files"}

@@ -1,4 +1,4 @@
-"""Where images come from: files, folders, globs, lists and tars, found in one order and opened one at a time."""
+"""Where images come from: files, folders, globs, lists, tars and parquet, in one order and opened one at a time."""
 
 import errno
 import glob
@@ -19,12 +19,14 @@ from dcae_core.data.images import (
     AlphaRule,
     open_image,
 )
+from dcae_core.data.parquet import PARQUET_SUFFIX, OtherTableError, is_parquet, is_parquet_read, read_image, read_rows
 from dcae_core.data.remote import is_url, list_files, read_remote
 from dcae_core.data.tar import read_shard
 from dcae_core.errors import DataError, ResourceError, SourceLostError, printable
 from dcae_core.limits import MAX_CLASSES, MAX_LIST_BYTES
 
 _LIST_SUFFIXES = frozenset({".txt", ".lst"})
+_SHARD_SUFFIXES = frozenset({".tar", PARQUET_SUFFIX})
 _WHOLE_FILE = -1
 _NO_CLASS = -1
 
@@ -33,11 +35,11 @@ class ImageReference(NamedTuple):
     """One image that was found, not yet read.
 
     Attributes:
-        path: the file, or the tar shard it lies in.
+        path: the file, or the shard it lies in: a tar or a parquet file.
         key: its path below the searched folder, or its name in the shard: what outputs are called after.
         label: index of its class in `ImageList.classes`, or None.
-        offset: where its bytes start in the shard, or -1 for a file of its own.
-        size: how many bytes it has in the shard.
+        offset: where its bytes start in the tar, or its row's number in the parquet file; -1 for a file of its own.
+        size: how many bytes it has in the tar.
     """
 
     path: str
@@ -84,6 +86,8 @@ class ImageReference(NamedTuple):
         if is_url(self.path):
             whole = self.offset == _WHOLE_FILE
             return read_remote(self.path) if whole else read_remote(self.path, self.offset, self.size)
+        if is_parquet(self.path):
+            return read_image(self.path, self.offset)
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
@@ -127,9 +131,9 @@ class ImageList(Sequence[ImageReference]):
         path_numbers: list[int] = []
         keys, ends, labels, spans = bytearray(), [0], [], []
         numbers: dict[str, int] = {}
-        numbered = True  # every class comes from a tar shard's .cls, so its name is its number
+        numbered = True  # every class comes from a shard that has it as a number
         for item in found:
-            numbered &= item.label is None or item.offset != _WHOLE_FILE
+            numbered &= item.label is None or (item.offset != _WHOLE_FILE and item.label.isdecimal())
             if not paths or paths[-1] != _common(item):
                 paths.append(_common(item))
             path_numbers.append(len(paths) - 1)
@@ -197,9 +201,10 @@ def _refuse_too_many_classes(count: int) -> None:
 
 
 def find_images(inputs: Iterable[str | Path]) -> ImageList:
-    """Find every image that `inputs` name: files, folders, globs, file lists, tar shards (rules: see the module).
+    """Find every image that `inputs` name: files, folders, globs, file lists, shards (rules: see the module).
 
-    Costs one directory scan, and for shards one small read per member; no image is opened.
+    Costs one directory scan, for tar shards one small read per member, for parquet files the columns of names and
+    labels; no image is opened.
 
     Raises:
         DataError: an input does not exist, holds no image, or is or holds a damaged shard.
@@ -240,7 +245,8 @@ def describe_unread(unread: Counter[str]) -> list[str]:
     if not unread:
         return []
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
-    install = "pip install pillow-heif, or " if unread.keys() & HEIF_SUFFIXES else ""
+    packages = ["pillow-heif"] * bool(unread.keys() & HEIF_SUFFIXES) + ["pyarrow"] * (PARQUET_SUFFIX in unread)
+    install = f"pip install {' '.join(packages)}, or " if packages else ""
     return [f"left out {kinds}: kinds of images that are not read; {install}convert them to JPEG or PNG"]
 
 
@@ -307,7 +313,7 @@ def _find_remote(url: str, on_problem: _OnProblem) -> Iterator[_Found]:
 
 def _find_in_file(path: str) -> Iterator[_Found]:
     suffix = os.path.splitext(path)[1].lower()
-    if suffix == ".tar":
+    if suffix in _SHARD_SUFFIXES:
         yield from _read_shard(path)
     elif suffix in _LIST_SUFFIXES:
         yield from _read_list(path)
@@ -334,7 +340,9 @@ def _search_folder(root: str, on_problem: _OnProblem, unread: Counter[str]) -> I
             suffix = os.path.splitext(entry.name)[1].lower()
             if _is_folder(entry):
                 yield from search(entry.path, inside | {here})
-            elif suffix == ".tar":
+            elif suffix == PARQUET_SUFFIX and not is_parquet_read():
+                unread[suffix] += 1
+            elif suffix in _SHARD_SUFFIXES:
                 yield from _read_shard_in_folder(entry.path, on_problem)
             elif suffix in IMAGE_SUFFIXES:
                 key = entry.path.removeprefix(prefix)
@@ -377,6 +385,10 @@ def _read_list(path: str) -> Iterator[_Found]:
 
 
 def _read_shard(path: str) -> Iterator[_Found]:
+    if is_parquet(path):
+        for row in read_rows(path):
+            yield _Found(path, row.name, row.label, row.number)
+        return
     for name, offset, size, label in read_shard(path):
         yield _Found(path, name, label, offset, size)
 
@@ -384,6 +396,8 @@ def _read_shard(path: str) -> Iterator[_Found]:
 def _read_shard_in_folder(path: str, on_problem: _OnProblem) -> Iterator[_Found]:
     try:
         yield from _read_shard(path)
+    except OtherTableError:
+        pass  # beside images, what is known about them
     except DataError as problem:
         on_problem(problem)
 

@@ -11,7 +11,7 @@ class EncodeDatasetRecipe(Recipe):
     command: Literal["encode-dataset"] = "encode-dataset"
     """Says that this is a recipe for `dcae encode-dataset`."""
     images: str | None = None
-    """A folder with a folder per class, a glob, a text file listing images, or tar shards."""
+    """A folder with a folder per class, a glob, a text file listing images, tar shards or parquet files."""
     out: str | None = None
     """Directory of the latent dataset: new, empty, or left by a stopped run of the same settings."""
     model: str | None = None

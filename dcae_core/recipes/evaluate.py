@@ -101,7 +101,7 @@ class EvaluateRecipe(Recipe):
     diffusion: DiffusionSubject | None = None
     """... or a diffusion model ..."""
     generated: str | None = None
-    """... or images from anywhere: a folder, a glob, a list or tar shards."""
+    """... or images from anywhere: a folder, a glob, a list, tar shards or parquet files."""
     images: str | None = None
     """Images that go through an autoencoder; null is the sample pack."""
     num_images: Positive | None = None

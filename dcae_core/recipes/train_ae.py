@@ -51,7 +51,7 @@ class SourceSettings(Section):
     """One place that images come from."""
 
     path: str
-    """A folder (searched recursively), a glob, a text file listing images, or tar shards."""
+    """A folder (searched recursively), a glob, a text file listing images, tar shards or parquet files."""
     weight: PositiveNumber = 1.0
     """How often this source is drawn from, relative to the others."""
 

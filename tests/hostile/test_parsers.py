@@ -4,6 +4,7 @@ import io
 import json
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from tests.hostile.child import run_in_child
 from tests.hostile.material import image_bytes, pax_member, png, tar
 from tests.hostile.strategies import AWKWARD_TEXT, awkward_json, awkward_yaml, mutated
 from tests.latents.datasets import write_dataset
+from tests.parquet_files import rows, write
 from tests.small import small_autoencoder, small_config
 
 CORPUS = Path(__file__).parents[1] / "fixtures" / "hostile"
@@ -161,6 +163,14 @@ def references() -> list[bytes]:
     return [*made, buffer.getvalue()]
 
 
+def parquet_files() -> list[bytes]:
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        table = rows(5, label=lambda n: n % 2)
+        return [write(Path(folder) / "a.parquet", table, group=size).read_bytes() for size in (2, 5)]
+
+
 def use_reference(path: Path) -> None:
     reference = read_reference(path)
     json.dumps(reference.description)
@@ -237,6 +247,8 @@ READERS = [
     Reader("references", "ref.npz", mutated([*references(), *found_before("references")]), use_reference),
     Reader("latents", "a.safetensors", mutated(latent_files()), use_latents),
 ]  # fmt: skip
+if find_spec("pyarrow") is not None:
+    READERS.append(Reader("parquet files", "a.parquet", mutated(parquet_files()), use_images))
 _QUICK_CASES = 30
 
 

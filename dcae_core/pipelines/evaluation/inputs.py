@@ -214,7 +214,7 @@ class GeneratedSamples:
 def names_images(place: str) -> bool:
     """Whether a reference is one of images rather than a file of statistics."""
     path = Path(place)
-    return path.is_dir() or path.suffix.lower() in (".tar", ".txt", ".lst") or glob.has_magic(place)
+    return path.is_dir() or path.suffix.lower() in (".parquet", ".tar", ".txt", ".lst") or glob.has_magic(place)
 
 
 def identity_of(images: Sequence[ImageReference]) -> list[tuple[str, int, int, int]]:
