@@ -13,13 +13,20 @@ from dcae_core.checkpoints import hub, layouts
 from dcae_core.checkpoints.hub import CONFIG_NAME, DIFFUSERS_WEIGHTS_NAME, WEIGHTS_STEM, repositories_of
 from dcae_core.checkpoints.kl_autoencoder import KL_CLASS_NAME, read_kl_autoencoder
 from dcae_core.checkpoints.layouts import DIFFUSERS_CLASS_NAME, OWN_CONFIG_NAME
-from dcae_core.checkpoints.training_runs import is_checkpoint, is_training_run, read_trained, trained_in
+from dcae_core.checkpoints.training_runs import (
+    is_checkpoint,
+    is_training_run,
+    read_files,
+    read_trained,
+    recorded_checksums,
+    trained_in,
+)
 from dcae_core.devices import parse_dtype, select_device
 from dcae_core.errors import CheckpointError, DcaeError, DownloadError, UsageError, did_you_mean, near_names
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.models.configs import AutoencoderConfig
 from dcae_core.models.inference import prepare_for_inference
-from dcae_core.weights import WEIGHT_SUFFIXES, load_strictly, read_json, read_weights, require_scaling_factor
+from dcae_core.weights import WEIGHT_SUFFIXES, load_strictly, read_json, require_scaling_factor
 from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER, AutoencoderEntry, find_autoencoder, unknown_model
 
 ORIGINAL, DIFFUSERS, OWN = LAYOUTS = ("original", "diffusers", "dcae")
@@ -122,7 +129,10 @@ def open_directory(directory: Path) -> AutoencoderFiles:
         return open_directory(trained_in(directory))
     if is_checkpoint(directory):
         trained = read_trained(directory)
-        return AutoencoderFiles(directory, OWN, trained.config, None, trained.scaling_factor, trained.weights)
+        checksums = recorded_checksums(directory)
+        return AutoencoderFiles(
+            directory, OWN, trained.config, None, trained.scaling_factor, trained.weights, checksums
+        )
     if (directory / OWN_CONFIG_NAME).is_file():
         return _own(directory)
     if (directory / CONFIG_NAME).is_file():
@@ -172,7 +182,7 @@ def _original(directory: Path, name: str) -> AutoencoderFiles:
         raise CheckpointError(f"{directory / CONFIG_NAME} names {name!r}, which is no released autoencoder")
     weights = original_weights(directory)
     return AutoencoderFiles(
-        directory, ORIGINAL, entry.config, entry.name, entry.scaling_factor, [weights], _declared(weights)
+        directory, ORIGINAL, entry.config, entry.name, entry.scaling_factor, [weights], hub.declared_sha256(weights)
     )
 
 
@@ -180,7 +190,7 @@ def _diffusers(directory: Path, values: dict) -> AutoencoderFiles:
     weights = _diffusers_weights(directory)
     config = layouts.from_diffusers_config(values)
     scaling_factor = require_scaling_factor(values.get("scaling_factor"), directory / CONFIG_NAME)
-    checksums = {path: digest for part in weights for path, digest in _declared(part).items()}
+    checksums = {path: digest for part in weights for path, digest in hub.declared_sha256(part).items()}
     return AutoencoderFiles(directory, DIFFUSERS, config, None, scaling_factor, weights, checksums)
 
 
@@ -223,11 +233,6 @@ def original_weights(directory: Path) -> Path:
         if (file := directory / f"{WEIGHTS_STEM}{suffix}").is_file():
             return file
     raise CheckpointError(f"{directory} has a {CONFIG_NAME} but no {WEIGHTS_STEM}.safetensors")
-
-
-def _declared(weights: Path) -> dict[Path, str]:
-    digest = hub.cached_sha256(weights)
-    return {weights: digest} if digest else {}
 
 
 def _from_zoo(entry: AutoencoderEntry, asked: str, revision: str | None) -> AutoencoderFiles:
@@ -329,9 +334,7 @@ def read_autoencoder(files: AutoencoderFiles, dtype: torch.dtype | None = None) 
         if files.leading_channels is not None:
             raise UsageError(f"{files.where} is a KL autoencoder; its leading channels cannot stand alone")
         return cast(Autoencoder, read_kl_autoencoder(files.weights[0], dtype))  # it has the same methods
-    state: dict[str, Tensor] = {}
-    for path in files.weights:
-        state |= read_weights(path, files.sha256.get(path))
+    state = read_files(files.weights, files.sha256)
     config = files.config or _recognise(state, files.where)
     if files.layout == ORIGINAL:
         state = layouts.from_original(config, state)

@@ -12,7 +12,7 @@ Three layouts are read:
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from dcae_core.checkpoints.autoencoders import (
 )
 from dcae_core.checkpoints.hub import CONFIG_NAME, WEIGHTS_STEM
 from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME, from_original
-from dcae_core.checkpoints.training_runs import RESULT_NAME, last_checkpoint, model_name
+from dcae_core.checkpoints.training_runs import RESULT_NAME, last_checkpoint, model_name, read_files, recorded_checksums
 from dcae_core.errors import CheckpointError, DcaeError, UsageError
 from dcae_core.files import sha256_of_file
 from dcae_core.models import build_denoiser
@@ -37,14 +37,7 @@ from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.models.configs import DenoiserConfig, denoiser_config
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.models.normalisation import ChannelNormalisation
-from dcae_core.weights import (
-    encoder_fingerprint,
-    fingerprint,
-    load_strictly,
-    read_json,
-    read_weights,
-    require_scaling_factor,
-)
+from dcae_core.weights import encoder_fingerprint, fingerprint, load_strictly, read_json, require_scaling_factor
 from dcae_core.zoo import AUTOENCODERS, DENOISERS, EMBEDDED_AUTOENCODER, EMBEDDED_DENOISER, DenoiserEntry, find_denoiser
 
 DESCRIPTION_KEY = "diffusion"
@@ -67,7 +60,7 @@ class DiffusionFiles:
         made_by: fingerprints of the autoencoder that made its latents, whole and of the encoder, where they are known.
         scaling_factor: what the network's latents were multiplied by; None is the autoencoder's own.
         weights: the files; later ones take the place of tensors of the same names in earlier ones.
-        sha256: what the bytes of a single file must hash to, where that is known.
+        sha256: what a file's bytes must hash to, for those files where it is known.
         class_names: one for each class, where the files say.
         normalisation: per channel, in the place of the scaling factor; None where that is all.
     """
@@ -79,14 +72,14 @@ class DiffusionFiles:
     autoencoder: str | None
     scaling_factor: float | None
     weights: tuple[Path, ...]
-    sha256: str | None = None
+    sha256: dict[Path, str] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     made_by: tuple[str | None, str | None] = (None, None)
     normalisation: ChannelNormalisation | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 that tells these weights from others; costs a pass over the files where no hash of them is known."""
-        digests = [self.sha256 or sha256_of_file(file) for file in self.weights]
+        digests = [self.sha256.get(file) or sha256_of_file(file) for file in self.weights]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -223,6 +216,7 @@ def _own(directory: Path, description_file: Path, values: dict[str, Any], weight
             autoencoder=_place_of_autoencoder(description, description_file.parent),
             scaling_factor=require_scaling_factor(description["scaling_factor"], description_file),
             weights=(raw, average) if weights == EMA and average.is_file() else (raw,),
+            sha256=recorded_checksums(directory),
             class_names=_class_names(description.get("class_names"), config.num_classes),
             made_by=(description.get("autoencoder_fingerprint"), description.get("encoder_fingerprint")),
             normalisation=_read_normalisation(description.get("normalisation"), config),
@@ -287,7 +281,7 @@ def _released(entry: DenoiserEntry, where: Path, weights: Path) -> DiffusionFile
         autoencoder=entry.autoencoder,
         scaling_factor=AUTOENCODERS[entry.autoencoder].scaling_factor,
         weights=(weights,),
-        sha256=hub.cached_sha256(weights),
+        sha256=hub.declared_sha256(weights),
     )
 
 
@@ -343,9 +337,7 @@ def read_network(files: DiffusionFiles, dtype: torch.dtype | None = None) -> tup
     Raises:
         CheckpointError: the weights are damaged or do not fit.
     """
-    state: dict[str, Tensor] = {}
-    for file in files.weights:
-        state |= read_weights(file, files.sha256)
+    state = read_files(files.weights, files.sha256)
     inside = _take(state, _AUTOENCODER_PREFIX)
     with torch.device("meta"):
         network = build_denoiser(files.config)

@@ -85,10 +85,10 @@ def is_release_cached(entry: AutoencoderEntry | DenoiserEntry) -> bool:
     return any(is_cached(repository, files) for repository, files in repositories_of(entry))
 
 
-def cached_sha256(path: Path) -> str | None:
+def declared_sha256(path: Path) -> dict[Path, str]:
     """The SHA-256 that the hub declared for a cached large file: the cache names the blob behind the link by it."""
     name = path.resolve().name
-    return name if _SHA256.fullmatch(name) else None
+    return {path: name} if _SHA256.fullmatch(name) else {}
 
 
 def require_repository_name(name: str) -> None:

@@ -2,20 +2,24 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME
 from dcae_core.errors import CheckpointError, UsageError
 from dcae_core.models.configs import AutoencoderConfig
-from dcae_core.weights import read_json, require_scaling_factor
+from dcae_core.weights import read_json, read_weights, require_scaling_factor
 
 RECIPE_NAME, RESULT_NAME = "recipe.yaml", "autoencoder"
 METRICS_NAME, GRIDS_NAME, VALIDATION_PREFIX = "metrics.jsonl", "samples", "validation."
-_CHECKPOINTS, _PHASES, _STATE_NAME = "checkpoints", "phases", "state.json"
-_STEP = re.compile(r"step_(\d+)")
+STATE_NAME, CHECKSUMS_NAME = "state.json", "checksums.json"
+_CHECKPOINTS, _PHASES = "checkpoints", "phases"
 _KEY = "training"
+_STEP = re.compile(r"step_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def is_training_run(directory: Path) -> bool:
 
 def is_checkpoint(directory: Path) -> bool:
     """Whether a training run could go on from here."""
-    return (directory / _STATE_NAME).is_file()
+    return (directory / STATE_NAME).is_file()
 
 
 def model_name(directory: Path) -> str:
@@ -53,16 +57,66 @@ def model_name(directory: Path) -> str:
     return directory.name
 
 
+def complete_checkpoints(directory: Path) -> list[Path]:
+    """Every complete checkpoint in a run's directory of checkpoints, oldest first."""
+    found = [
+        (int(match[1]), path)
+        for path in directory.iterdir()
+        if (match := _STEP.fullmatch(path.name)) and is_checkpoint(path)
+    ]
+    return [path for _, path in sorted(found)]
+
+
 def last_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run; one that is there is complete.
+    """The newest checkpoint of a run.
 
     Raises:
         CheckpointError: there is none yet.
     """
-    steps = _by_step(run / _CHECKPOINTS)
-    if not steps:
+    complete = complete_checkpoints(run / _CHECKPOINTS)
+    if not complete:
         raise CheckpointError(f"{run / _CHECKPOINTS} holds no checkpoint yet")
-    return steps[max(steps)]
+    return complete[-1]
+
+
+def checkpoint_before(checkpoint: Path) -> Path | None:
+    """The complete checkpoint before this one in its run; None where it is the first, or no run's."""
+    complete = complete_checkpoints(checkpoint.parent)
+    return complete[complete.index(checkpoint) - 1] if checkpoint in complete[1:] else None
+
+
+def recorded_checksums(checkpoint: Path) -> dict[Path, str]:
+    """SHA-256 of each file of a checkpoint; none of one that was written before they were recorded.
+
+    Raises:
+        CheckpointError: the record is damaged.
+    """
+    record = checkpoint / CHECKSUMS_NAME
+    if not record.exists():
+        return {}
+    return {checkpoint / Path(name).name: str(digest) for name, digest in read_json(record).items()}
+
+
+def read_files(weights: Sequence[Path], sha256: Mapping[Path, str]) -> dict[str, Tensor]:
+    """All tensors of a model's files; later ones take the place of those of the same names in earlier ones.
+
+    Args:
+        weights: the files.
+        sha256: what a file's bytes must hash to, where that is known.
+
+    Raises:
+        CheckpointError: as `read_weights`; of a training's checkpoint with the one before it as a way out.
+    """
+    state: dict[str, Tensor] = {}
+    for path in weights:
+        try:
+            state |= read_weights(path, sha256.get(path))
+        except CheckpointError as error:
+            before = checkpoint_before(path.parent) if is_checkpoint(path.parent) else None
+            if before is None:
+                raise
+            raise CheckpointError(f"{error}, or take the checkpoint before it, {before}") from error
+    return state
 
 
 def trained_in(run: Path) -> Path:
@@ -144,11 +198,11 @@ def record_of(directory: Path) -> RunRecord | None:
         if not is_training_run(run):
             return None
         checkpoint = last_checkpoint(run)
-    state = read_json(checkpoint / _STATE_NAME)
+    state = read_json(checkpoint / STATE_NAME)
     try:
         step, num_images = int(state["progress"]["step"]), state.get("data", {}).get("images")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint / _STATE_NAME} does not say how far the training was") from error
+        raise CheckpointError(f"{checkpoint / STATE_NAME} does not say how far the training was") from error
     figures = {
         name.removeprefix(VALIDATION_PREFIX): value
         for record in read_metrics(run)

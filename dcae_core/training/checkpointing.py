@@ -18,15 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dcae_core.checkpoints.training_runs import CHECKSUMS_NAME, STATE_NAME
 from dcae_core.distributed import is_main
 from dcae_core.errors import CheckpointError
 from dcae_core.files import sha256_of_file
 from dcae_core.training.parallel import spread_like, whole
-from dcae_core.training.run_directory import STATE_NAME, read_state, refuse_checkpoint
+from dcae_core.training.run_directory import read_state, refuse_checkpoint
 from dcae_core.training.task import Progress, Task
 
 DATA_KEY = "data"
-_CHECKSUMS_NAME = "checksums.json"
 _DAMAGE = (
     OSError,
     EOFError,
@@ -82,7 +82,7 @@ class Checkpoint:
         torch.save(self.random, directory / "random.pt")
         (directory / STATE_NAME).write_text(json.dumps(self.state, indent=1) + "\n", encoding="utf-8")
         checksums = {path.name: sha256_of_file(path) for path in sorted(directory.iterdir())}
-        (directory / _CHECKSUMS_NAME).write_text(json.dumps(checksums, indent=1) + "\n", encoding="utf-8")
+        (directory / CHECKSUMS_NAME).write_text(json.dumps(checksums, indent=1) + "\n", encoding="utf-8")
 
 
 def verify_checkpoint(directory: Path) -> None:
@@ -91,7 +91,7 @@ def verify_checkpoint(directory: Path) -> None:
     Raises:
         CheckpointError: a file is missing or is not what was written.
     """
-    path = directory / _CHECKSUMS_NAME
+    path = directory / CHECKSUMS_NAME
     with _explain_damage(directory):
         if not path.exists():
             return

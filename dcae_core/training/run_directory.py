@@ -5,13 +5,20 @@ Layout: `recipe.yaml`, `metrics.jsonl`, `damaged.txt`, `samples/`, `phases/NAME/
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dcae_core.checkpoints.training_runs import GRIDS_NAME, METRICS_NAME, VALIDATION_PREFIX, read_metrics
+from dcae_core.checkpoints.training_runs import (
+    GRIDS_NAME,
+    METRICS_NAME,
+    STATE_NAME,
+    VALIDATION_PREFIX,
+    checkpoint_before,
+    complete_checkpoints,
+    read_metrics,
+)
 from dcae_core.errors import CheckpointError
 from dcae_core.files import (
     explain_write_errors,
@@ -23,9 +30,7 @@ from dcae_core.files import (
     write_text,
 )
 
-STATE_NAME = "state.json"
 _LATEST = "latest"
-_STEP = re.compile(r"step_(\d+)")
 
 
 class RunDirectory:
@@ -133,16 +138,6 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def complete_checkpoints(directory: Path) -> list[Path]:
-    """Every complete checkpoint in a run's directory of checkpoints, oldest first."""
-    found = [
-        (int(match[1]), path)
-        for path in directory.iterdir()
-        if (match := _STEP.fullmatch(path.name)) and (path / STATE_NAME).is_file()
-    ]
-    return [path for _, path in sorted(found)]
-
-
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What `state.json` of a checkpoint says; CheckpointError if it is missing or damaged."""
     try:
@@ -155,7 +150,6 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def refuse_checkpoint(path: Path, why: str) -> CheckpointError:
     """The failure to continue from a checkpoint, or from a file in it, with the checkpoint before as a way out."""
     checkpoint = path if path.is_dir() else path.parent
-    others = complete_checkpoints(checkpoint.parent)
-    before = others[others.index(checkpoint) - 1] if checkpoint in others[1:] else None
+    before = checkpoint_before(checkpoint)
     way_out = f"--resume {before} goes on from the one before" if before else "choose another run_dir to begin anew"
     return CheckpointError(f"{path} cannot be continued from: {why}; {way_out}")

@@ -113,6 +113,7 @@ def test_a_training_run_gives_its_average_or_its_raw_weights(tmp_path) -> None:
         average = {key: torch.full_like(tensor, value + 0.5) for key, tensor in network.named_parameters()}
         save_file(raw, directory / "model.safetensors")
         save_file(average, directory / "ema.safetensors")
+        (directory / "state.json").write_text("{}")
     (run / "checkpoints" / "latest").write_text("step_100")
     found = {
         (place.name, kind): read_diffusion(locate_diffusion(place, weights=kind)).denoiser

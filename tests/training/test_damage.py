@@ -10,9 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dcae_core.checkpoints import load_autoencoder
+from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
 from dcae_core.errors import CheckpointError, DcaeError
 from dcae_core.training.loop import Loop
 from dcae_core.training.run_directory import RunDirectory
+from tests.training import small_diffusion
 from tests.training.small_runs import phase, recipe_for, train
 
 OFTEN = {"checkpoints": {"every": 2, "keep": 2}}
@@ -56,6 +59,27 @@ def test_a_flipped_bit_is_refused_and_the_checkpoint_before_offered(name: str, f
     with pytest.raises(CheckpointError, match=r"cannot be continued from.*--resume .*step_2 goes on") as refused:
         train(recipe_for(folder, phase(steps=6), **OFTEN))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["autoencoder.safetensors", "ema.safetensors"])
+@pytest.mark.parametrize("model", ["run", "run/checkpoints/step_4"])
+def test_as_a_model_its_weights_are_compared_and_the_checkpoint_before_offered(
+    name: str, model: str, folder: Path
+) -> None:
+    shutil.rmtree(folder / "run/autoencoder")  # a run under way has no result yet
+    load_autoencoder(folder / model)
+    flip_a_bit(folder / "run/checkpoints/step_4" / name)
+    with pytest.raises(CheckpointError, match=rf"{name} is damaged: its SHA-256 .*take the checkpoint before .*step_2"):
+        load_autoencoder(folder / model)
+    load_autoencoder(folder / "run/checkpoints/step_2")
+
+
+def test_as_a_diffusion_model_its_weights_are_compared_too(tmp_path: Path) -> None:
+    small_diffusion.write_latents(tmp_path / "latents")
+    small_diffusion.train(small_diffusion.recipe_for(tmp_path, **{"checkpoints.every": 2}))
+    flip_a_bit(tmp_path / "run/checkpoints/step_4/model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged: .*take the checkpoint before .*step_2"):
+        read_diffusion(locate_diffusion(tmp_path / "run"))
 
 
 def test_the_checkpoint_before_is_gone_on_from(folder: Path) -> None:
