@@ -236,7 +236,7 @@ READERS = [
     Reader(
         "shards",
         "shard-000000.safetensors",
-        mutated([DATASET["shard-000000.safetensors"]]),
+        mutated([DATASET["shard-000000.safetensors"], *found_before("shards")]),
         read_dataset,
         write_latents,
     ),

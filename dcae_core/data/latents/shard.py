@@ -90,13 +90,14 @@ def parse_header(header: bytes, where: str, *, dtype: str, latent_shape: tuple[i
         ends = [int(entry["data_offsets"][1]) for entry in (latents, labels, names)]
         count, *shape = (int(side) for side in latents["shape"])
         stored = _STORED_NAMES.get(latents["dtype"])
+        are_labels_and_names = (labels["dtype"], names["dtype"]) == ("I64", "U8")
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, DataError) as error:
         raise _not_a_shard(where) from error
     if stored != dtype or tuple(shape) != tuple(latent_shape):
         raise DataError(f"{where} holds {stored} latents of shape {shape}, the manifest says {dtype} {latent_shape}")
     item_bytes = math.prod(latent_shape) * ITEM_BYTES[dtype]
     sizes_fit = ends[0] - starts[0] == count * item_bytes and ends[1] - starts[1] == count * 8
-    if not sizes_fit or labels["dtype"] != "I64" or names["dtype"] != "U8" or min(starts) != 0:
+    if not sizes_fit or not are_labels_and_names or min(starts) != 0:
         raise _not_a_shard(where)
     base = 8 + len(header)
     return ShardLayout(count, item_bytes, base + starts[0], base + starts[1], base + starts[2], base + max(ends))
