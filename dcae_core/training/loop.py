@@ -174,7 +174,7 @@ class Loop:
         checkpoint = collect_checkpoint(self.task, self.progress, self.scaler, self.settings.data)
         if is_main():
             self.run.save(self.progress.step, checkpoint.write)
-            plot_metrics(self.run.read_metrics(), self.run.path / "metrics.png")
+            plot_metrics(self.run.read_metrics(), self.run.curves)
 
     def _is_due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.phase_step == self.settings.steps

@@ -24,7 +24,7 @@ from dcae_core.training.checkpointing import DATA_KEY, read_checkpoint, read_pro
 from dcae_core.training.loop import Loop, LoopSettings, StopSignals, loss_scaler
 from dcae_core.training.run_directory import RunDirectory, read_state
 from dcae_core.training.task import Progress, RunLogger, SilentLogger, Task
-from dcae_core.training.trackers import RunLoggers, open_trackers
+from dcae_core.training.trackers import RunLoggers, open_trackers, plot_metrics
 
 TrainingRecipe = TrainAutoencoderRecipe | TrainDiffusionRecipe
 
@@ -114,6 +114,8 @@ class Run:
         step = self.progress.step if self.checkpoint is not None else -1
         self.directory.forget_metrics_after(step, validation_due=self.progress.validation_due)
         self.directory.forget_checkpoints_after(step)
+        if self.checkpoint is not None:  # a kill may have come between the checkpoint and its curves
+            plot_metrics(self.directory.read_metrics(), self.directory.curves)
         if self._changed_data is not None:
             self.directory.append_metrics({"step": self.progress.step, "changed_data": self._changed_data})
 

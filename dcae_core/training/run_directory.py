@@ -62,6 +62,11 @@ class RunDirectory:
         """Where validation draws the images of a step."""
         return self.path / GRIDS_NAME / f"step_{step}.png"
 
+    @property
+    def curves(self) -> Path:
+        """The image of how the figures went."""
+        return self.path / "metrics.png"
+
     def complete_checkpoints(self) -> list[Path]:
         """Every complete checkpoint, oldest first."""
         return complete_checkpoints(self.checkpoints)

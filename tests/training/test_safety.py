@@ -45,6 +45,16 @@ def train_in_child(recipe) -> int:
     return child
 
 
+def test_curves_that_a_kill_kept_from_being_drawn_are_drawn_on_going_on(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path)
+    train(recipe)
+    curves = RunDirectory(Path(recipe.run_dir)).curves
+    drawn = curves.read_bytes()
+    curves.unlink()
+    train(recipe)
+    assert curves.read_bytes() == drawn
+
+
 def test_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     steps = phase(steps=60, batch_size=2)
     whole = recipe_for(tmp_path, steps, run_dir=str(tmp_path / "whole"), **CONSTANTLY)
