@@ -168,7 +168,9 @@ class Shown:
     def _figures(self, now: float) -> str:
         """Speed and time left where they are known, else the time gone."""
         elapsed = now - self._start
-        rate = self._pace.rate or (self.done + self.part) / max(elapsed, 1e-9)
+        # One report tells a rate only where it told everything: it may be what an earlier run had done.
+        whole = self.done / max(elapsed, 1e-9) if self.total in (None, self.done) else 0.0
+        rate = self._pace.rate or whole
         speed = [f"{rate:.3g} {self.unit}/s"] if rate > 0 else []
         left = None if self.total is None else self._pace.seconds_left(self.total - self.done - self.part, now)
         if self.done == self.total and self.total:

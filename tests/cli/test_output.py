@@ -103,6 +103,14 @@ def test_what_was_kept_from_before_is_not_taken_for_speed() -> None:
     assert pace.seconds_left(10, 2.001) == pytest.approx(20)
 
 
+def test_a_run_that_goes_on_does_not_begin_with_a_rate(capsys, monkeypatch) -> None:
+    now = iter([0.0, 10.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(now))
+    with progress("train", total=6000, unit="steps") as advance:
+        advance(1762)
+    assert capsys.readouterr().err == "train: 1762/6000 steps, 0:00:10 so far\n"
+
+
 def test_only_the_first_process_shows_progress(capsys, monkeypatch) -> None:
     monkeypatch.setattr("dcae_core.distributed.is_main", lambda: False)
     with progress("encode", total=1) as advance:
