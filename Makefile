@@ -21,7 +21,7 @@ test: $(VENV)/installed-for-development
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 embedded: $(VENV)/installed
 	$(BIN)/python scripts/gather_photographs.py runs/photographs
