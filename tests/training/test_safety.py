@@ -45,6 +45,14 @@ def train_in_child(recipe) -> int:
     return child
 
 
+def wait_for_step(run: RunDirectory, step: int, seconds: float = 60.0) -> None:
+    """Returns when the checkpoint of ``step`` or of a later one is complete."""
+    until = time.monotonic() + seconds
+    while step > 0 and (run.latest() is None or int(run.latest().name.removeprefix("step_")) < step):
+        assert time.monotonic() < until, f"step {step} was not reached in {seconds:.0f} s"
+        time.sleep(0.001)
+
+
 def test_curves_that_a_kill_kept_from_being_drawn_are_drawn_on_going_on(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path)
     train(recipe)
@@ -56,28 +64,28 @@ def test_curves_that_a_kill_kept_from_being_drawn_are_drawn_on_going_on(tmp_path
 
 
 def test_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
-    steps = phase(steps=60, batch_size=2)
+    kills, steps_between = 12, 3
+    steps = phase(steps=2 * kills * steps_between, batch_size=2)
     whole = recipe_for(tmp_path, steps, run_dir=str(tmp_path / "whole"), **CONSTANTLY)
     killed = recipe_for(tmp_path, steps, run_dir=str(tmp_path / "killed"), **CONSTANTLY)
     train(recipe_for(tmp_path))  # so that neither the measured run nor the children import what this one did
     start = time.monotonic()
     train(whole)
-    duration = time.monotonic() - start
+    duration_of_a_step = (time.monotonic() - start) / steps["steps"]
     moments = random.Random(0)
     run = RunDirectory(tmp_path / "killed")
-    last, kills = -1, 0
-    for _ in range(20):
+    last = 0
+    for _ in range(kills):
         child = train_in_child(killed)
-        time.sleep(moments.uniform(0.0, duration / 5))
+        wait_for_step(run, last + moments.randrange(steps_between))
+        time.sleep(moments.uniform(0.0, 2 * duration_of_a_step))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        kills += os.WIFSIGNALED(status)
-        latest = run.latest()
-        if latest is not None:
-            contents = checkpoint_contents(latest)
-            assert contents["state"]["progress"]["step"] >= last
-            last = contents["state"]["progress"]["step"]
-    assert kills >= 10
+        assert os.WIFSIGNALED(status)
+        contents = checkpoint_contents(run.latest()) if run.latest() else None
+        step = contents["state"]["progress"]["step"] if contents else 0
+        assert step >= last
+        last = step
     assert last > 0
     train(killed)
     a, b = (RunDirectory(tmp_path / name).latest() for name in ("whole", "killed"))
