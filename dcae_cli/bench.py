@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dcae_cli.options import Debug, Device, Dtype, Json
+from dcae_cli.options import Compile, Debug, Device, Dtype, Json, parse_compile
 
 if TYPE_CHECKING:
     from dcae_core.benchmarking.headline import Headline
@@ -64,10 +64,10 @@ def bench(
     ] = None,
     cfg: Annotated[float, typer.Option(help="Guidance scale of sampling; 1 is none.", metavar="SCALE")] = 1.0,
     plain: Annotated[bool, typer.Option("--plain", help="The plain network: no preparation, no compilation.")] = False,
-    compile: Annotated[bool, typer.Option("--compile/--no-compile", help="On CUDA: compile and record.")] = True,
     small: Annotated[bool, typer.Option("--small", help="headline: a tiny network, to try the command.")] = False,
     device: Device = "auto",
     dtype: Dtype = "fp32",
+    compile: Compile = "auto",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -105,7 +105,7 @@ def bench(
         num_steps=steps,
         guidance_scale=cfg,
         plain=plain,
-        compile=compile,
+        compile=parse_compile(compile),
         against=tuple(against or ()),
     )
     machine = measure_machine(chosen, number_type)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from dcae_cli.latents import prove_dataset
-from dcae_cli.options import Alpha, Debug, Device, Json, NumProcesses
+from dcae_cli.options import Alpha, ComputingCompile, Debug, Device, Json, NumProcesses
 from dcae_cli.processes import start_processes
 
 _EXAMPLE = "dcae encode-dataset --images IMAGES --out LATENTS --resolution 256"
@@ -49,6 +49,7 @@ def encode_dataset(
     verify: Annotated[
         str | None, typer.Option(help="Prove every checksum of an existing dataset instead.", metavar="DIR")
     ] = None,
+    compile: ComputingCompile = None,
     nproc: NumProcesses = 1,
     device: Device = "auto",
     as_json: Json = False,
@@ -71,7 +72,7 @@ def encode_dataset(
         "images": images, "out": out, "model": model, "resolution": resolution, "flipped_copies": flip,
         "latent_dtype": latent_dtype, "dtype": dtype, "batch_size": batch_size, "shard_size": shard_size,
         "damaged": damaged, "apply_exif": exif, "alpha": alpha, "max_pixels": max_pixels, "num_workers": workers,
-        "num_threads": threads,
+        "num_threads": threads, "compile": compile,
     }  # fmt: skip
     _encode(recipe, {key: value for key, value in options.items() if value is not None}, nproc, device, as_json)
 

@@ -11,6 +11,7 @@ from dcae_cli.completion import complete_own_recipe, complete_sampler
 from dcae_cli.options import (
     Alpha,
     Autoguidance,
+    ComputingCompile,
     Debug,
     Device,
     GuidanceInterval,
@@ -99,6 +100,7 @@ def evaluate(
     alpha: Alpha = None,
     resize: Resize = None,
     tf32: Tf32 = None,
+    compile: ComputingCompile = None,
     report: Annotated[Path | None, typer.Option(help="Write a page to look at here.", metavar="DIR")] = None,
     work: Work = None,
     nproc: NumProcesses = 1,
@@ -145,7 +147,7 @@ def evaluate(
         "damaged": damaged,
         "alpha": alpha,
         "resize": resize,
-        "execution": None if tf32 is None else {"tf32": tf32},
+        "execution": {name: value for name, value in {"tf32": tf32, "compile": compile}.items() if value is not None},
     }
     interval = parse_interval(cfg_interval)
     sampling = {
@@ -192,7 +194,7 @@ def _settings(
     from dcae_core.recipes.loading import load_recipe
 
     named = load_recipe(recipe, EvaluateRecipe, overrides) if recipe is not None else None
-    changes = {name: value for name, value in changes.items() if value not in (None, [])}
+    changes = {name: value for name, value in changes.items() if value not in (None, [], {})}
     network = {name: value for name, value in network.items() if value is not None}
     sampling = {name: value for name, value in sampling.items() if value is not None}
     options = _choose_subject(named, changes, network, sampling)

@@ -27,6 +27,12 @@ _ENVIRONMENT: list[tuple[type[Exception], str, str, int]] = [
         ResourceError.exit_code,
     ),
     (
+        RuntimeError,
+        "backend='inductor' raised",
+        "torch.compile fails here (--debug tells why); set execution.compile to never",
+        ResourceError.exit_code,
+    ),
+    (
         OSError,
         "Too many open files",
         "too many open files; raise `ulimit -n` or take fewer workers",

@@ -1,11 +1,14 @@
 """Options that mean the same in every command, declared once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from dcae_cli.completion import complete_diffusion_model, complete_model, complete_own_recipe
+
+if TYPE_CHECKING:
+    from dcae_core.models.compilation import CompileMode
 
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:N or mps.", metavar="NAME")]
 Dtype = Annotated[str, typer.Option(help="Number type of the networks: fp32, bf16 or fp16.", metavar="TYPE")]
@@ -87,9 +90,30 @@ Tf32 = Annotated[
     bool | None,
     typer.Option("--tf32/--no-tf32", help="TF32 in float32 products and convolutions on NVIDIA GPUs [PyTorch's]."),
 ]
+Compile = Annotated[
+    str,
+    typer.Option(
+        help="Run networks compiled: auto (on CUDA, where the run is long enough to gain), always or never.",
+        metavar="MODE",
+    ),
+]
+ComputingCompile = Annotated[
+    str | None,
+    typer.Option(help="Run networks compiled: auto, always or never; left out: the recipe's.", metavar="MODE"),
+]
 # Read by `dcae_cli.__main__` before anything else, so that it works in front of the command too; a command takes it
 # only for its --help to name it.
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]
+
+
+def parse_compile(text: str) -> "CompileMode":
+    """One of the ways to say whether networks run compiled; UsageError where it is none."""
+    from dcae_core.errors import unknown_name
+    from dcae_core.models.compilation import COMPILE_MODES
+
+    if text not in COMPILE_MODES:
+        raise unknown_name("--compile", text, COMPILE_MODES)
+    return cast("CompileMode", text)
 
 
 def parse_scales(text: str | None) -> float | list[float] | None:

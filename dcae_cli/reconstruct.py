@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcae_cli.completion import complete_autoencoder
-from dcae_cli.options import Debug, Device, Dtype, Json, Output, Revision
+from dcae_cli.options import Compile, Debug, Device, Dtype, Json, Output, Revision, parse_compile
 from dcae_cli.progress import note, progress, report_failure, warn
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def reconstruct(
     ] = False,
     device: Device = "auto",
     dtype: Dtype = "fp32",
+    compile: Compile = "auto",
     revision: Revision = None,
     json: Json = False,
     debug: Debug = False,
@@ -79,7 +80,7 @@ def reconstruct(
     from dcae_core.files import make_directory
     from dcae_core.pipelines import image_files, image_inputs
 
-    number_type, chosen = parse_dtype(dtype), select_device(device)
+    number_type, chosen, compile_mode = parse_dtype(dtype), select_device(device), parse_compile(compile)
     inputs = image_inputs.find_inputs(images, output)
     references, problems = inputs.images, inputs.problems
     if not references and len(problems) == 1:
@@ -103,6 +104,7 @@ def reconstruct(
             model or [None], device=chosen, dtype=number_type, revision=revision, prepare=not plain
         )
         image_files.check_settings(models, settings)
+        models = image_files.make_ready(models, len(references), settings, compile_mode)
         make_directory(output)
         names = image_inputs.name_outputs(references)
         image_files.check_outputs(names, models, settings)

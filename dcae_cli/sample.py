@@ -8,6 +8,7 @@ import typer
 from dcae_cli.completion import complete_diffusion_model, complete_sampler
 from dcae_cli.options import (
     Autoguidance,
+    Compile,
     Debug,
     Device,
     Dtype,
@@ -16,6 +17,7 @@ from dcae_cli.options import (
     NumProcesses,
     Output,
     Revision,
+    parse_compile,
     parse_interval,
 )
 from dcae_cli.processes import start_processes
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from dcae_core.checkpoints.denoisers import DiffusionFiles
+    from dcae_core.models.compilation import CompileMode
     from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
     from dcae_core.pipelines.sample_directory import SampleDirectory, SampleReport
     from dcae_core.zoo import DenoiserEntry
@@ -86,6 +89,7 @@ def sample(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "fp32",
+    compile: Compile = "auto",
     nproc: NumProcesses = 1,
     revision: Revision = None,
     json: Json = False,
@@ -119,7 +123,7 @@ def sample(
         raise unknown_name("--preset", preset, _PRESETS)
     if sum(choice is not None for choice in (classes, num, preset)) > 1:
         raise UsageError("give one of --classes, --num and --preset")
-    compute, number_type = select_device(device), parse_dtype(dtype)
+    compute, number_type, compile_mode = select_device(device), parse_dtype(dtype), parse_compile(compile)
     # A released model is known before it is downloaded, so what is wrong with the rest is told first.
     released = find_denoiser(model) if model and not Path(model).exists() else None
     files = None if released else locate_diffusion(model, revision, weights)
@@ -131,14 +135,16 @@ def sample(
     class_names = files.class_names if files else None
     labels = _labels(known.config.num_classes, class_names, classes, num, preset, seed)
     given = _Given(model, autoencoder, autoguidance, weights)
-    computed = {"dtype": str(number_type).removeprefix("torch."), "tile": tile}
+    computed = {"dtype": str(number_type).removeprefix("torch."), "tile": tile, "compile": compile_mode}
     directory = _directory(output, labels, given, known, class_names, settings, computed, save_latents=save_latents)
     recorded = directory.recorded_batch_size()
     if recorded is not None and batch_size not in (None, recorded):
         raise UsageError(f"{output} holds a run with --batch-size {recorded}; keep it, or choose another -o")
 
     with process_group(compute):
-        pipeline = _load(given, files or locate_diffusion(model, revision, weights), directory, compute, number_type)
+        pipeline = _load(
+            given, files or locate_diffusion(model, revision, weights), directory, compute, number_type, compile_mode
+        )
         if tile is not None:
             check_tile(tile, pipeline.autoencoder.spatial_compression_ratio)
         pipeline.tile = tile
@@ -215,6 +221,7 @@ def _load(
     directory: "SampleDirectory",
     device: "torch.device",
     dtype: "torch.dtype",
+    compile: "CompileMode",
 ) -> "DiffusionPipeline":
     """Read all weights, after which the directory knows their fingerprints, or refuses the run."""
     from dcae_cli.progress import progress, warn
@@ -242,7 +249,7 @@ def _load(
     if is_main():
         for line in parts.warnings:
             warn(line)
-    return DiffusionPipeline(parts, weaker)
+    return DiffusionPipeline(parts, weaker, compile=compile)
 
 
 def _path_from(output: Path, model: str | Path | None) -> str | None:

@@ -6,6 +6,7 @@ guidance and without the decoders. Source: DC-AE (arXiv 2410.10733), table 3 (on
 """
 
 import gc
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +29,7 @@ from dcae_core.benchmarking.subjects import BenchSettings, denoiser_step
 from dcae_core.diffusion.samplers import EPSILON, run_sampler
 from dcae_core.models.complexity import denoiser_complexity
 from dcae_core.models.configs import DenoiserConfig, UViTConfig
-from dcae_core.models.inference import CompiledDenoiser
+from dcae_core.models.inference import for_run
 
 EVALUATIONS = 30
 PUBLISHED = {"train": 17.9, "infer": 19.1}
@@ -134,7 +135,7 @@ def _name(side: str, small: bool) -> str:
 def _sampling(side: str, headline: HeadlineSettings, settings: BenchSettings) -> Subject:
     config, batch, device = headline_config(side, headline.small), settings.batch, settings.device
     plain = random_denoiser(config, device, settings.dtype)
-    network = CompiledDenoiser(plain) if settings.compiles else plain
+    network = for_run(plain, math.inf, settings.compile_mode)
     noise = torch.randn(batch, config.in_channels, *config.latent_size, generator=torch.Generator().manual_seed(0))
     noise, classes = noise.to(device), torch.zeros(batch, dtype=torch.long, device=device)
 
@@ -147,7 +148,7 @@ def _sampling(side: str, headline: HeadlineSettings, settings: BenchSettings) ->
 
     macs = batch * headline.evaluations * denoiser_complexity(config).macs
     setting = f"{_name(side, headline.small)}, batch {batch}, {headline.evaluations} evaluation(s)"
-    contestant = Contestant("dcae compiled" if settings.compiles else "dcae", call, lambda: held_bytes(network))
+    contestant = Contestant(settings.our_name, call, lambda: held_bytes(network))
     return Subject("infer", setting, batch, macs, 2 * noise.nbytes, [contestant])
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,9 @@ from dcae_core.data.latents.manifest import EncoderRecord, TransformRecord
 from dcae_core.diffusion.objectives import OBJECTIVES
 from dcae_core.errors import UsageError
 from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.models.compilation import CompileMode, repays_compiling
 from dcae_core.models.complexity import autoencoder_complexity, denoiser_complexity
-from dcae_core.models.inference import CompiledDenoiser, compile_autoencoder, prepare_for_inference
+from dcae_core.models.inference import for_run, prepare_for_inference
 from dcae_core.pipelines.generate import DiffusionPipeline
 from dcae_core.pipelines.tiling import reconstruct_pixels
 from dcae_core.recipes.settings import ExecutionSettings, OptimiserSettings
@@ -58,7 +60,7 @@ class BenchSettings:
         num_steps: of sampling; None is the sampler's default.
         guidance_scale: of sampling; other than 1 it doubles the work.
         plain: measure the network as it was published, not the prepared one.
-        compile: on CUDA, compile and record; ignored elsewhere.
+        compile: whether ours runs compiled; auto as in a run that is long enough.
         against: what to run in alternation, of `PEERS`.
     """
 
@@ -71,13 +73,23 @@ class BenchSettings:
     num_steps: int | None = None
     guidance_scale: float = 1.0
     plain: bool = False
-    compile: bool = True
+    compile: CompileMode = "auto"
     against: tuple[str, ...] = ()
 
     @property
     def compiles(self) -> bool:
-        """Whether ours runs compiled."""
-        return self.compile and not self.plain and self.device.type == "cuda"
+        """Whether ours runs compiled, as in the commands: a benchmark stands for a run that is long."""
+        return not self.plain and repays_compiling(self.device, math.inf, self.compile)
+
+    @property
+    def compile_mode(self) -> CompileMode:
+        """The same for `for_run`, which need not ask again."""
+        return "always" if self.compiles else "never"
+
+    @property
+    def our_name(self) -> str:
+        """What tables call it."""
+        return f"{_OURS} compiled" if self.compiles else _OURS
 
 
 _OURS = "dcae"
@@ -141,11 +153,8 @@ def _ways(opened: NamedAutoencoder, settings: BenchSettings) -> list[_Way]:
             others.append(_our_way(f"{_OURS} plain", copy.deepcopy(network)))
     if settings.plain:
         return [_our_way(f"{_OURS} plain", network), *others]
-    prepare_for_inference(network)
-    if settings.compiles:
-        compile_autoencoder(network)
-        return [_our_way(f"{_OURS} compiled", network), *others]
-    return [_our_way(_OURS, network), *others]
+    ours = for_run(prepare_for_inference(network), math.inf, settings.compile_mode)
+    return [_our_way(settings.our_name, ours), *others]
 
 
 def _our_way(name: str, network: Autoencoder) -> _Way:
@@ -192,11 +201,9 @@ def denoise_subject(opened: NamedDenoiser, settings: BenchSettings) -> Subject:
     x = x.to(settings.device, settings.dtype)
     t = torch.tensor(0.5, device=settings.device)
     y = torch.zeros(batch, dtype=torch.long, device=settings.device)
-    ways = {"dcae": opened.network}
-    if settings.compiles:
-        ways = {"dcae compiled": CompiledDenoiser(opened.network)}
-        if PLAIN in settings.against:
-            ways["dcae plain"] = opened.network
+    ways = {settings.our_name: for_run(opened.network, math.inf, settings.compile_mode)}
+    if settings.compiles and PLAIN in settings.against:
+        ways[f"{_OURS} plain"] = opened.network
 
     def contestant(name: str, network: nn.Module) -> Contestant:
         def call() -> Tensor:
@@ -214,9 +221,10 @@ def sample_subject(opened: NamedDenoiser, settings: BenchSettings) -> tuple[Subj
     """A batch of classes to images: noise, every step of the sampler with guidance, decoding."""
     autoencoder = open_autoencoder(opened.autoencoder, settings.device, settings.dtype)
     decoder = autoencoder.network if settings.plain else prepare_for_inference(autoencoder.network)
-    network = CompiledDenoiser(opened.network) if settings.compiles else opened.network
     scale = autoencoder.network.scaling_factor or _UNKNOWN_SCALE
-    pipeline = DiffusionPipeline(DiffusionParts(network, decoder, opened.prediction, scale, opened.config))
+    network = for_run(opened.network, math.inf, settings.compile_mode)
+    parts = DiffusionParts(network, decoder, opened.prediction, scale, opened.config)
+    pipeline = DiffusionPipeline(parts, compile=settings.compile_mode)
     classes = [number % max(1, opened.config.num_classes) for number in range(settings.batch)]
 
     def call() -> Tensor:
@@ -228,9 +236,7 @@ def sample_subject(opened: NamedDenoiser, settings: BenchSettings) -> tuple[Subj
     size = max(opened.config.latent_size) * decoder.spatial_compression_ratio
     decoding = autoencoder_complexity(decoder.config, size)[1]
     macs = evaluated * denoiser_complexity(opened.config).macs + settings.batch * decoding.macs
-    contestant = Contestant(
-        "dcae compiled" if settings.compiles else "dcae", call, lambda: held_bytes(network, decoder)
-    )
+    contestant = Contestant(settings.our_name, call, lambda: held_bytes(network, decoder))
     per_sample = evaluated / settings.batch
     setting = f"{opened.name}, {size} px, batch {settings.batch}, {per_sample:g} evaluations each"
     notes = notes_about(autoencoder)
@@ -372,7 +378,7 @@ def autoencoder_step(settings: BenchSettings, directory: Path) -> tuple[Subject,
 def _execution(settings: BenchSettings) -> ExecutionSettings:
     return ExecutionSettings(
         precision=_PRECISIONS[settings.dtype],  # type: ignore[arg-type]
-        compile=settings.compiles,
+        compile=settings.compile_mode,
         channels_last=settings.device.type == "cuda",
     )
 
@@ -400,8 +406,7 @@ def _subject(
     scaler, run = loss_scaler(settings.device, _PRECISIONS[settings.dtype]), RunDirectory(directory)
     loop = Loop(task, loop_settings, run, Progress(), scaler, StopSignals(), SilentLogger(), num_workers=0)
     batches = itertools.repeat(data)
-    name = "dcae compiled" if settings.compiles else "dcae"
-    contestant = Contestant(name, lambda: loop.step(batches), lambda: _training_bytes(task))
+    contestant = Contestant(settings.our_name, lambda: loop.step(batches), lambda: _training_bytes(task))
     return Subject("train-step", setting, batch, macs, moved_bytes, [contestant])
 
 

@@ -1,15 +1,44 @@
-"""A loaded network made ready for fast inference: the same function, fewer operations."""
+"""A loaded network made ready for fast inference: the same function, fewer operations or compiled ones."""
+
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from dcae_core.devices import memory_of, processor_family
 from dcae_core.models.autoencoder import Autoencoder, EncoderHead
+from dcae_core.models.compilation import Compiled, CompileMode, repays_compiling
+from dcae_core.models.dit import DiT
 from dcae_core.models.layers import ResBlock
+from dcae_core.models.uvit import UViT
 from dcae_core.models.winograd import Rule, WinogradConv2d, fits_winograd, rule_for
 
 _TRANSFORMED_SIZE = 4  # a transformed weight is four times the plain one
 _MEMORY_SHARE = 0.25
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def for_run(network: Network, num_calls: float, mode: CompileMode = "auto") -> Network:
+    """The network that a run of so many calls of one shape should use: itself, or where that repays the time, compiled.
+
+    Every command asks this function, and `dcae bench` with them. An autoencoder is compiled in place, its halves each
+    for itself; a diffusion network is wrapped; what is neither stays what it is.
+
+    Args:
+        network: in evaluation mode; an autoencoder, as `prepare_for_inference` leaves it.
+        num_calls: of the whole run, also of what an earlier, stopped one has done: one run has one kind of network.
+        mode: "auto", "always" or "never", see `repays_compiling`.
+    """
+    if not isinstance(network, Autoencoder | UViT | DiT):
+        return network
+    if not repays_compiling(next(network.parameters()).device, num_calls, mode):
+        return network
+    if isinstance(network, Autoencoder):
+        for name in ("encoder", "decoder"):
+            setattr(network, name, Compiled.of(getattr(network, name), mode))
+        return network
+    return cast(Network, Compiled.of(network, mode))
 
 
 def prepare_for_inference(network: Autoencoder, rule: Rule | None = None) -> Autoencoder:
@@ -60,34 +89,3 @@ def _use_winograd(network: Autoencoder, rule: Rule) -> None:
     keep_transformed = needed < _MEMORY_SHARE * memory_of(torch.device("cpu"))
     for parent, name, child in places:
         setattr(parent, name, WinogradConv2d(child, keep_transformed, rule))
-
-
-def compile_autoencoder(network: Autoencoder, backend: str = "inductor") -> Autoencoder:
-    """Let encoder and decoder of a prepared network run compiled, in place; another shape compiles again.
-
-    What a call returns is overwritten by the next call of the same half: copy what must live longer.
-    """
-    for half in (network.encoder, network.decoder):
-        half.compile(dynamic=False, backend=backend, mode=_mode(backend))
-    return network
-
-
-class CompiledDenoiser(nn.Module):
-    """A diffusion network whose evaluation runs compiled by a backend of torch.compile, one recording per shape.
-
-    The network is in evaluation mode, called as `network(x, t, y)`.
-    """
-
-    def __init__(self, network: nn.Module, backend: str = "inductor") -> None:
-        super().__init__()
-        self.network = network
-        self._compiled = torch.compile(network, fullgraph=True, dynamic=False, backend=backend, mode=_mode(backend))
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """One evaluation, as the network's own. The copy is for samplers that keep earlier evaluations."""
-        torch.compiler.cudagraph_mark_step_begin()
-        return self._compiled(x, t, y).clone()
-
-
-def _mode(backend: str) -> str | None:
-    return "reduce-overhead" if backend == "inductor" else None

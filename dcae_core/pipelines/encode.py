@@ -40,7 +40,8 @@ from dcae_core.devices import parse_dtype
 from dcae_core.diffusion.guidance import sample_noise
 from dcae_core.errors import DataError, ResourceError, UsageError, printable
 from dcae_core.models.autoencoder import Autoencoder
-from dcae_core.models.inference import prepare_for_inference
+from dcae_core.models.compilation import repays_compiling
+from dcae_core.models.inference import for_run, prepare_for_inference
 from dcae_core.progress import Advance
 from dcae_core.recipes.encode_dataset import EncodeDatasetRecipe
 from dcae_core.weights import encoder_fingerprint, fingerprint
@@ -141,7 +142,7 @@ def encode_dataset(
 
     Args:
         images: sorted, with or without classes.
-        network: on `device`, in the recipe's number type.
+        network: on `device`, in the recipe's number type; from here on compiled where that repays.
         encoder: what the manifest says about the network.
         directory: empty, new, or left by a run with the same recipe.
         recipe: how to encode; its `images`, `out` and `model` are given by the arguments above.
@@ -169,6 +170,7 @@ def encode_dataset(
         kept = sum(record.shard.count for record in finished.values() if record)
         advance(kept)
 
+        network = for_run(network, _num_calls(images, recipe), recipe.compile)
         work = _ShardEncoder(images, network, writer, recipe, device)
         work.encode_shards([number for number, record in finished.items() if record is None], advance)
 
@@ -226,12 +228,18 @@ def plan_dataset(
             "num_threads": recipe.num_threads if device.type == "cpu" else None,
             "posterior_seed": recipe.seed if isinstance(network, KLAutoencoder) else None,
             "torch": torch.__version__,
-        },
+        }
+        | ({"compiled": True} if repays_compiling(device, _num_calls(images, recipe), recipe.compile) else {}),
         dtype=recipe.latent_dtype,
         latent_shape=(network.latent_channels, side, side),
         classes=images.classes,
         num_shards=-(-len(images) // recipe.shard_size),
     )
+
+
+def _num_calls(images: ImageList, recipe: EncodeDatasetRecipe) -> int:
+    """Of the network for the whole dataset, however many processes share them."""
+    return -(-len(images) // recipe.batch_size) * (2 if recipe.flipped_copies else 1)
 
 
 def estimate_bytes(plan: DatasetPlan, num_images: int) -> int:

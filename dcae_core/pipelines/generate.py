@@ -21,7 +21,9 @@ from dcae_core.devices import parse_dtype, select_device
 from dcae_core.diffusion.guidance import guide, sample_noise
 from dcae_core.diffusion.samplers import find_sampler, guidance_times, run_sampler
 from dcae_core.errors import CheckpointError, ResourceError, UsageError, is_out_of_memory
+from dcae_core.models.compilation import CompileMode
 from dcae_core.models.configs import DenoiserConfig
+from dcae_core.models.inference import for_run
 from dcae_core.pipelines.tiling import MIN_TILE, decode_latent
 from dcae_core.progress import ProgressCallback
 from dcae_core.recipes.settings import MAX_STEPS
@@ -32,6 +34,7 @@ CPU_BATCH_SIZE, ACCELERATOR_BATCH_SIZE = 8, 64
 _MAX_SAMPLES = 100_000_000
 _DECODE_BATCH_SIZE = {"cpu": 1}
 _DECODE_BATCH_SIZE_ELSEWHERE = 8
+_STEPS_OF_DOPRI5 = 50  # about: it chooses them itself
 _OUT_OF_MEMORY = "out of memory while {}; take a smaller --batch-size, --dtype bf16, or a smaller model"
 
 
@@ -126,6 +129,7 @@ def load_diffusion(
     weights: str = EMA,
     revision: str | None = None,
     autoguidance: str | Path | None = None,
+    compile: CompileMode = "auto",
 ) -> "DiffusionPipeline":
     """Load a diffusion model and its autoencoder, ready to generate.
 
@@ -141,6 +145,7 @@ def load_diffusion(
         revision: of a hub repository.
         autoguidance: a weaker model, found as `model` is, that guidance leads away from instead of the prediction
             without classes (arXiv 2406.02507).
+        compile: "auto", "always" or "never": whether networks run compiled, see `models.compilation`.
 
     Raises:
         UsageError: nothing is called that.
@@ -157,7 +162,7 @@ def load_diffusion(
     parts = read_diffusion(files, autoencoder=autoencoder, device=place, dtype=number_type)
     for line in parts.warnings:
         _log.warning(line)
-    return DiffusionPipeline(parts, weaker)
+    return DiffusionPipeline(parts, weaker, compile=compile)
 
 
 class DiffusionPipeline:
@@ -173,7 +178,10 @@ class DiffusionPipeline:
             memory has run out.
     """
 
-    def __init__(self, parts: DiffusionParts, weaker: nn.Module | None = None) -> None:
+    def __init__(
+        self, parts: DiffusionParts, weaker: nn.Module | None = None, *, compile: CompileMode = "auto"
+    ) -> None:
+        self._compile: CompileMode = compile
         self.denoiser, self.weaker = parts.denoiser, weaker
         self.autoencoder = parts.autoencoder
         self.prediction = parts.prediction
@@ -250,6 +258,7 @@ class DiffusionPipeline:
         batch_size = min(batch_size, len(classes))
         shape = (self.config.in_channels, *self.config.latent_size)
         interval = self._network_interval(settings)
+        self._make_ready(-(-len(classes) // batch_size), batch_size, settings)
         for number, start in enumerate(range(0, len(classes), batch_size)):
             if skip(number):
                 continue
@@ -271,6 +280,16 @@ class DiffusionPipeline:
             _require_finite(latents)
             latents = self._unscale(latents[:count])
             yield SampleBatch(number, padded[:count], latents.cpu(), self._decode(latents))
+
+    def _make_ready(self, num_batches: int, batch_size: int, settings: SampleSettings) -> None:
+        """Take the networks that a run of so many batches should use."""
+        usual = find_sampler(settings.sampler, self.prediction).num_steps or _STEPS_OF_DOPRI5
+        evaluations = settings.num_steps or usual
+        self.denoiser = for_run(self.denoiser, num_batches * evaluations, self._compile)
+        if self.weaker is not None:
+            self.weaker = for_run(self.weaker, num_batches * evaluations, self._compile)
+        decoded_at_once = min(batch_size, self._decode_batch_size)
+        self.autoencoder = for_run(self.autoencoder, num_batches * batch_size / decoded_at_once, self._compile)
 
     def find_batch_size(self, num: int, settings: SampleSettings) -> int:
         """The largest batch size, starting from a generous one and halving, whose first evaluation fits into memory.
@@ -328,11 +347,16 @@ class DiffusionPipeline:
                 self.tile = smaller
                 _free_memory()
 
+    @property
+    def _decode_batch_size(self) -> int:
+        return _DECODE_BATCH_SIZE.get(self._device.type, _DECODE_BATCH_SIZE_ELSEWHERE)
+
     def _decode_whole(self, latents: Tensor) -> Tensor:
-        at_once = _DECODE_BATCH_SIZE.get(self._device.type, _DECODE_BATCH_SIZE_ELSEWHERE)
-        return torch.cat(
-            [tensor_to_uint8(self.autoencoder.decode(part.to(self._dtype))).cpu() for part in latents.split(at_once)]
-        )
+        """In parts of one shape, the last one padded."""
+        missing = -len(latents) % self._decode_batch_size
+        padded = torch.cat([latents, latents[-1:].expand(missing, -1, -1, -1)]).to(self._dtype)
+        parts = padded.split(self._decode_batch_size)
+        return torch.cat([tensor_to_uint8(self.autoencoder.decode(part)).cpu() for part in parts])[: len(latents)]
 
     def _decode_tiled(self, latents: Tensor) -> Tensor:
         ratio = self.autoencoder.spatial_compression_ratio

@@ -20,6 +20,8 @@ from dcae_core.errors import UsageError
 from dcae_core.files import replace_file
 from dcae_core.metrics.reconstruction import psnr_by_rows, ssim_by_rows
 from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.models.compilation import CompileMode
+from dcae_core.models.inference import for_run
 from dcae_core.pipelines.comparison import Column, compare
 from dcae_core.pipelines.encode import load_encoder
 from dcae_core.pipelines.image_inputs import COMPARISON_SUFFIX, RECONSTRUCTION_SUFFIX
@@ -185,6 +187,18 @@ def load_models(
         assert record.fingerprint is not None
         models.append(RunModel(name or "", label, network, record.fingerprint))
     return models
+
+
+def make_ready(models: Sequence[RunModel], num_images: int, settings: RunSettings, mode: CompileMode) -> list[RunModel]:
+    """The networks that a run over so many images should use.
+
+    UsageError where they are to be compiled for images that may each have a size of their own.
+    """
+    has_one_size = settings.resolution is not None or settings.tile is not None
+    if mode == "always" and not has_one_size:
+        raise UsageError("--compile always is for images of one size: give --resolution or --tile")
+    num_calls = num_images if has_one_size else 0
+    return [replace(model, network=for_run(model.network, num_calls, mode)) for model in models]
 
 
 def check_settings(models: Iterable[RunModel], settings: RunSettings) -> None:

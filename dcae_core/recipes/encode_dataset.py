@@ -2,7 +2,15 @@
 
 from typing import Literal
 
-from dcae_core.recipes.settings import AlphaRule, ComputingType, NonNegative, Positive, Recipe, StoredType
+from dcae_core.recipes.settings import (
+    AlphaRule,
+    CompileChoice,
+    ComputingType,
+    NonNegative,
+    Positive,
+    Recipe,
+    StoredType,
+)
 
 
 class EncodeDatasetRecipe(Recipe):
@@ -40,5 +48,7 @@ class EncodeDatasetRecipe(Recipe):
     """Threads of each process that decode images; the bytes do not depend on it."""
     num_threads: Positive = 1
     """Threads of each process that compute on a CPU; part of what the bytes depend on."""
+    compile: CompileChoice = "auto"
+    """Whether the network runs compiled: auto (on CUDA, where the number of images repays it), always or never."""
     seed: NonNegative = 0
     """Of the noise with which the latents of a KL autoencoder are drawn; others have none."""

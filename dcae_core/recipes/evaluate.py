@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from dcae_core.recipes.settings import (
     AlphaRule,
+    CompileChoice,
     ComputingType,
     NonNegative,
     NonNegativeNumber,
@@ -78,6 +79,8 @@ class EvaluationExecution(Section):
     tf32: bool | None = None
     """Round the inputs of float32 products and convolutions to 10 bits on NVIDIA GPUs, as published: yes, no, or null:
     PyTorch's default, convolutions alone."""
+    compile: CompileChoice = "auto"
+    """Whether networks run compiled: auto (on CUDA, where the number of images repays it), always or never."""
 
 
 class Expectation(Section):

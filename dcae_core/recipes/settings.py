@@ -41,6 +41,15 @@ StoredType = Annotated[Literal["float16", "bfloat16", "float32"], BeforeValidato
 
 AlphaRule = Literal["white", "drop"]
 
+
+def _name_switch(switch: Any) -> Any:
+    return ("always" if switch else "never") if isinstance(switch, bool) else switch
+
+
+CompileChoice = Annotated[Literal["auto", "always", "never"], BeforeValidator(_name_switch)]
+"""Whether networks run compiled: auto asks `models.compilation.repays_compiling`; true and false are the other two."""
+
+
 _LARGEST = (1 << 63) - 1  # what PyTorch can take for a size or a seed
 Positive = Annotated[int, Field(ge=1, le=_LARGEST)]
 NonNegative = Annotated[int, Field(ge=0, le=_LARGEST)]
@@ -95,8 +104,8 @@ class ExecutionSettings(Section):
     tf32: bool | None = None
     """Round the inputs of float32 products and convolutions to 10 bits on NVIDIA GPUs, as published: yes, no, or null:
     PyTorch's default, convolutions alone."""
-    compile: bool = False
-    """Use torch.compile: minutes at the start, faster steps."""
+    compile: CompileChoice = "auto"
+    """Use torch.compile: minutes at the start, faster steps. auto: on CUDA, in runs that are long enough to gain."""
     channels_last: bool = False
     """Keep images in memory as NHWC, which tensor cores prefer."""
     activation_checkpointing: bool = False

@@ -23,6 +23,7 @@ from dcae_core.data.sources import DecodedOnDemand, describe_unread, find_images
 from dcae_core.distributed import barrier, broadcast_object, is_local_main, is_main
 from dcae_core.files import write_text
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
+from dcae_core.models.compilation import repays_compiling
 from dcae_core.recipes.settings import ExecutionSettings
 from dcae_core.recipes.train_ae import DataSettings, PhaseSettings, TrainAutoencoderRecipe
 from dcae_core.training.adversarial import DISCRIMINATOR, AdversarialTerm
@@ -170,7 +171,7 @@ class AutoencoderTask:
         self._reconstruct: nn.Module = Reconstruct(network)
         if execution.sharding == "ddp":
             self._reconstruct = replicate(self._reconstruct)
-        if execution.compile:
+        if repays_compiling(self._device, phase.steps, execution.compile):
             self._reconstruct.compile()
         self._forward_modules = [self._reconstruct]
         self._criterion = ReconstructionLoss(phase.losses, self._device)

@@ -32,6 +32,7 @@ from dcae_core.distributed import broadcast_object, is_main
 from dcae_core.errors import DataError, UsageError
 from dcae_core.files import write_text
 from dcae_core.models import build_denoiser
+from dcae_core.models.compilation import repays_compiling
 from dcae_core.models.configs import DenoiserConfig
 from dcae_core.models.normalisation import ChannelNormalisation
 from dcae_core.pipelines.encode import encoder_name, load_encoder
@@ -151,7 +152,7 @@ class DiffusionTask:
             MODEL: build_trained_network(network, recipe.optimiser, recipe.steps)
         }
         self._forward = replicate(network) if execution.sharding == "ddp" else network
-        if execution.compile:
+        if repays_compiling(self._device, recipe.steps, execution.compile):
             self._forward.compile()
 
     def losses(self, batch: DiffusionBatch, step: int) -> Iterator[Loss]:
@@ -323,7 +324,7 @@ def _open_validation(
         config,
         normalisation=normalisation_of(recipe, dataset),
     )
-    return SamplingValidation(parts, recipe.sampling, recipe.steps, run.directory.grid)
+    return SamplingValidation(parts, recipe.sampling, recipe.steps, run.directory.grid, recipe.execution.compile)
 
 
 def _check_unloaded(manifest: Manifest, where: str, model: str | None) -> None:

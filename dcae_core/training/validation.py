@@ -22,6 +22,7 @@ from dcae_core.metrics.reconstruction import psnr, ssim
 from dcae_core.metrics.reference import read_reference
 from dcae_core.models import build_denoiser
 from dcae_core.models.autoencoder import Autoencoder
+from dcae_core.models.compilation import CompileMode
 from dcae_core.pipelines.comparison import image_grid
 from dcae_core.pipelines.evaluation.parts import FeatureMeasurement, Part
 from dcae_core.pipelines.evaluation.scores import (
@@ -153,14 +154,21 @@ class SamplingValidation:
     """
 
     def __init__(
-        self, parts: DiffusionParts, settings: SamplingSettings, last_step: int, grid_of: Callable[[int], Path]
+        self,
+        parts: DiffusionParts,
+        settings: SamplingSettings,
+        last_step: int,
+        grid_of: Callable[[int], Path],
+        compile: CompileMode = "auto",
     ) -> None:
+        self._compile = compile
         self._parts, self._settings, self._last_step, self._grid_of = parts, settings, last_step, grid_of
         self._features: FeatureMeasurement | None = None
 
     def measure(self, network: nn.Module, step: int, stop: Callable[[], bool]) -> dict[str, float] | None:
         """FID if it is due, or None where `stop` turned true on the way; draws the grid."""
-        pipeline = DiffusionPipeline(replace(self._parts, denoiser=self._unspread(network)))
+        parts = replace(self._parts, denoiser=self._unspread(network))
+        pipeline = DiffusionPipeline(parts, compile=self._compile)
         if is_main():
             self._draw_grid(pipeline, step, stop)
         if any_process(stop()):

@@ -12,7 +12,7 @@ from dcae_core.checkpoints.autoguidance import read_weaker_network
 from dcae_core.checkpoints.denoisers import DiffusionFiles, locate_diffusion, read_diffusion
 from dcae_core.devices import parse_dtype
 from dcae_core.metrics.lpips import load_lpips
-from dcae_core.models.inference import prepare_for_inference
+from dcae_core.models.inference import for_run, prepare_for_inference
 from dcae_core.pipelines.encode import encoder_name
 from dcae_core.pipelines.evaluation import inputs
 from dcae_core.pipelines.evaluation.parts import Measure, ReconstructionMeasurement
@@ -68,7 +68,8 @@ def _plan_autoencoder(recipe: EvaluateRecipe, device: torch.device | str, featur
     lpips = load_lpips("alex", device=device) if "lpips" in recipe.metrics else None
     plain = load_autoencoder(recipe.autoencoder.model, prepare=False)
     identity = {"images": inputs.identity_of(images), "network": fingerprint(plain)}
-    network = prepare_for_inference(plain.to(device, parse_dtype(recipe.autoencoder.dtype)))
+    prepared = prepare_for_inference(plain.to(device, parse_dtype(recipe.autoencoder.dtype)))
+    network = for_run(prepared, len(images) / recipe.batch_size, recipe.execution.compile)
     measure = ReconstructionMeasurement(
         network, recipe.metrics, lpips=lpips, features=features, with_original_features=recipe.reference is None
     )
@@ -90,7 +91,7 @@ def _plan_diffusion(
     if subject.autoguidance is not None:
         weaker = read_weaker_network(locate_diffusion(subject.autoguidance), files, device, dtype)
     parts = read_diffusion(files, autoencoder=subject.autoencoder, device=device, dtype=dtype)
-    pipeline = DiffusionPipeline(parts, weaker)
+    pipeline = DiffusionPipeline(parts, weaker, compile=recipe.execution.compile)
     networks = {"network": fingerprint(pipeline.denoiser), "autoencoder": fingerprint(pipeline.autoencoder)}
     guides = {} if weaker is None else {"autoguidance": fingerprint(weaker)}
     return [
