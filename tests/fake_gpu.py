@@ -54,8 +54,10 @@ class FakeGpu(TorchDispatchMode):
             asked = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.dtype)]
             return torch.empty(args[0].shape, dtype=asked[0] if asked else args[0].dtype, device="cuda")
         if packet is _COPY_INTO and not _is_on_gpu(args[0]):
-            self._wait(func)
-            return args[0]
+            if not (len(args) > 2 and args[2]):  # without blocking: whoever reads it waits for an event first
+                self._wait(func)
+            with unset_fake_temporarily():
+                return args[0].zero_()
         if packet in _READ:
             self._wait(func)
             return 1.0 if args[0].dtype.is_floating_point else True

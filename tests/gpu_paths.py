@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -177,14 +178,15 @@ def loop_over(task: Task, run_dir: Path, accumulation: int) -> Loop:
 def zero_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Backward passes give every weight of the loss's network a gradient on its device."""
 
-    def backward(loop: Loop, batch: Any, meter: Any) -> bool:
-        finite = accumulate(loop, batch, meter)
+    def backward(loop: Loop, batch: Any, meter: Any) -> Tensor:
+        bad_losses = accumulate(loop, batch, meter)
         for trained in loop.task.networks.values():
             for parameter in trained.network.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        return finite
+        return bad_losses
 
     accumulate = Loop._accumulate
+    monkeypatch.setattr(torch.cuda, "Event", Mock)
     monkeypatch.setattr(Tensor, "backward", lambda *_: None)
     monkeypatch.setattr(Loop, "_accumulate", backward)
 
@@ -210,24 +212,38 @@ def test_a_step_of_every_autoencoder_phase(phase: str, accumulation: int, tmp_pa
     shape = {"resolution": 64, "batch_size": 4, "accumulation": accumulation, "steps": 2, "optimiser": OPTIMISER}
     settings = PhaseSettings.model_validate({"name": phase} | shape | PHASES[phase])
     batch = Batch(torch.zeros(4 // accumulation, 3, 64, 64, dtype=torch.uint8), ("a",) * (4 // accumulation), (), 0.0)
-    with FakeGpu() as gpu:
+    with FakeGpu(may_wait=False):
         network = to_fake_gpu(Autoencoder(small_config()))
         task = AutoencoderTask(network, settings, (0, 0), ExecutionSettings(), None)
         loop = loop_over(task, tmp_path, accumulation)
         meter, _ = loop.step(iter([batch] * accumulation))
+        assert loop._unsettled is meter
         assert {value.device.type for name, value in meter.terms.items() if "rate" not in name} == {"cuda"}
-    # One read for each loss, before the weights move, and one for each network's gradient norm.
-    assert gpu.waits == len(task.networks) * (accumulation + 1)
 
 
 @pytest.mark.usefixtures("zero_gradients")
 @pytest.mark.parametrize("objective", ["epsilon", "velocity", "epsilon_variance"])
 def test_a_step_of_every_objective(objective: str, tmp_path: Path) -> None:
+    with FakeGpu(may_wait=False):
+        step_twice(to_fake_gpu(denoiser_for(objective)), objective, tmp_path)
+
+
+@pytest.mark.usefixtures("zero_gradients")
+@pytest.mark.parametrize("fault", ["item", "cpu"])
+def test_a_planted_wait_in_a_step_is_seen(fault: str, tmp_path: Path) -> None:
+    with FakeGpu(may_wait=False):
+        step_twice(to_fake_gpu(_Waiting("none")), "velocity", tmp_path)
+        with pytest.raises(WaitedForGpuError):
+            step_twice(to_fake_gpu(_Waiting(fault)), "velocity", tmp_path)
+
+
+def step_twice(network: nn.Module, objective: str, run_dir: Path) -> None:
+    """Two training steps, of which the second begins before the first is known to count."""
     architecture = "dit" if objective == "epsilon_variance" else "uvit"
     recipe = TrainDiffusionRecipe.model_validate(
         {
             "command": "train-diffusion",
-            "run_dir": str(tmp_path),
+            "run_dir": str(run_dir),
             "latents": "nowhere",
             "network": {"architecture": architecture, "hidden_size": 32, "depth": 2, "num_heads": 2},
             "objective": objective,
@@ -247,9 +263,7 @@ def test_a_step_of_every_objective(objective: str, tmp_path: Path) -> None:
         names=("a",) * 4,
         worker_seconds=0.0,
     )
-    with FakeGpu() as gpu:
-        network = to_fake_gpu(denoiser_for(objective))
-        normalisation = ChannelNormalisation.of([0.0] * 4, [1.0] * 4)
-        task = DiffusionTask(network, recipe, 0.5, None, normalisation)
-        loop_over(task, tmp_path, 1).step(iter([batch]))
-    assert gpu.waits == 2
+    normalisation = ChannelNormalisation.of([0.0] * 4, [1.0] * 4)
+    loop = loop_over(DiffusionTask(network, recipe, 0.5, None, normalisation), run_dir, 1)
+    for _ in range(2):
+        loop.step(iter([batch]))

@@ -20,6 +20,7 @@ from dcae_core.training.parallel import whole
 from dcae_core.training.run_directory import RunDirectory
 from dcae_core.training.task import Batch, Progress, RunLogger, Task
 from dcae_core.training.trackers import plot_metrics
+from dcae_core.training.verdict import Verdict, keep_unless_good, spoil_if, step_unless
 
 
 class StoppedError(DcaeError):
@@ -99,9 +100,10 @@ class LoopSettings:
 
 @dataclass
 class _Meter:
-    """What a step measured, summed over its parts; `fault` says why it is to be skipped."""
+    """What a step measured, summed over its parts; the `verdict` tells whether it counted."""
 
-    fault: str | None = None
+    step: int
+    verdict: Verdict | None = None
     terms: dict[str, Tensor] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     waited: float = 0.0
@@ -114,6 +116,10 @@ class _Meter:
 
 class Loop:
     """Goes through one phase of a run; `signals` are entered by the caller, `progress` is kept up to date.
+
+    A step whose loss or gradients are not finite never reaches the weights: the device itself leaves it out. The loop
+    hears of it when it has given the device the gradients of the next step to compute, so that the device always has
+    work; before anything is measured, logged or saved it waits for the answer.
 
     `scaler` is of losses, for float16; `num_workers` are the loader's, to tell its rate.
     """
@@ -135,6 +141,7 @@ class Loop:
         self._num_workers = max(1, num_workers)
         self._damaged: set[str] = set()
         self._first_step = progress.step
+        self._unsettled: _Meter | None = None
         self._steps_timed, self._seconds_per_step = 0, 0.0
 
     def train(self, batches: Iterator[Batch]) -> None:
@@ -171,6 +178,7 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint of this moment."""
+        self._settle()
         checkpoint = collect_checkpoint(self.task, self.progress, self.scaler, self.settings.data)
         if is_main():
             self.run.save(self.progress.step, checkpoint.write)
@@ -181,7 +189,8 @@ class Loop:
 
     def step(self, batches: Iterator[Batch]) -> tuple[_Meter, bool]:
         """One optimiser step; what it measured, and whether to stop after it."""
-        meter = _Meter()
+        meter = _Meter(self.progress.step)
+        bad_losses: Tensor | float = 0.0
         stop = False
         keeps_buffers = self.settings.accumulation > 1 or self.settings.on_nonfinite == "skip"
         before = self._buffers() if keeps_buffers else []
@@ -193,20 +202,22 @@ class Loop:
             meter.waited += time.perf_counter() - start
             last = part + 1 == self.settings.accumulation
             with nullcontext() if last else self.task.without_synchronisation():
-                finite = self._accumulate(batch, meter)
-            stop = self._agree(finite, meter)
+                bad_losses = bad_losses + self._accumulate(batch, meter)
+            stop = any_process(self.signals.received is not None)
             if stop and not last:
                 # Gradients are not saved: the step is done again from its beginning.
                 _restore(before)
                 self._save_and_stop()
-        if meter.fault is None:
-            self._move(meter)
+        self._settle()
+        assert isinstance(bad_losses, Tensor)
+        meter.verdict = self._move(meter, bad_losses)
+        if self.settings.on_nonfinite == "skip":
+            keep_unless_good(meter.verdict.is_bad, before)
         self.progress.step += 1
         self.progress.phase_step += 1
-        self.progress.skipped_in_a_row = 0 if meter.fault is None else self.progress.skipped_in_a_row + 1
-        if meter.fault is not None:
-            _restore(before)
-            self._skip(meter)
+        self._unsettled = meter
+        if not meter.verdict.is_pending:
+            self._settle()
         return meter, stop
 
     def _next(self, batches: Iterator[Batch], before: list[tuple[Tensor, Tensor]]) -> Batch:
@@ -223,67 +234,77 @@ class Loop:
             self.save()
         raise failure or LostProcessError("another process could not read its data, and says why")
 
-    def _accumulate(self, batch: Batch, meter: _Meter) -> bool:
-        """Go backward from the losses of one part; whether all of them are finite."""
+    def _accumulate(self, batch: Batch, meter: _Meter) -> Tensor:
+        """Go backward from the losses of one part; how many of them are not finite, on their device."""
         share = len(batch.names) * world_size() / self.settings.batch_size  # processes are averaged, parts added up
-        finite = True
+        bad: list[Tensor] = []
         for loss in self.task.losses(batch, self.progress.phase_step):
-            finite = finite and bool(torch.isfinite(loss.value))
+            bad.append(~torch.isfinite(loss.value.detach()))
             self.scaler.scale(loss.value * share).backward()
             meter.add(loss.terms, share)
         meter.names += batch.names
         meter.worker_seconds += batch.worker_seconds
         self._note_damaged(batch.damaged)
-        return finite
+        return torch.stack(bad).float().sum()
 
-    def _agree(self, finite: bool, meter: _Meter) -> bool:
-        """Whether any process was asked to stop; DivergedError if a loss in any is not finite and that ends the run."""
-        diverged, stop = all_reduce_sum(
-            torch.tensor([float(not finite), float(self.signals.received is not None)])
-        ).tolist()
-        if diverged:
-            bad = [name for name, value in meter.terms.items() if not bool(torch.isfinite(value))]
-            self._note_fault(f"the loss ({', '.join(bad) or 'of another process'}) is not finite", meter)
-        return stop > 0
-
-    def _move(self, meter: _Meter) -> None:
-        """Let every optimiser take its step, unless a gradient is not finite."""
+    def _move(self, meter: _Meter, bad_losses: Tensor) -> Verdict:
+        """Let every optimiser take its step, which changes nothing where a loss or a gradient is not finite."""
+        bad_losses = all_reduce_sum(bad_losses)
+        bad = [bad_losses]
         for name, trained in self.task.networks.items():
             rate = trained.learning_rate(self.progress.phase_step)
             for group in trained.optimiser.param_groups:
                 group["lr"] = rate
-            self.scaler.unscale_(trained.optimiser)
             parameters = [parameter for group in trained.optimiser.param_groups for parameter in group["params"]]
+            if self.scaler.is_enabled():
+                spoil_if(bad_losses, next(each.grad for each in parameters if each.grad is not None))
+                self.scaler.unscale_(trained.optimiser)
             limit = trained.clip_gradient_norm if trained.clip_gradient_norm is not None else math.inf
             norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
             # In float16 the scaler leaves out a step whose gradients overflowed, and scales less from then on.
-            if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
-                self._note_fault(f"the gradient of the {name} is not finite", meter)
+            bad.append(torch.zeros_like(norm) if self.scaler.is_enabled() else ~torch.isfinite(norm))
             meter.terms[f"{name}.gradient_norm"] = norm
             meter.terms[f"{name}.learning_rate"] = torch.tensor(rate, dtype=torch.float64)
-        if meter.fault is not None:
-            return
+        verdict = Verdict(torch.stack([count.float() for count in bad]))
         for trained in self.task.networks.values():
-            self.scaler.step(trained.optimiser)
+            if self.scaler.is_enabled():
+                self.scaler.step(trained.optimiser)
+            else:
+                step_unless(verdict.is_bad, trained.optimiser)
         self.scaler.update()
-        if self.task.ema is not None:
-            self.task.ema.update()
+        return verdict
 
-    def _note_fault(self, what: str, meter: _Meter) -> None:
+    def _settle(self) -> None:
+        """Hear whether the last step counted: its weights go into the average, or it is told, or it ends the run."""
+        meter, self._unsettled = self._unsettled, None
+        if meter is None:
+            return
+        assert meter.verdict is not None
+        bad_losses, *bad_gradients = meter.verdict.read()
+        if bad_losses:
+            bad = [name for name, value in meter.terms.items() if not bool(torch.isfinite(value)) and "." not in name]
+            self._skip(f"the loss ({', '.join(bad) or 'of another process'}) is not finite", meter)
+        elif any(bad_gradients):
+            name = next(name for name, count in zip(self.task.networks, bad_gradients, strict=True) if count)
+            self._skip(f"the gradient of the {name} is not finite", meter)
+        else:
+            self.progress.skipped_in_a_row = 0
+            if self.task.ema is not None:
+                self.task.ema.update()
+
+    def _skip(self, what: str, meter: _Meter) -> None:
+        """Count a step that changed nothing, and say so; its figures are left out, for some are not finite."""
         shown = ", ".join(meter.names[:8]) + (", ..." if len(meter.names) > 8 else "")
-        fault = f"step {self.progress.step} (phase {self.settings.phase}): {what}, in the batch of {shown}"
+        fault = f"step {meter.step} (phase {self.settings.phase}): {what}, in the batch of {shown}"
         if self.settings.on_nonfinite == "stop":
             self._diverge(fault)
-        meter.fault = meter.fault or fault
-
-    def _skip(self, meter: _Meter) -> None:
-        """Count a step that changed nothing, and say so; its figures are left out, for some are not finite."""
         progress, limit = self.progress, self.settings.max_skips
         progress.skipped += 1
+        progress.skipped_in_a_row += 1
         meter.terms = {}
         if progress.skipped_in_a_row > limit:
-            self._diverge(f"{meter.fault}; {limit} steps in a row were skipped before it")
-        self.logger.note(f"skipped {meter.fault}; {progress.skipped} so far, {progress.skipped_in_a_row} in a row")
+            self._diverge(f"{fault}; {limit} steps in a row were skipped before it")
+        self.logger.note(f"skipped {fault}; {progress.skipped} so far, {progress.skipped_in_a_row} in a row")
 
     def _diverge(self, fault: str) -> None:
         latest = self.run.latest()
@@ -299,6 +320,7 @@ class Loop:
         ]
 
     def _validate(self) -> None:
+        self._settle()
         self.logger.advance("validation", 0, 0)
         figures = self.task.validate(self.progress.step, lambda: self.signals.received is not None)
         self.progress.validation_due = figures is None
@@ -311,6 +333,7 @@ class Loop:
             self._write({f"validation.{name}": value for name, value in figures.items()})
 
     def _log(self, meter: _Meter, seconds: float) -> None:
+        self._settle()
         if self.progress.skipped:
             meter.terms["skipped_steps"] = torch.tensor(self.progress.skipped, dtype=torch.float64)
         names = sorted(meter.terms)

@@ -125,9 +125,9 @@ def test_changed_betas_and_weight_decay_are_applied(folder: Path, monkeypatch: p
     groups: list[dict] = []
     move = Loop._move
 
-    def look(self, meter):
-        move(self, meter)
+    def look(self, *step):
         groups[:] = self.task.networks["autoencoder"].optimiser.param_groups
+        return move(self, *step)
 
     monkeypatch.setattr(Loop, "_move", look)
     changed = {"learning_rate": 1e-3, "weight_decay": 0.3, "warmup_steps": 1, "betas": [0.5, 0.6], "epsilon": 1e-4}
