@@ -57,6 +57,7 @@ def evaluate(
     ssim: Annotated[bool, typer.Option("--ssim", help="Measure SSIM.")] = False,
     lpips: Annotated[bool, typer.Option("--lpips", help="Measure LPIPS (AlexNet).")] = False,
     fid: Annotated[bool, typer.Option("--fid", help="Measure FID (rFID for an autoencoder).")] = False,
+    sfid: Annotated[bool, typer.Option("--sfid", help="Measure sFID: spatial features, as ADM's files hold.")] = False,
     is_: Annotated[bool, typer.Option("--is", help="Measure the Inception Score.")] = False,
     precision_recall: Annotated[
         bool, typer.Option("--precision-recall", help="Measure precision and recall (k = 3).")
@@ -134,7 +135,7 @@ def evaluate(
     from dcae_core.pipelines.evaluation import evaluate as pipeline
     from dcae_core.pipelines.evaluation.report import REPORT_NAME, write_report
 
-    wanted = {"psnr": psnr, "ssim": ssim, "lpips": lpips, "fid": fid, "is": is_}
+    wanted = {"psnr": psnr, "ssim": ssim, "lpips": lpips, "fid": fid, "sfid": sfid, "is": is_}
     wanted |= {"precision_recall": precision_recall, "kid": kid, "frechet": frechet}
     changes: dict[str, Any] = {
         "metrics": [name for name, asked in wanted.items() if asked],

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dcae_core.metrics.inception_network import InceptionV3
 
 NUM_FEATURES = 2048
+NUM_SPATIAL_FEATURES = 17 * 17 * 7
 FID_RESIZE = "bilinear to 299x299, pixel centres aligned, no antialias, [-1, 1]"
 INCEPTION_SCORE_RESIZE = "bilinear to 299x299 as TensorFlow 1, corners aligned, (x - 128) / 128"
 ResizeRule = Literal["half_pixel", "tensorflow"]
@@ -56,10 +57,11 @@ def resize_for_inception_score(images: Tensor) -> Tensor:
 
 
 class InceptionOutput(NamedTuple):
-    """What a batch gives: features (B, 2048) and, where asked for, logits (B, 1008), both float32 on the CPU."""
+    """Of a batch, float32 on the CPU: features (B, 2048), logits (B, 1008) if asked for, spatial features (B, 2023)."""
 
     features: Tensor
     logits: Tensor | None
+    spatial: Tensor
 
 
 class InceptionExtractor:
@@ -83,11 +85,12 @@ class InceptionExtractor:
         images = images.to(next(self.network.parameters()).device)
         by_rule = {}
         if resize == "tensorflow" or with_logits:
-            by_rule["tensorflow"] = self.network(resize_for_inception_score(images))
+            by_rule["tensorflow"] = self.network.forward_with_spatial(resize_for_inception_score(images))
         if resize == "half_pixel":
-            by_rule["half_pixel"] = self.network(resize_for_fid(images))
-        logits = self.network.unbiased_logits(by_rule["tensorflow"]).cpu() if with_logits else None
-        return InceptionOutput(by_rule[resize].cpu(), logits)
+            by_rule["half_pixel"] = self.network.forward_with_spatial(resize_for_fid(images))
+        logits = self.network.unbiased_logits(by_rule["tensorflow"][0]).cpu() if with_logits else None
+        features, spatial = by_rule[resize]
+        return InceptionOutput(features.cpu(), logits, spatial.cpu())
 
 
 def load_inception(weights: Path | None = None, *, device: torch.device | str = "cpu") -> InceptionExtractor:

@@ -18,6 +18,7 @@ from torchvision.models.inception import (
 )
 
 NUM_LOGITS = 1008
+_SPATIAL_BLOCK, _NUM_SPATIAL_CHANNELS = "Mixed_6d", 7
 
 
 def _mean_of_image(x: Tensor) -> Tensor:
@@ -86,11 +87,20 @@ class InceptionV3(Inception3):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, 299, 299) in [-1, 1] -> features of the last pooling layer (B, 2048), none negative."""
+        return self.forward_with_spatial(x)[0]
+
+    def forward_with_spatial(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Also the spatial features (B, 2023) of sFID: seven channels at 17 x 17 positions, channels running fastest.
+
+        Source: Nash et al. 2021 (arXiv 2103.03841); guided-diffusion evaluations/evaluator.py, `mixed_6/conv`.
+        """
         for name, layer in self.named_children():
             if name == "fc":
                 break
+            if name == _SPATIAL_BLOCK:
+                spatial = layer.branch1x1(x)[:, :_NUM_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
             x = layer(x)
-        return torch.flatten(x, 1)
+        return torch.flatten(x, 1), spatial
 
     def unbiased_logits(self, features: Tensor) -> Tensor:
         """Class logits (B, 1008) without the bias, as the Inception Score takes them, from features (B, 2048)."""

@@ -19,6 +19,7 @@ from dcae_core.metrics.npz import REAL_NUMBERS, ArrayHeader, Npz, open_npz
 
 _IMAGES = "arr_0"
 _ADM_NAME = "VIRTUAL_"
+_SPATIAL = ("mu_s", "sigma_s")
 _MAX_FEATURES = 1 << 13  # Inception's are 2048
 _MAX_SIDE = 1 << 14  # of an image in a batch, pixels
 _MAX_DESCRIPTION_BYTES = 1 << 16
@@ -32,6 +33,7 @@ class Reference:
     Attributes:
         sha256: of its bytes.
         gaussian: mean and covariance of Inception features.
+        spatial: the same of its spatial features, where the file has them (`mu_s`, `sigma_s`, as ADM's).
         description: what else the file says: number of images, resolution, transform, weights (ours only).
         num_images: images that lie in the file (ADM's batches); 0 where it holds statistics alone.
         resize: the rule by which its images became Inception's input: what a file of ours says; for ADM's files, known
@@ -44,6 +46,7 @@ class Reference:
     description: dict[str, str | int] = field(default_factory=dict)
     num_images: int = 0
     resize: ResizeRule = "half_pixel"
+    spatial: Gaussian | None = None
 
     def images(self, ranges: Sequence[range]) -> Iterator[Tensor]:
         """The file's images of each range, uint8 (B, 3, H, W), read one range at a time; DataError if it ends early."""
@@ -72,8 +75,8 @@ def _count_images(arrays: Npz, path: Path) -> int:
 def read_reference(path: Path) -> Reference:
     """Read reference statistics; nothing in the file is executed, and shapes are known before values are read.
 
-    Costs the two arrays (34 MB at 2048 features) and one pass over the file for its hash. DataError where the file is
-    missing, damaged, or no reference.
+    Costs its arrays (34 MB at 2048 features, as much again for spatial ones) and one pass over the file for its hash.
+    DataError where the file is missing, damaged, or no reference.
     """
     if not path.is_file():
         raise DataError(
@@ -84,20 +87,24 @@ def read_reference(path: Path) -> Reference:
         num_images = _count_images(arrays, path)
         if not {"mu", "sigma"} <= set(arrays.names):
             raise DataError(f"{path} is no reference: it has no `mu` and `sigma`; make one with dcae fid-ref")
-        limit = 8 * _MAX_FEATURES
-        mean, covariance = (
-            arrays.read(name, size).astype(np.float64)
-            for name, size in (("mu", limit), ("sigma", limit * _MAX_FEATURES))
-        )
+        gaussian = _read_gaussian(arrays, path, "mu", "sigma")
+        has_spatial = set(_SPATIAL) <= set(arrays.names)
+        spatial = _read_gaussian(arrays, path, *_SPATIAL) if has_spatial else None
         description = {
             name: arrays.read(name, _MAX_DESCRIPTION_BYTES, _DESCRIBING).item()
             for name in arrays.names
-            if name not in ("mu", "sigma", _IMAGES) and _describes(arrays.header(name))
+            if name not in ("mu", "sigma", *_SPATIAL, _IMAGES) and _describes(arrays.header(name))
         }
         resize = _resize_of(path, description, arrays.names)
-    mean = np.atleast_1d(mean.squeeze())
-    _check(path, mean, covariance)
-    return Reference(path, sha256_of_file(path), Gaussian(mean, covariance), description, num_images, resize)
+    return Reference(path, sha256_of_file(path), gaussian, description, num_images, resize, spatial)
+
+
+def _read_gaussian(arrays: Npz, path: Path, mean_name: str, covariance_name: str) -> Gaussian:
+    limit = 8 * _MAX_FEATURES
+    mean = np.atleast_1d(arrays.read(mean_name, limit).astype(np.float64).squeeze())
+    covariance = arrays.read(covariance_name, limit * _MAX_FEATURES).astype(np.float64)
+    _check(path, mean, covariance, f"{mean_name} {mean.shape} and {covariance_name} {covariance.shape}")
+    return Gaussian(mean, covariance)
 
 
 def _resize_of(path: Path, description: dict[str, str | int], arrays: Sequence[str]) -> ResizeRule:
@@ -109,7 +116,7 @@ def _resize_of(path: Path, description: dict[str, str | int], arrays: Sequence[s
     if said is not None:
         raise DataError(f"{path} says that its images were resized by an unknown rule: {str(said)[:80]!r}")
     # Source: guided-diffusion `evaluations/README.md`: its files have spatial statistics, or names like VIRTUAL_*.npz.
-    of_adm = {"mu_s", "sigma_s"} <= set(arrays) or path.name.upper().startswith(_ADM_NAME)
+    of_adm = set(_SPATIAL) <= set(arrays) or path.name.upper().startswith(_ADM_NAME)
     return "tensorflow" if of_adm else "half_pixel"
 
 
@@ -117,9 +124,9 @@ def _describes(header: ArrayHeader) -> bool:
     return header.shape == () and header.num_bytes <= _MAX_DESCRIPTION_BYTES and header.dtype.kind in _DESCRIBING
 
 
-def _check(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
+def _check(path: Path, mean: np.ndarray, covariance: np.ndarray, named: str) -> None:
     if mean.ndim != 1 or mean.size == 0 or covariance.shape != (mean.size, mean.size):
-        raise DataError(f"{path}: mu {mean.shape} and sigma {covariance.shape} do not belong together")
+        raise DataError(f"{path}: {named} do not belong together")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise DataError(f"{path}: its statistics are not finite numbers (NaN): make the file again")
     slack = 1e-6 * max(1.0, float(np.abs(covariance).max()))

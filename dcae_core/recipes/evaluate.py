@@ -17,10 +17,10 @@ from dcae_core.recipes.settings import (
     Section,
 )
 
-MetricName = Literal["psnr", "ssim", "lpips", "fid", "is", "precision_recall", "kid", "frechet"]
+MetricName = Literal["psnr", "ssim", "lpips", "fid", "sfid", "is", "precision_recall", "kid", "frechet"]
 RECONSTRUCTION_METRICS: tuple[MetricName, ...] = ("psnr", "ssim", "lpips")
-REFERENCE_METRICS: tuple[MetricName, ...] = ("fid", "precision_recall", "kid", "frechet")
-MEASURED_NAMES = ("psnr", "ssim", "lpips", "fid", "is", "precision", "recall", "kid", "frechet")
+REFERENCE_METRICS: tuple[MetricName, ...] = ("fid", "sfid", "precision_recall", "kid", "frechet")
+MEASURED_NAMES = ("psnr", "ssim", "lpips", "fid", "sfid", "is", "precision", "recall", "kid", "frechet")
 SCORE_NAMES = (*MEASURED_NAMES, "latent_mean", "latent_rms", "latent_std")
 
 

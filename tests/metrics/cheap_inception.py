@@ -17,6 +17,7 @@ class CheapExtractor:
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self._features = torch.randn(192, 2048, generator=generator) / 8
+        self._spatial = torch.randn(192, 2023, generator=torch.Generator().manual_seed(1))
         self._logits = torch.randn(192, 1008, generator=generator)
 
     def __call__(
@@ -24,7 +25,8 @@ class CheapExtractor:
     ) -> InceptionOutput:
         images = images if resize == "half_pixel" else images[..., :-1, :-1]
         small = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 8).flatten(1)
-        return InceptionOutput((small @ self._features).relu(), small @ self._logits if with_logits else None)
+        logits = small @ self._logits if with_logits else None
+        return InceptionOutput((small @ self._features).relu(), logits, (small @ self._spatial).relu())
 
 
 @contextmanager

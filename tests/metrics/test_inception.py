@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from dcae_core.errors import CheckpointError, DataError, DownloadError
 from dcae_core.files import sha256_of_file
 from dcae_core.metrics.inception import (
+    NUM_SPATIAL_FEATURES,
     InceptionExtractor,
     load_inception,
     resize_for_fid,
@@ -106,3 +107,17 @@ def test_wrong_weights_and_images_get_one_line(
         load_inception()
     with pytest.raises(DataError, match="expected uint8 images"):
         extractor(torch.zeros(1, 3, 8, 8))
+
+
+def test_spatial_features_are_seven_channels_of_the_sixth_block(extractor) -> None:
+    """By hand: what goes into torchvision's Mixed_6d, through its 1x1 convolution, norm and ReLU; NHWC, as in ADM."""
+    x = resize_for_fid(images(40, 30))
+    network, seen = extractor.network, []
+    hook = network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    features, spatial = network.forward_with_spatial(x)
+    hook.remove()
+    assert spatial.shape == (len(x), NUM_SPATIAL_FEATURES)
+    by_position = spatial.reshape(len(x), 17, 17, 7)
+    torch.testing.assert_close(by_position[:, 3, 11, 5], seen[0][:, 5, 3, 11])
+    assert torch.equal(seen[0], seen[1])  # asked for beside the block's own pass
+    assert torch.equal(features, network(x))

@@ -233,6 +233,40 @@ def test_generated_images_against_a_reference_of_themselves_are_at_distance_zero
     assert evaluation.scores[0].reference_sha256 is not None
 
 
+def test_sfid_of_images_against_files_of_their_own_spatial_statistics(
+    photographs: Path, cheap: CheapExtractor, tmp_path: Path
+) -> None:
+    """Zero against a file that holds them, by the rule of such files; the same against the images themselves."""
+    names = [f"{number:02d}.png" for number in range(NUM_IMAGES) if number != 5]
+    images = np.stack([np.asarray(center_crop_adm(open_image(photographs / name), 32)) for name in names])
+    output = cheap(torch.from_numpy(images).permute(0, 3, 1, 2), resize="tensorflow")
+    pooled, spatial = output.features.double().numpy(), output.spatial.double().numpy()
+    statistics = {
+        "mu": pooled.mean(0), "sigma": np.cov(pooled, rowvar=False),
+        "mu_s": spatial.mean(0), "sigma_s": np.cov(spatial, rowvar=False),
+    }  # fmt: skip
+    np.savez(tmp_path / "adm.npz", **statistics)
+    np.savez(tmp_path / "pooled.npz", mu=statistics["mu"], sigma=statistics["sigma"])
+    np.savez(tmp_path / "other.npz", **statistics | {"mu_s": np.zeros(3), "sigma_s": np.eye(3)})
+
+    def evaluated(reference: Path, **changes):
+        recipe = EvaluateRecipe(
+            generated=str(photographs), resolution=32, metrics=["fid", "sfid"], reference=str(reference), batch_size=4
+        ).model_copy(update=changes)
+        return run(recipe, tmp_path / "work")
+
+    against_file = evaluated(tmp_path / "adm.npz")
+    assert against_file.measured()["fid"] == pytest.approx(0, abs=1e-6 * np.trace(statistics["sigma"]))
+    assert against_file.measured()["sfid"] == pytest.approx(0, abs=1e-6 * np.trace(statistics["sigma_s"]))
+    assert "TensorFlow 1" in against_file.scores[1].origin()
+    assert evaluated(tmp_path / "adm.npz", resize="half_pixel").measured()["sfid"] > 0.01
+    assert evaluated(photographs).measured()["sfid"] == pytest.approx(0, abs=1e-6 * np.trace(statistics["sigma_s"]))
+    with pytest.raises(DataError, match="no spatial statistics"):
+        evaluated(tmp_path / "pooled.npz")
+    with pytest.raises(DataError, match="3 spatial features, expected 2023"):
+        evaluated(tmp_path / "other.npz")
+
+
 def test_precision_and_recall_against_the_images_of_an_adm_batch(
     photographs: Path, cheap: CheapExtractor, tmp_path: Path
 ) -> None:

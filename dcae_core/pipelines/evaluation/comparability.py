@@ -1,9 +1,9 @@
 """What keeps scores from being compared with others."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from dcae_core.errors import DataError
-from dcae_core.metrics.inception import NUM_FEATURES, ResizeRule
+from dcae_core.metrics.inception import NUM_FEATURES, NUM_SPATIAL_FEATURES, ResizeRule
 from dcae_core.metrics.reference import Reference
 from dcae_core.pipelines.evaluation.scores import Score
 
@@ -71,14 +71,26 @@ def warnings_about(
     return lines
 
 
-def require_comparable(reference: Reference) -> None:
-    """Refuse a reference of other features before anything is computed.
+def require_comparable(reference: Reference, metrics: Collection[str]) -> None:
+    """Refuse a reference of other features, or without what a metric needs, before anything is computed.
 
     Raises:
-        DataError: its dimension is not 2048.
+        DataError: its dimension is not 2048; or for sFID, it has neither 2023 spatial features nor images.
     """
     if reference.gaussian.mean.size != NUM_FEATURES:
         raise DataError(
             f"{reference.path} holds statistics of {reference.gaussian.mean.size} features, expected {NUM_FEATURES}: "
             "make it with dcae fid-ref"
+        )
+    if "sfid" not in metrics:
+        return
+    if reference.spatial is None and not reference.num_images:
+        raise DataError(
+            f"{reference.path} has no spatial statistics (mu_s, sigma_s), which sFID compares with: give a reference "
+            "file of ADM, or a folder of images"
+        )
+    if reference.spatial is not None and reference.spatial.mean.size != NUM_SPATIAL_FEATURES:
+        raise DataError(
+            f"{reference.path} holds statistics of {reference.spatial.mean.size} spatial features, expected "
+            f"{NUM_SPATIAL_FEATURES}: fetch ADM's file again"
         )

@@ -47,7 +47,7 @@ from dcae_core.pipelines.evaluation.scores import (
 from dcae_core.progress import OpenProgress, no_progress
 from dcae_core.recipes.evaluate import EvaluateRecipe
 
-_ON_FEATURES = ("fid", "is", "precision_recall", "kid")
+_ON_FEATURES = ("fid", "sfid", "is", "precision_recall", "kid")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class _FeatureNetworks:
     inception: InceptionExtractor | None
     embedded: EmbeddedFeatureMeasurement | None
     resize: ResizeRule
+    with_spatial: bool
 
     @property
     def sha256(self) -> str | None:
@@ -67,7 +68,11 @@ class _FeatureNetworks:
         """All features that are asked for; None where none are."""
         measures: list[Measure] = []
         if self.inception is not None:
-            measures.append(FeatureMeasurement(self.inception, with_logits=with_logits, resize=self.resize))
+            measures.append(
+                FeatureMeasurement(
+                    self.inception, with_logits=with_logits, with_spatial=self.with_spatial, resize=self.resize
+                )
+            )
         if self.embedded is not None:
             measures.append(self.embedded)
         return measure_together(measures) if measures else None
@@ -128,11 +133,11 @@ def _evaluate(
     with progress("loading the weights of Inception", 0):
         inception = _load_inception(recipe, device)
     if reference is not None and inception is not None:
-        require_comparable(reference)
+        require_comparable(reference, recipe.metrics)
     with progress("loading the weights", 0):
         embedded = EmbeddedFeatureMeasurement(device) if "frechet" in recipe.metrics else None
         resize: ResizeRule = recipe.resize or (reference.resize if reference is not None else "half_pixel")
-        networks = _FeatureNetworks(inception, embedded, resize)
+        networks = _FeatureNetworks(inception, embedded, resize, "sfid" in recipe.metrics)
         plans = plans_of(recipe, device, networks.measure(with_logits="is" in recipe.metrics))
     their_images, identity_of_theirs = _their_images(recipe, reference, plans[0].source.size)
     places = [
@@ -208,6 +213,7 @@ def _reference_cache(
         resize=networks.resize,
         embedded=networks.embedded and networks.embedded.fingerprint,
         features=keeps_features(recipe.metrics),
+        spatial=networks.with_spatial,
         batch_size=recipe.batch_size,
         tf32=recipe.execution.tf32,
         device=torch.device(device).type,
@@ -256,7 +262,8 @@ def _their_images(
         DataError: there are none, or statistics alone where images are needed.
     """
     if reference is not None:
-        if set(recipe.metrics) & {"precision_recall", "kid", "frechet"}:
+        on_images = {"precision_recall", "kid", "frechet"} | ({"sfid"} if reference.spatial is None else set())
+        if on_images & set(recipe.metrics):
             return inputs.ReferenceImages(reference), reference.sha256
         return None, None
     if recipe.reference is None:

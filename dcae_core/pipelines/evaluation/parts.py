@@ -35,6 +35,7 @@ from dcae_core.progress import Advance
 from dcae_core.weights import fingerprint
 
 FEATURES, LOGITS, EMBEDDED_FEATURES = "features", "logits", "embedded_features"
+SPATIAL_FEATURES = "spatial_features"
 ORIGINAL = "original_"  # before the name of features: of the image that went into an autoencoder
 ORIGINAL_FEATURES = ORIGINAL + FEATURES
 ENLARGED = "enlarged"
@@ -188,21 +189,30 @@ def _pad(images: Tensor, batch_size: int) -> Tensor:
 
 
 class FeatureMeasurement:
-    """Inception features, and logits where they are asked for, of images from anywhere, resized by a rule."""
+    """Inception features of images from anywhere, resized by a rule; logits and spatial ones where asked for."""
 
     def __init__(
-        self, extractor: InceptionExtractor, *, with_logits: bool = False, resize: ResizeRule = "half_pixel"
+        self,
+        extractor: InceptionExtractor,
+        *,
+        with_logits: bool = False,
+        with_spatial: bool = False,
+        resize: ResizeRule = "half_pixel",
     ) -> None:
         self._extractor = extractor
         self._resize = resize
-        self._with_logits = with_logits
+        self._with_logits, self._with_spatial = with_logits, with_spatial
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Rows `features` (B, 2048) and `logits` (B, 1008); DataError where the network gives values not finite."""
+        """Rows `features` (B, 2048), `logits` (B, 1008), `spatial_features` (B, 2023).
+
+        DataError where the network gives values not finite.
+        """
         output = self._extractor(images, with_logits=self._with_logits, resize=self._resize)
         if not torch.isfinite(output.features).all():
             raise DataError("the Inception network gives features that are not finite numbers (NaN): check its weights")
-        return {FEATURES: output.features} | ({LOGITS: output.logits} if output.logits is not None else {})
+        rows = {FEATURES: output.features} | ({LOGITS: output.logits} if output.logits is not None else {})
+        return rows | ({SPATIAL_FEATURES: output.spatial} if self._with_spatial else {})
 
 
 class EmbeddedFeatureMeasurement:

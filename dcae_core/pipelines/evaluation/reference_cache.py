@@ -16,8 +16,7 @@ from dcae_core.metrics.frechet import Gaussian
 from dcae_core.pipelines.evaluation.parts import evaluation_key
 from dcae_core.pipelines.evaluation.scores import Comparison
 
-_GAUSSIANS = ("gaussian", "embedded")
-_FEATURES = "features"
+_FEATURES, _MEAN, _COVARIANCE = "features", ".mean", ".covariance"
 
 
 class ReferenceCache:
@@ -41,19 +40,16 @@ class ReferenceCache:
             return None
         if description != self._describe(arrays):
             return None
-        inception, embedded = (
-            Gaussian(arrays[f"{kind}.mean"], arrays[f"{kind}.covariance"]) if f"{kind}.mean" in arrays else None
-            for kind in _GAUSSIANS
-        )
+        kinds = [name.removesuffix(_MEAN) for name in arrays if name.endswith(_MEAN)]
+        gaussians = {kind: Gaussian(arrays[kind + _MEAN], arrays[kind + _COVARIANCE]) for kind in kinds}
         features = torch.from_numpy(arrays[_FEATURES]) if _FEATURES in arrays else None
-        return Comparison("", inception, embedded, features, num_images=int(arrays["num_images"]))
+        return Comparison("", gaussians, features, num_images=int(arrays["num_images"]))
 
     def save(self, measured: Comparison) -> None:
         """Keep it; without a place to write, the next evaluation measures again."""
         arrays = {"num_images": np.array(measured.num_images)}
-        for kind in _GAUSSIANS:
-            if (gaussian := getattr(measured, kind)) is not None:
-                arrays |= {f"{kind}.mean": gaussian.mean, f"{kind}.covariance": gaussian.covariance}
+        for kind, gaussian in measured.gaussians.items():
+            arrays |= {kind + _MEAN: gaussian.mean, kind + _COVARIANCE: gaussian.covariance}
         if measured.features is not None:
             arrays[_FEATURES] = measured.features.numpy()
         with suppress(ResourceError):

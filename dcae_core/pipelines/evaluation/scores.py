@@ -24,14 +24,16 @@ from dcae_core.pipelines.evaluation.parts import (
     LOGITS,
     ORIGINAL,
     ORIGINAL_FEATURES,
+    SPATIAL_FEATURES,
     Part,
 )
 from dcae_core.recipes.evaluate import Expectation
 
 PER_IMAGE = ("psnr", "ssim", "lpips")
-_MEASURED = (FEATURES, EMBEDDED_FEATURES)
+_MEASURED = (FEATURES, SPATIAL_FEATURES, EMBEDDED_FEATURES)
 _FEATURE_SETS = (*_MEASURED, *(ORIGINAL + name for name in _MEASURED))
 _INCEPTION_FEATURES = (FEATURES, ORIGINAL_FEATURES)
+_INCEPTION_DISTANCES = {"fid": FEATURES, "sfid": SPATIAL_FEATURES}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ METRICS = {
     "ssim": MetricDescription("SSIM", "torchmetrics default, data range 255, per image, averaged", True),
     "lpips": MetricDescription("LPIPS", "LPIPS v0.1 AlexNet as in torchmetrics, 8-bit, averaged", False),
     "fid": MetricDescription("FID", "efficientvit: pool features 2048, float64, N - 1", False),
+    "sfid": MetricDescription("sFID", "guided-diffusion (ADM): 7 channels of mixed_6 at 17x17, N - 1", False),
     "is": MetricDescription("Inception Score", "torch-fidelity: unbiased logits, 10 splits, shuffle 2020", True),
     "precision": MetricDescription("Precision", "guided-diffusion (ADM): k = 3, pool features 2048", True),
     "recall": MetricDescription("Recall", "guided-diffusion (ADM): k = 3, pool features 2048", True),
@@ -154,15 +157,19 @@ def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What scores on features compare with: `gaussian` for FID, `features` (M, 2048) for precision, recall and KID.
+    """What scores on features compare with.
 
-    `embedded` is for the distance on the embedded autoencoder's features, `name` what reports call it all, `sha256` the
-    reference file's, `resize` the rule of both sides' images, `num_images` how many were measured.
+    Attributes:
+        name: what reports call it.
+        gaussians: of each kind of features.
+        features: (M, 2048) of Inception, for precision, recall and KID.
+        sha256: of the reference file.
+        resize: the rule of both sides' images.
+        num_images: how many were measured.
     """
 
     name: str
-    gaussian: Gaussian | None = None
-    embedded: Gaussian | None = None
+    gaussians: Mapping[str, Gaussian] = field(default_factory=dict)
     features: Tensor | None = None
     sha256: str | None = None
     resize: ResizeRule = "half_pixel"
@@ -177,14 +184,16 @@ def compare_with_images(name: str, images: Gathered, prefix: str = "", resize: R
     """
     gaussians = {kind: gaussian_of(images, prefix + kind) for kind in _MEASURED if prefix + kind in images.gaussians}
     features = images.columns.get(prefix + FEATURES)
-    inception, embedded = gaussians.get(FEATURES), gaussians.get(EMBEDDED_FEATURES)
-    return Comparison(name, inception, embedded, features, resize=resize, num_images=images.count)
+    return Comparison(name, gaussians, features, resize=resize, num_images=images.count)
 
 
 def compare_with_reference(reference: Reference, theirs: Comparison | None, resize: ResizeRule) -> Comparison:
     """A reference file, and what was measured on the images in it."""
-    name, gaussian = reference.path.name, reference.gaussian
-    return replace(theirs or Comparison(""), name=name, gaussian=gaussian, sha256=reference.sha256, resize=resize)
+    measured = theirs or Comparison("")
+    gaussians = dict(measured.gaussians) | {FEATURES: reference.gaussian}
+    if reference.spatial is not None:
+        gaussians[SPATIAL_FEATURES] = reference.spatial
+    return replace(measured, name=reference.path.name, gaussians=gaussians, sha256=reference.sha256, resize=resize)
 
 
 def gaussian_of(gathered: Gathered, name: str = FEATURES) -> Gaussian:
@@ -209,8 +218,7 @@ def compute_scores(
             continue
         if metric == "frechet":
             assert comparison is not None
-            assert comparison.embedded is not None
-            distance = frechet_distance(gaussian_of(gathered, EMBEDDED_FEATURES), comparison.embedded)
+            distance = _distance(gathered, comparison, EMBEDDED_FEATURES)
             scores.append(_score(metric, distance, gathered, reference=comparison.name))
             continue
         assert inception_sha256 is not None
@@ -231,9 +239,8 @@ def _compared(metric: str, gathered: Gathered, inception_sha256: str, comparison
         "reference": comparison.name,
         "reference_sha256": comparison.sha256,
     }
-    if metric == "fid":
-        assert comparison.gaussian is not None
-        return [_score(metric, frechet_distance(gaussian_of(gathered), comparison.gaussian), gathered, **origin)]
+    if metric in _INCEPTION_DISTANCES:
+        return [_score(metric, _distance(gathered, comparison, _INCEPTION_DISTANCES[metric]), gathered, **origin)]
     assert comparison.features is not None
     if metric == "kid":
         distance = kernel_inception_distance(gathered.columns[FEATURES], comparison.features)
@@ -243,6 +250,10 @@ def _compared(metric: str, gathered: Gathered, inception_sha256: str, comparison
         _score("precision", result.precision, gathered, **origin),
         _score("recall", result.recall, gathered, **origin),
     ]
+
+
+def _distance(gathered: Gathered, comparison: Comparison, kind: str) -> float:
+    return frechet_distance(gaussian_of(gathered, kind), comparison.gaussians[kind])
 
 
 def _score(name: str, value: float, gathered: Gathered, **origin: Any) -> Score:
