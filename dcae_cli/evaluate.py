@@ -63,6 +63,10 @@ def evaluate(
         bool, typer.Option("--precision-recall", help="Measure precision and recall (k = 3).")
     ] = False,
     kid: Annotated[bool, typer.Option("--kid", help="Measure KID.")] = False,
+    fd_dinov2: Annotated[
+        bool, typer.Option("--fd-dinov2", help="Measure the Fréchet distance on DINOv2's features.")
+    ] = False,
+    cmmd: Annotated[bool, typer.Option("--cmmd", help="Measure CMMD, on CLIP's embeddings.")] = False,
     frechet: Annotated[
         bool, typer.Option("--frechet", help="Measure a Fréchet distance that needs no download; not an FID.")
     ] = False,
@@ -93,6 +97,12 @@ def evaluate(
     inception_weights: Annotated[
         str | None,
         typer.Option(help="A file with the published names and shapes, instead of the download.", metavar="FILE"),
+    ] = None,
+    dinov2: Annotated[
+        str | None, typer.Option(help="Hub id or directory of another DINOv2 than the large one.", metavar="MODEL")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="Hub id or directory of another CLIP than ViT-L/14 at 336.", metavar="MODEL")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time (default 8).", metavar="N")] = None,
     damaged: Annotated[
@@ -136,7 +146,8 @@ def evaluate(
     from dcae_core.pipelines.evaluation.report import REPORT_NAME, write_report
 
     wanted = {"psnr": psnr, "ssim": ssim, "lpips": lpips, "fid": fid, "sfid": sfid, "is": is_}
-    wanted |= {"precision_recall": precision_recall, "kid": kid, "frechet": frechet}
+    wanted |= {"precision_recall": precision_recall, "kid": kid, "fd_dinov2": fd_dinov2, "cmmd": cmmd}
+    wanted |= {"frechet": frechet}
     changes: dict[str, Any] = {
         "metrics": [name for name, asked in wanted.items() if asked],
         "images": images,
@@ -144,6 +155,8 @@ def evaluate(
         "reference": ref,
         "resolution": resolution,
         "inception_weights": inception_weights,
+        "dinov2": dinov2,
+        "clip": clip,
         "batch_size": batch_size,
         "damaged": damaged,
         "alpha": alpha,

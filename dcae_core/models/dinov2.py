@@ -116,7 +116,7 @@ class _Block(nn.Module):
 
 
 class DinoV2(nn.Module):
-    """Features of images, one vector for each patch; frozen, in evaluation mode.
+    """Features of images, one vector for each patch and one for the whole; frozen, in evaluation mode.
 
     Parameters are called as in the files of transformers.
 
@@ -135,8 +135,15 @@ class DinoV2(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, h * patch_size, w * patch_size) in [-1, 1] -> features (B, hidden_size, h, w)."""
         height, width = (side // self.config.patch_size for side in x.shape[-2:])
+        return self._tokens(x)[:, 1:].transpose(1, 2).unflatten(2, (height, width))
+
+    def class_features(self, x: Tensor) -> Tensor:
+        """Images as above -> the class token's features (B, hidden_size), which stand for the whole image."""
+        return self._tokens(x)[:, 0]
+
+    def _tokens(self, x: Tensor) -> Tensor:
         mean, std = x.new_tensor(_MEAN).view(3, 1, 1), x.new_tensor(_STD).view(3, 1, 1)
         tokens = self.embeddings(((x + 1) / 2 - mean) / std)
         for block in self.encoder["layer"].children():
             tokens = block(tokens)
-        return self.layernorm(tokens)[:, 1:].transpose(1, 2).unflatten(2, (height, width))
+        return self.layernorm(tokens)

@@ -17,10 +17,25 @@ from dcae_core.recipes.settings import (
     Section,
 )
 
-MetricName = Literal["psnr", "ssim", "lpips", "fid", "sfid", "is", "precision_recall", "kid", "frechet"]
+MetricName = Literal[
+    "psnr", "ssim", "lpips", "fid", "sfid", "is", "precision_recall", "kid", "fd_dinov2", "cmmd", "frechet"
+]
 RECONSTRUCTION_METRICS: tuple[MetricName, ...] = ("psnr", "ssim", "lpips")
-REFERENCE_METRICS: tuple[MetricName, ...] = ("fid", "sfid", "precision_recall", "kid", "frechet")
-MEASURED_NAMES = ("psnr", "ssim", "lpips", "fid", "sfid", "is", "precision", "recall", "kid", "frechet")
+REFERENCE_METRICS: tuple[MetricName, ...] = ("fid", "sfid", "precision_recall", "kid", "fd_dinov2", "cmmd", "frechet")
+MEASURED_NAMES = (
+    "psnr",
+    "ssim",
+    "lpips",
+    "fid",
+    "sfid",
+    "is",
+    "precision",
+    "recall",
+    "kid",
+    "fd_dinov2",
+    "cmmd",
+    "frechet",
+)
 SCORE_NAMES = (*MEASURED_NAMES, "latent_mean", "latent_rms", "latent_std")
 
 
@@ -121,6 +136,10 @@ class EvaluateRecipe(Recipe):
     """How images become Inception's input for FID: half_pixel (published), tensorflow (ADM); null: as the reference."""
     inception_weights: str | None = None
     """A file of weights with the published names and shapes; null downloads the published one."""
+    dinov2: str = "facebook/dinov2-large"
+    """Hub id or directory of the DINOv2 of fd_dinov2; published figures are of the large one."""
+    clip: str = "openai/clip-vit-large-patch14-336"
+    """Hub id or directory of the CLIP of cmmd; published figures are of this one."""
     batch_size: Positive = 8
     """Images at a time in each process; part of the protocol, since it moves float32 results by 1e-6."""
     damaged: Literal["skip", "fail"] = "skip"

@@ -34,7 +34,7 @@ def warnings_about(
 ) -> list[str]:
     """What keeps the scores from being compared with others, a line each; `num_compared`: images of the other side."""
     scores, lines = list(scores), []
-    counts = [score.num_images for score in scores if score.inception_sha256 is not None]
+    counts = [score.num_images for score in scores if score.inception_sha256 or score.name == "fd_dinov2"]
     if counts and counts[0] < NUM_FEATURES:
         lines.append(
             f"FID and its kin are over {counts[0]} images only: fewer than {NUM_FEATURES} features leave the "

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dcae_core.checkpoints.vision_encoders import load_clip_vision, load_vision_encoder
 from dcae_core.data.content import digest_of_images
 from dcae_core.data.images import describe_crop, describe_enlarged
 from dcae_core.data.remote import is_url
@@ -18,6 +19,7 @@ from dcae_core.errors import DataError
 from dcae_core.files import cache_directory
 from dcae_core.metrics.inception import InceptionExtractor, ResizeRule, load_inception
 from dcae_core.metrics.reference import Reference, read_reference
+from dcae_core.pipelines.encode import encoder_name
 from dcae_core.pipelines.evaluation import inputs
 from dcae_core.pipelines.evaluation.comparability import require_comparable, warnings_about
 from dcae_core.pipelines.evaluation.parts import (
@@ -44,6 +46,7 @@ from dcae_core.pipelines.evaluation.scores import (
     gather,
     keeps_features,
 )
+from dcae_core.pipelines.evaluation.vision_features import ClipMeasurement, DinoV2Measurement
 from dcae_core.progress import OpenProgress, no_progress
 from dcae_core.recipes.evaluate import EvaluateRecipe
 
@@ -56,6 +59,8 @@ class _FeatureNetworks:
 
     inception: InceptionExtractor | None
     embedded: EmbeddedFeatureMeasurement | None
+    dinov2: DinoV2Measurement | None
+    clip: ClipMeasurement | None
     resize: ResizeRule
     with_spatial: bool
 
@@ -63,6 +68,12 @@ class _FeatureNetworks:
     def sha256(self) -> str | None:
         """Of the Inception weights."""
         return self.inception.sha256 if self.inception else None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Of the networks of single metrics, with their fingerprints."""
+        by_metric = {"fd_dinov2": self.dinov2, "cmmd": self.clip}
+        return {metric: measurement.name for metric, measurement in by_metric.items() if measurement is not None}
 
     def measure(self, *, with_logits: bool) -> Measure | None:
         """All features that are asked for; None where none are."""
@@ -73,8 +84,7 @@ class _FeatureNetworks:
                     self.inception, with_logits=with_logits, with_spatial=self.with_spatial, resize=self.resize
                 )
             )
-        if self.embedded is not None:
-            measures.append(self.embedded)
+        measures += [each for each in (self.embedded, self.dinov2, self.clip) if each is not None]
         return measure_together(measures) if measures else None
 
 
@@ -135,9 +145,14 @@ def _evaluate(
     if reference is not None and inception is not None:
         require_comparable(reference, recipe.metrics)
     with progress("loading the weights", 0):
-        embedded = EmbeddedFeatureMeasurement(device) if "frechet" in recipe.metrics else None
-        resize: ResizeRule = recipe.resize or (reference.resize if reference is not None else "half_pixel")
-        networks = _FeatureNetworks(inception, embedded, resize, "sfid" in recipe.metrics)
+        networks = _FeatureNetworks(
+            inception,
+            EmbeddedFeatureMeasurement(device) if "frechet" in recipe.metrics else None,
+            _load_dinov2(recipe, device),
+            _load_clip(recipe, device),
+            recipe.resize or (reference.resize if reference is not None else "half_pixel"),
+            "sfid" in recipe.metrics,
+        )
         plans = plans_of(recipe, device, networks.measure(with_logits="is" in recipe.metrics))
     their_images, identity_of_theirs = _their_images(recipe, reference, plans[0].source.size)
     places = [
@@ -170,6 +185,7 @@ def _place_of_parts(
         recipe=plan.recipe.model_dump(exclude={"expected"}),
         reference=reference,
         inception=networks.sha256,
+        networks=networks.names,
         device=torch.device(device).type,
         identity=plan.identity,
     )
@@ -212,6 +228,7 @@ def _reference_cache(
         inception=networks.sha256,
         resize=networks.resize,
         embedded=networks.embedded and networks.embedded.fingerprint,
+        networks=networks.names,
         features=keeps_features(recipe.metrics),
         spatial=networks.with_spatial,
         batch_size=recipe.batch_size,
@@ -253,6 +270,18 @@ def _load_inception(recipe: EvaluateRecipe, device: torch.device | str) -> Incep
     return load_inception(weights, device=device)
 
 
+def _load_dinov2(recipe: EvaluateRecipe, device: torch.device | str) -> DinoV2Measurement | None:
+    if "fd_dinov2" not in recipe.metrics:
+        return None
+    return DinoV2Measurement(load_vision_encoder(recipe.dinov2, device), encoder_name(recipe.dinov2))
+
+
+def _load_clip(recipe: EvaluateRecipe, device: torch.device | str) -> ClipMeasurement | None:
+    if "cmmd" not in recipe.metrics:
+        return None
+    return ClipMeasurement(load_clip_vision(recipe.clip, device), encoder_name(recipe.clip))
+
+
 def _their_images(
     recipe: EvaluateRecipe, reference: Reference | None, size: tuple[int, int]
 ) -> tuple[inputs.ImageSource | None, Any]:
@@ -262,7 +291,9 @@ def _their_images(
         DataError: there are none, or statistics alone where images are needed.
     """
     if reference is not None:
-        on_images = {"precision_recall", "kid", "frechet"} | ({"sfid"} if reference.spatial is None else set())
+        on_images = {"precision_recall", "kid", "fd_dinov2", "cmmd", "frechet"}
+        if reference.spatial is None:
+            on_images.add("sfid")
         if on_images & set(recipe.metrics):
             return inputs.ReferenceImages(reference), reference.sha256
         return None, None
@@ -296,7 +327,7 @@ def _conclude(
     if gathered.num_enlarged and recipe.resolution is not None:
         enlarged = [describe_enlarged(gathered.num_enlarged, gathered.count, recipe.resolution)]
     num_compared = 0 if comparison is None else comparison.num_images
-    scores = compute_scores(gathered, recipe.metrics, sha256, comparison)
+    scores = compute_scores(gathered, recipe.metrics, sha256, comparison, networks.names)
     values = {name: gathered.columns[name].tolist() for name in PER_IMAGE if name in gathered.columns}
     network = {key: value for key, value in plan.identity.items() if key != "images"}
     return Evaluation(

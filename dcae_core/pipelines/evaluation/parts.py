@@ -35,7 +35,7 @@ from dcae_core.progress import Advance
 from dcae_core.weights import fingerprint
 
 FEATURES, LOGITS, EMBEDDED_FEATURES = "features", "logits", "embedded_features"
-SPATIAL_FEATURES = "spatial_features"
+SPATIAL_FEATURES, DINOV2_FEATURES, CLIP_EMBEDDINGS = "spatial_features", "dinov2_features", "clip_embeddings"
 ORIGINAL = "original_"  # before the name of features: of the image that went into an autoencoder
 ORIGINAL_FEATURES = ORIGINAL + FEATURES
 ENLARGED = "enlarged"

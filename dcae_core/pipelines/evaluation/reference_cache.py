@@ -16,7 +16,8 @@ from dcae_core.metrics.frechet import Gaussian
 from dcae_core.pipelines.evaluation.parts import evaluation_key
 from dcae_core.pipelines.evaluation.scores import Comparison
 
-_FEATURES, _MEAN, _COVARIANCE = "features", ".mean", ".covariance"
+_MEAN, _COVARIANCE = ".mean", ".covariance"
+_WHOLE = ("features", "embeddings")
 
 
 class ReferenceCache:
@@ -42,16 +43,17 @@ class ReferenceCache:
             return None
         kinds = [name.removesuffix(_MEAN) for name in arrays if name.endswith(_MEAN)]
         gaussians = {kind: Gaussian(arrays[kind + _MEAN], arrays[kind + _COVARIANCE]) for kind in kinds}
-        features = torch.from_numpy(arrays[_FEATURES]) if _FEATURES in arrays else None
-        return Comparison("", gaussians, features, num_images=int(arrays["num_images"]))
+        features, embeddings = (torch.from_numpy(arrays[name]) if name in arrays else None for name in _WHOLE)
+        return Comparison("", gaussians, features, embeddings, num_images=int(arrays["num_images"]))
 
     def save(self, measured: Comparison) -> None:
         """Keep it; without a place to write, the next evaluation measures again."""
         arrays = {"num_images": np.array(measured.num_images)}
         for kind, gaussian in measured.gaussians.items():
             arrays |= {kind + _MEAN: gaussian.mean, kind + _COVARIANCE: gaussian.covariance}
-        if measured.features is not None:
-            arrays[_FEATURES] = measured.features.numpy()
+        for name in _WHOLE:
+            if (rows := getattr(measured, name)) is not None:
+                arrays[name] = rows.numpy()
         with suppress(ResourceError):
             make_directory(self._path.parent)
             write_bytes(self._path, save(arrays, self._describe(arrays)))

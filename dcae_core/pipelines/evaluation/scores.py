@@ -10,11 +10,18 @@ from torch import Tensor
 
 from dcae_core.data.latents.statistics import LatentMoments, LatentStatistics
 from dcae_core.errors import DataError
-from dcae_core.metrics.feature_scores import inception_score, kernel_inception_distance, precision_recall
+from dcae_core.metrics.feature_scores import (
+    clip_maximum_mean_discrepancy,
+    inception_score,
+    kernel_inception_distance,
+    precision_recall,
+)
 from dcae_core.metrics.frechet import Gaussian, GaussianStatistics, frechet_distance
 from dcae_core.metrics.inception import INCEPTION_SCORE_RESIZE, NUM_FEATURES, RESIZE_RULES, ResizeRule
 from dcae_core.metrics.reference import Reference
 from dcae_core.pipelines.evaluation.parts import (
+    CLIP_EMBEDDINGS,
+    DINOV2_FEATURES,
     EMBEDDED_FEATURES,
     ENLARGED,
     FEATURES,
@@ -30,10 +37,12 @@ from dcae_core.pipelines.evaluation.parts import (
 from dcae_core.recipes.evaluate import Expectation
 
 PER_IMAGE = ("psnr", "ssim", "lpips")
-_MEASURED = (FEATURES, SPATIAL_FEATURES, EMBEDDED_FEATURES)
+_MEASURED = (FEATURES, SPATIAL_FEATURES, EMBEDDED_FEATURES, DINOV2_FEATURES)
 _FEATURE_SETS = (*_MEASURED, *(ORIGINAL + name for name in _MEASURED))
 _INCEPTION_FEATURES = (FEATURES, ORIGINAL_FEATURES)
+_EMBEDDINGS = (CLIP_EMBEDDINGS, ORIGINAL + CLIP_EMBEDDINGS)
 _INCEPTION_DISTANCES = {"fid": FEATURES, "sfid": SPATIAL_FEATURES}
+_OTHER_DISTANCES = {"frechet": EMBEDDED_FEATURES, "fd_dinov2": DINOV2_FEATURES, "cmmd": CLIP_EMBEDDINGS}
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ METRICS = {
     "precision": MetricDescription("Precision", "guided-diffusion (ADM): k = 3, pool features 2048", True),
     "recall": MetricDescription("Recall", "guided-diffusion (ADM): k = 3, pool features 2048", True),
     "kid": MetricDescription("KID", "torch-fidelity: cubic kernel, 100 subsets of 1000", False),
+    "fd_dinov2": MetricDescription("FD-DINOv2", "dgm-eval: class token, 224 px by PIL bicubic, N - 1", False),
+    "cmmd": MetricDescription("CMMD", "google-research: CLIP, Gaussian kernel of sigma 10, times 1000", False),
     "frechet": MetricDescription(
         "Fréchet distance", "ours: mean and deviation of the embedded autoencoder's latent channels, N - 1", False
     ),
@@ -71,6 +82,7 @@ class Score:
         spread: standard deviation, over images or splits; None where there is none.
         inception_sha256: hash of the Inception weights, for metrics that use them.
         resize: how images became Inception's input.
+        network: of features other than Inception's, with its fingerprint.
         reference: what it compares with.
         reference_sha256: hash of the reference file; None where images were compared directly.
     """
@@ -82,6 +94,7 @@ class Score:
     spread: float | None = None
     inception_sha256: str | None = None
     resize: str | None = None
+    network: str | None = None
     reference: str | None = None
     reference_sha256: str | None = None
 
@@ -90,6 +103,8 @@ class Score:
         parts = [self.protocol, f"n = {self.num_images}"]
         if self.resize is not None:
             parts += [self.resize, f"Inception {str(self.inception_sha256)[:16]}"]
+        if self.network is not None:
+            parts.append(self.network)
         if self.reference is not None:
             parts.append(f"against {self.reference} {(self.reference_sha256 or '')[:16]}".rstrip())
         return "; ".join(parts)
@@ -128,7 +143,8 @@ def keeps_features(metrics: Iterable[str]) -> bool:
 def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
     """Add parts up in their order, holding one at a time; DataError if all images were damaged.
 
-    Features stay in memory whole only where a metric needs them, logits for the Inception Score (4 KB an image).
+    Features stay in memory whole only where a metric needs them, logits for the Inception Score (4 KB an image),
+    embeddings for CMMD (3 KB).
     """
     keep_features = keeps_features(metrics)
     gathered = Gathered()
@@ -145,7 +161,7 @@ def gather(parts: Iterable[Part], metrics: Iterable[str]) -> Gathered:
         for name, rows in part.tensors.items():
             if name in _FEATURE_SETS:
                 gathered.gaussians.setdefault(name, GaussianStatistics(rows.shape[1])).update(rows)
-            if name in (*PER_IMAGE, LOGITS) or (name in _INCEPTION_FEATURES and keep_features):
+            if name in (*PER_IMAGE, LOGITS) or (name in _INCEPTION_FEATURES and keep_features) or name in _EMBEDDINGS:
                 columns.setdefault(name, []).append(rows)
     damaged = gathered.damaged
     if damaged and not gathered.count:
@@ -163,6 +179,7 @@ class Comparison:
         name: what reports call it.
         gaussians: of each kind of features.
         features: (M, 2048) of Inception, for precision, recall and KID.
+        embeddings: (M, D) of CLIP.
         sha256: of the reference file.
         resize: the rule of both sides' images.
         num_images: how many were measured.
@@ -171,6 +188,7 @@ class Comparison:
     name: str
     gaussians: Mapping[str, Gaussian] = field(default_factory=dict)
     features: Tensor | None = None
+    embeddings: Tensor | None = None
     sha256: str | None = None
     resize: ResizeRule = "half_pixel"
     num_images: int = 0
@@ -183,8 +201,8 @@ def compare_with_images(name: str, images: Gathered, prefix: str = "", resize: R
         DataError: there are fewer than two.
     """
     gaussians = {kind: gaussian_of(images, prefix + kind) for kind in _MEASURED if prefix + kind in images.gaussians}
-    features = images.columns.get(prefix + FEATURES)
-    return Comparison(name, gaussians, features, resize=resize, num_images=images.count)
+    features, embeddings = (images.columns.get(prefix + kind) for kind in (FEATURES, CLIP_EMBEDDINGS))
+    return Comparison(name, gaussians, features, embeddings, resize=resize, num_images=images.count)
 
 
 def compare_with_reference(reference: Reference, theirs: Comparison | None, resize: ResizeRule) -> Comparison:
@@ -203,9 +221,13 @@ def gaussian_of(gathered: Gathered, name: str = FEATURES) -> Gaussian:
 
 
 def compute_scores(
-    gathered: Gathered, metrics: Iterable[str], inception_sha256: str | None, comparison: Comparison | None
+    gathered: Gathered,
+    metrics: Iterable[str],
+    inception_sha256: str | None,
+    comparison: Comparison | None,
+    networks: Mapping[str, str],
 ) -> list[Score]:
-    """All scores, in the order of `metrics`.
+    """All scores, in the order of `metrics`; `networks`: which one a metric's features are of, where not Inception.
 
     DataError where a metric has too few images, or features have another dimension than the reference's.
     """
@@ -216,10 +238,10 @@ def compute_scores(
             spread = values.std().item() if len(values) > 1 and values.isfinite().all() else None
             scores.append(_score(metric, values.mean().item(), gathered, spread=spread))
             continue
-        if metric == "frechet":
+        if metric in _OTHER_DISTANCES:
             assert comparison is not None
-            distance = _distance(gathered, comparison, EMBEDDED_FEATURES)
-            scores.append(_score(metric, distance, gathered, reference=comparison.name))
+            distance = _other_distance(metric, gathered, comparison)
+            scores.append(_score(metric, distance, gathered, network=networks.get(metric), reference=comparison.name))
             continue
         assert inception_sha256 is not None
         if metric == "is":
@@ -250,6 +272,13 @@ def _compared(metric: str, gathered: Gathered, inception_sha256: str, comparison
         _score("precision", result.precision, gathered, **origin),
         _score("recall", result.recall, gathered, **origin),
     ]
+
+
+def _other_distance(metric: str, gathered: Gathered, comparison: Comparison) -> float:
+    if metric != "cmmd":
+        return _distance(gathered, comparison, _OTHER_DISTANCES[metric])
+    assert comparison.embeddings is not None
+    return clip_maximum_mean_discrepancy(gathered.columns[CLIP_EMBEDDINGS], comparison.embeddings)
 
 
 def _distance(gathered: Gathered, comparison: Comparison, kind: str) -> float:
