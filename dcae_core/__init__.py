@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what editors and type checkers see; `_PUBLIC_NAMES` below i
     from dcae_core.checkpoints import load_autoencoder as load_autoencoder
     from dcae_core.data.latents import LatentDataset as LatentDataset
     from dcae_core.pipelines.generate import load_diffusion as load_diffusion
+    from dcae_core.pipelines.sampling import sample as sample
     from dcae_core.pipelines.single_image import decode_image as decode_image
     from dcae_core.pipelines.single_image import encode_image as encode_image
     from dcae_core.pipelines.single_image import reconstruct_image as reconstruct_image
@@ -34,6 +35,7 @@ _PUBLIC_NAMES = {
     "load_autoencoder": "dcae_core.checkpoints",
     "load_diffusion": "dcae_core.pipelines.generate",
     "reconstruct_image": "dcae_core.pipelines.single_image",
+    "sample": "dcae_core.pipelines.sampling",
 }
 
 _PUBLIC_MODULES = ("diffusion",)

@@ -20,6 +20,7 @@ SIGNATURES = {
     "decode_image": ["autoencoder", "latent", "size", "tile"],
     "reconstruct_image": ["autoencoder", "image", "tile"],
     "LatentDataset": ["url"],
+    "sample": ["model", "classes", "num", "guidance_scale", "seed", "num_steps"],
 }
 SAMPLERS = {
     "sample_dpm_solver": ["model", "noise", "num_steps", "progress"],

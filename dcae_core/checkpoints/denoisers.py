@@ -63,6 +63,7 @@ class DiffusionFiles:
         sha256: what a file's bytes must hash to, for those files where it is known.
         class_names: one for each class, where the files say.
         normalisation: per channel, in the place of the scaling factor; None where that is all.
+        class_names: one for each class, where the files say.
     """
 
     name: str
@@ -105,6 +106,7 @@ class DiffusionParts:
     autoencoder_fingerprint: str | None = None
     warnings: tuple[str, ...] = ()
     normalisation: ChannelNormalisation | None = None
+    class_names: tuple[str, ...] | None = None
 
     def unscale(self, latents: Tensor) -> Tensor:
         """What the network makes -> latents for the decoder."""
@@ -328,6 +330,7 @@ def read_diffusion(
         autoencoder_fingerprint=identity,
         warnings=tuple(warnings),
         normalisation=files.normalisation,
+        class_names=files.class_names,
     )
 
 

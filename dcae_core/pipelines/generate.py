@@ -172,6 +172,7 @@ class DiffusionPipeline:
         denoiser: called as `denoiser(x, t, y)`.
         weaker: a network that guidance leads away from; None is the same one without classes.
         prediction: "epsilon", "epsilon_variance" or "velocity".
+        class_names: one for each class, where the model says.
         scaling_factor: latents are divided by it before they are decoded, where they have no mean and deviation for
             each channel.
         tile: side in pixels of the tiles that images are decoded in; None decodes them whole. Set on its own once
@@ -186,7 +187,7 @@ class DiffusionPipeline:
         self.autoencoder = parts.autoencoder
         self.prediction = parts.prediction
         self.scaling_factor, self._unscale = parts.scaling_factor, parts.unscale
-        self.config = parts.config
+        self.config, self.class_names = parts.config, parts.class_names
         self.tile: int | None = None
         weight = next(parts.denoiser.parameters())
         self._device, self._dtype = weight.device, weight.dtype

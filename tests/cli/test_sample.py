@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dcae_core import load_diffusion
-from dcae_core.errors import ResourceError
+from dcae_core import load_diffusion, sample
+from dcae_core.errors import ResourceError, UsageError
 from dcae_core.pipelines import sample_directory
 from tests.diffusion_models import write_autoencoder, write_diffusion
 from tests.golden import relative_error
@@ -55,6 +55,25 @@ def test_images_grid_latents_and_report(dcae, models, tmp_path) -> None:
         assert grid.size == (128, 2 * (64 + 14))  # each row with a line of class names
         assert grid.crop((0, 78, 64, 142)).tobytes() == third.tobytes()
     assert str(tmp_path) not in (out / "sample.json").read_text()
+
+
+def test_the_same_images_from_python(dcae, models, tmp_path) -> None:
+    options = ("--cfg", "1.5", "--steps", "3", "--seed", "4", "-o", tmp_path / "out")
+    dcae("sample", "--model", models / "imagenet", "--classes", "207,volcano", *options).assert_succeeds()
+    settings = {"guidance_scale": 1.5, "num_steps": 3, "seed": 4}
+    pipeline = load_diffusion(models / "imagenet")
+    for model in (models / "imagenet", pipeline):
+        drawn = sample(model, [207, "volcano"], **settings)
+        for file, image in zip(("0000_c207.png", "0001_c980.png"), drawn, strict=True):
+            with Image.open(tmp_path / "out" / file) as written:
+                assert written.tobytes() == image.tobytes()
+    assert len(sample(models / "unconditional", num=2, num_steps=1)) == 2
+    with pytest.raises(UsageError, match=r"no class is called 'volcanoe'.*volcano"):
+        sample(pipeline, ["volcanoe"])
+    with pytest.raises(UsageError, match="classes or num"):
+        sample(pipeline, [1], num=2)
+    with pytest.raises(UsageError, match="no classes; give num"):
+        sample(models / "unconditional", [1])
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "velocity", "epsilon_variance"])
