@@ -1,6 +1,7 @@
 # Two commands, and nothing to install before them but Python >= 3.11 and make:
 #   make demo    install into .venv and send a photograph through the embedded autoencoder
 #   make test    install what development needs and run every check
+#   make docs    build the documentation as a site, into site/
 # `make embedded` trains the embedded autoencoder again and replaces it (Debian 12 for its photographs; over an hour).
 # PYTHON=python3.12 picks another Python for a new .venv.
 
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt
 
-.PHONY: demo test embedded
+.PHONY: demo test docs embedded
 
 EMBEDDED := dc-ae-f32c32-tiny-1.0
 
@@ -22,6 +23,11 @@ test: $(VENV)/installed-for-development
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+docs: $(VENV)/installed
+	$(UV_INSTALL) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "The first page is $(CURDIR)/site/index.html."
 
 embedded: $(VENV)/installed
 	$(BIN)/python scripts/gather_photographs.py runs/photographs
