@@ -47,7 +47,7 @@ def test_the_package_says_who_made_it_where_it_runs_and_what_more_there_is(wheel
         assert line in metadata
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     together = set(extras["all"][0].removeprefix("dcae[").removesuffix("]").split(","))
-    assert together == extras.keys() - {"all", "dev"}
+    assert together == extras.keys() - {"all", "dev", "docs"}
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,17 @@ class Reference:
 
     def images(self, ranges: Sequence[range]) -> Iterator[Tensor]:
         """The file's images of each range, uint8 (B, 3, H, W), read one range at a time; DataError if it ends early."""
-        with open_npz(self.path) as arrays, arrays.open(_IMAGES) as member:
+        with open_npz(self.path) as arrays, ExitStack() as opened:
             header = arrays.header(_IMAGES)
             item = math.prod(header.shape[1:])
+            member = opened.enter_context(arrays.open(_IMAGES))
             for indices in ranges:
-                member.seek(header.start + indices.start * item)
+                start = header.start + indices.start * item
+                if start < member.tell():
+                    # Seeking back is wrong after the end of a member in some Pythons (3.12.1).
+                    opened.close()
+                    member = opened.enter_context(arrays.open(_IMAGES))
+                member.seek(start)
                 content = member.read(len(indices) * item)
                 if len(content) < len(indices) * item:
                     raise DataError(f"{self.path} ends in the middle of its images: fetch the file again")
