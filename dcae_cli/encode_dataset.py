@@ -91,12 +91,12 @@ def _encode(recipe: str | None, options: dict[str, Any], nproc: int, device: str
             raise UsageError(f"missing --{name}; example: {_EXAMPLE}")
 
     from dcae_cli.progress import progress
-    from dcae_core.data.sources import describe_unread, find_images
+    from dcae_core.data.sources import find_images
     from dcae_core.devices import parse_dtype, select_device
     from dcae_core.pipelines.encode import encode_dataset, load_encoder
 
     chosen = select_device(device)
-    images = find_images([str(settings.images)])
+    images = find_images([str(settings.images)], skip_damaged=settings.damaged == "skip")
     with progress("loading the weights", total=0):
         network, encoder = load_encoder(settings.model, device=chosen, dtype=parse_dtype(settings.dtype))
     with process_group(chosen):
@@ -106,7 +106,6 @@ def _encode(recipe: str | None, options: dict[str, Any], nproc: int, device: str
                 images, network, encoder, Path(str(settings.out)), settings, device=chosen, advance=advance
             )
     if is_main():
-        report.warnings.extend(describe_unread(images.unread))
         _print_report(report, str(settings.out), as_json)
 
 

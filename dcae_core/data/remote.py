@@ -5,6 +5,9 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from dcae_core.errors import DataError, DcaeError, DownloadError
+from dcae_core.limits import MAX_FILE_BYTES
+
+_BLOCK = 16 << 20
 
 
 def is_url(path: str) -> bool:
@@ -47,12 +50,23 @@ def open_remote(url: str) -> Iterator[IO[bytes]]:
             yield file
 
 
-def read_remote(url: str, offset: int = 0, size: int | None = None) -> bytes:
-    """The bytes of a file, or `size` of them from `offset` on, in one request."""
+def read_whole(url: str, most: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a file; DataError where there are more than `most`, before they are read if its size is told."""
+    content = bytearray()
+    with open_remote(url) as file:
+        told = getattr(file, "size", None) or 0
+        while told <= most and len(content) <= most and (block := file.read(_BLOCK)):
+            content += block
+    if max(told, len(content)) > most:
+        has = f"{told:,}" if told > most else f"more than {most:,}"
+        raise DataError(f"{url} has {has} bytes; files of its kind are read up to {most:,}")
+    return bytes(content)
+
+
+def read_remote(url: str, offset: int, size: int) -> bytes:
+    """`size` bytes of a file from `offset` on, in one request."""
     with explain_remote_errors(url):
         files, path = _open_file_system(url)
-        if size is None:
-            return bytes(files.cat_file(path, offset or None))
         content = bytes(files.cat_file(path, offset, offset + size))
         # A simple web server knows no ranges and sends the whole file.
         return content if len(content) <= size else content[offset : offset + size]

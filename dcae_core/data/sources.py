@@ -20,7 +20,7 @@ from dcae_core.data.images import (
     open_image,
 )
 from dcae_core.data.parquet import PARQUET_SUFFIX, OtherTableError, is_parquet, is_parquet_read, read_image, read_rows
-from dcae_core.data.remote import is_url, list_files, read_remote
+from dcae_core.data.remote import is_url, list_files, read_remote, read_whole
 from dcae_core.data.tar import read_shard
 from dcae_core.errors import DataError, ResourceError, SourceLostError, printable
 from dcae_core.limits import MAX_CLASSES, MAX_LIST_BYTES
@@ -85,7 +85,7 @@ class ImageReference(NamedTuple):
         """Its bytes: of an image in a shard, or behind a URL."""
         if is_url(self.path):
             whole = self.offset == _WHOLE_FILE
-            return read_remote(self.path) if whole else read_remote(self.path, self.offset, self.size)
+            return read_whole(self.path) if whole else read_remote(self.path, self.offset, self.size)
         if is_parquet(self.path):
             return read_image(self.path, self.offset)
         try:
@@ -105,6 +105,20 @@ def _is_empty(folder: str) -> bool:
         return error.errno not in (errno.EMFILE, errno.ENFILE, errno.EACCES)
 
 
+class LeftOut(NamedTuple):
+    """What lies in a searched folder and should hold images, but cannot be read: a damaged shard, a closed folder.
+
+    Attributes:
+        path: where it lies.
+        key: its path below the searched folder.
+        error: what is wrong with it.
+    """
+
+    path: str
+    key: str
+    error: DataError
+
+
 class _Found(NamedTuple):
     """As a reference, with the class still by name."""
 
@@ -121,12 +135,12 @@ class ImageList(Sequence[ImageReference]):
     Held as two byte strings and a few arrays: about 100 bytes an image for usual path lengths, shared with the
     worker processes of a data loader (a million images: 100 MB once, not 500 MB in each worker). Names are safe
     to print. `empty_folders` lie beside those of the classes and hold no image, and so are no classes; `unread` counts
-    by their suffix the images in searched folders of a kind that is not read.
+    by their suffix the images in searched folders of a kind that is not read; `left_out` is damaged.
     """
 
-    def __init__(self, found: Iterable[_Found], unread: Counter[str] | None = None) -> None:
+    def __init__(self, found: Iterable[_Found], unread: Counter[str], left_out: list[LeftOut]) -> None:
         self.empty_folders: list[str] = []
-        self.unread = Counter() if unread is None else unread
+        self.unread, self.left_out = unread, left_out
         paths: list[str] = []
         path_numbers: list[int] = []
         keys, ends, labels, spans = bytearray(), [0], [], []
@@ -173,6 +187,13 @@ class ImageList(Sequence[ImageReference]):
         """(N,) int32 class indices; -1 where an image has none."""
         return self._labels
 
+    def notes(self) -> list[str]:
+        """A line on every kind of file that is not read, and on each folder that is no class."""
+        return [
+            *describe_unread(self.unread),
+            *(f"{folder} holds no image: it is no class" for folder in self.empty_folders),
+        ]
+
 
 def _common(item: _Found) -> str:
     """The part of the path that neighbours share: the shard, or the searched folder."""
@@ -200,22 +221,28 @@ def _refuse_too_many_classes(count: int) -> None:
         raise DataError(f"the images have {count:,} classes, more than the limit of {MAX_CLASSES:,}")
 
 
-def find_images(inputs: Iterable[str | Path]) -> ImageList:
+def find_images(inputs: Iterable[str | Path], *, skip_damaged: bool = False) -> ImageList:
     """Find every image that `inputs` name: files, folders, globs, file lists, shards (rules: see the module).
 
     Costs one directory scan, for tar shards one small read per member, for parquet files the columns of names and
-    labels; no image is opened.
+    labels; no image is opened. With `skip_damaged`, what cannot be read inside a folder is in the result's `left_out`,
+    and the rest is there.
 
     Raises:
-        DataError: an input does not exist, holds no image, or is or holds a damaged shard.
+        DataError: an input does not exist, holds no image, or is, or without `skip_damaged` holds, a damaged shard.
     """
+    left_out: list[LeftOut] = []
 
-    def refuse(problem: DataError) -> None:
-        raise problem
+    def refuse(problem: LeftOut) -> None:
+        raise problem.error
 
     places = [str(given) for given in inputs]
+    on_problem = left_out.append if skip_damaged else refuse
     unread: Counter[str] = Counter()
-    images = ImageList((found for given in places for found in _find(given, refuse, unread)), unread)
+    images = ImageList((found for given in places for found in _find(given, on_problem, unread)), unread, left_out)
+    if left_out and not images:
+        others = f" (and {len(left_out) - 1} more that cannot be read)" if left_out[1:] else ""
+        raise DataError(f"{left_out[0].error}{others}")
     images.empty_folders = [folder for given in places for folder in _folders_beside(given, set(images.classes))]
     return images
 
@@ -229,17 +256,6 @@ def _folders_beside(given: str, classes: set[str]) -> list[str]:
     return [os.path.join(given, name) for name in names if name not in classes] if classes & set(names) else []
 
 
-def find_readable_images(given: str | Path) -> tuple[ImageList, list[DataError]]:
-    """As `find_images`, but what cannot be read inside a folder is left out and told; the rest is there.
-
-    Raises:
-        DataError: the input itself does not exist, holds no image, or is a damaged shard.
-    """
-    problems: list[DataError] = []
-    unread: Counter[str] = Counter()
-    return ImageList(_find(str(given), problems.append, unread), unread), problems
-
-
 def describe_unread(unread: Counter[str]) -> list[str]:
     """One line about images of kinds that are not read, if there are any."""
     if not unread:
@@ -250,7 +266,7 @@ def describe_unread(unread: Counter[str]) -> list[str]:
     return [f"left out {kinds}: kinds of images that are not read; {install}convert them to JPEG or PNG"]
 
 
-_OnProblem = Callable[[DataError], None]
+_OnProblem = Callable[[LeftOut], None]
 
 
 def _find(given: str, on_problem: _OnProblem, unread: Counter[str]) -> Iterator[_Found]:
@@ -264,10 +280,10 @@ def _find(given: str, on_problem: _OnProblem, unread: Counter[str]) -> Iterator[
             try:
                 yield from _find(match, on_problem, unread)
             except DataError as error:
-                on_problem(error)
+                on_problem(LeftOut(match, os.path.basename(match), error))
     elif os.path.isdir(given):
         found_any = False
-        problems: list[DataError] = []
+        problems: list[LeftOut] = []
         for found in _search_folder(given, problems.append, unread):
             found_any = True
             yield found
@@ -304,7 +320,7 @@ def _find_remote(url: str, on_problem: _OnProblem) -> Iterator[_Found]:
             path = f"{url.rstrip('/')}/{key}"
             label, separator, _ = key.partition("/")
             if suffix == ".tar":
-                yield from _read_shard_in_folder(path, on_problem)
+                yield from _read_shard_in_folder(path, key, on_problem)
             else:
                 yield _Found(path, key, label if separator else None)
         if not found_any:
@@ -331,7 +347,8 @@ def _search_folder(root: str, on_problem: _OnProblem, unread: Counter[str]) -> I
             with os.scandir(folder) as entries:
                 visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:
-            on_problem(DataError(f"{folder} cannot be read: {error.strerror or error}"))
+            problem = DataError(f"{folder} cannot be read: {error.strerror or error}")
+            on_problem(LeftOut(folder, folder.removeprefix(prefix), problem))
             return
         here = (status.st_dev, status.st_ino)
         if here in inside:
@@ -343,7 +360,7 @@ def _search_folder(root: str, on_problem: _OnProblem, unread: Counter[str]) -> I
             elif suffix == PARQUET_SUFFIX and not is_parquet_read():
                 unread[suffix] += 1
             elif suffix in _SHARD_SUFFIXES:
-                yield from _read_shard_in_folder(entry.path, on_problem)
+                yield from _read_shard_in_folder(entry.path, entry.path.removeprefix(prefix), on_problem)
             elif suffix in IMAGE_SUFFIXES:
                 key = entry.path.removeprefix(prefix)
                 label, separator, _ = key.partition(os.sep)
@@ -393,13 +410,13 @@ def _read_shard(path: str) -> Iterator[_Found]:
         yield _Found(path, name, label, offset, size)
 
 
-def _read_shard_in_folder(path: str, on_problem: _OnProblem) -> Iterator[_Found]:
+def _read_shard_in_folder(path: str, key: str, on_problem: _OnProblem) -> Iterator[_Found]:
     try:
         yield from _read_shard(path)
     except OtherTableError:
         pass  # beside images, what is known about them
-    except DataError as problem:
-        on_problem(problem)
+    except DataError as error:
+        on_problem(LeftOut(path, key, error))
 
 
 class DecodedOnDemand:

@@ -181,8 +181,7 @@ def encode_dataset(
     if manifest.count == 0:
         raise DataError(f"none of the {len(images)} images can be decoded; the first: {manifest.damaged[0].reason}")
     kept_everywhere = manifest.count if was_complete else kept_everywhere
-    warnings = [f"{folder} holds no image: it is no class" for folder in images.empty_folders]
-    warnings += check_scaling_factor(manifest)
+    warnings = [*images.notes(), *check_scaling_factor(manifest)]
     return EncodeReport(manifest, kept_everywhere, *_rates(timings, recipe), warnings)
 
 
@@ -334,7 +333,7 @@ class _ShardEncoder:
     def _encode_shard(self, number: int, crops: Iterator[DecodedCrop], advance: Advance) -> None:
         plan = self._writer.plan
         done: list[ImageReference] = []
-        damaged: list[DamagedRecord] = []
+        damaged = [_record(lost.key, lost.path, lost.error) for lost in self._images.left_out] if number == 0 else []
         parts = [torch.empty((0, *plan.latent_shape), dtype=TORCH_DTYPES[plan.dtype])]
         for batch in self._good_batches(zip(self._range(number), crops, strict=True), damaged):
             parts.append(self._encode_batch(batch))
@@ -362,8 +361,7 @@ class _ShardEncoder:
             elif self._recipe.damaged == "fail":
                 raise crop.error
             else:
-                name = printable(crop.reference.key)
-                damaged.append(DamagedRecord(picture=name, reason=str(crop.error).replace(crop.reference.name, name)))
+                damaged.append(_record(crop.reference.key, crop.reference.name, crop.error))
             if len(batch) == self._recipe.batch_size:
                 yield batch
                 batch = []
@@ -400,6 +398,12 @@ class _ShardEncoder:
         noise = sample_noise(self._recipe.seed, numbers, self._writer.plan.latent_shape).to(view)
         padding = noise.new_zeros((len(view) - len(batch), *noise.shape[1:]))
         return self._network.encode(view, torch.cat([noise, padding]))
+
+
+def _record(key: str, where: str, error: DataError) -> DamagedRecord:
+    """What the manifest says of a damaged image or shard, without the place where it lay."""
+    name = printable(key)
+    return DamagedRecord(picture=name, reason=str(error).replace(printable(where), name))
 
 
 def _rates(timings: list[Timing], recipe: EncodeDatasetRecipe) -> tuple[float | None, float | None, float | None]:

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path, PurePath
 
 from dcae_core.data.remote import is_url
-from dcae_core.data.sources import ImageReference, find_readable_images
+from dcae_core.data.sources import ImageReference, find_images
 from dcae_core.errors import DataError, printable
 
 RECONSTRUCTION_SUFFIX, COMPARISON_SUFFIX = ".recon.png", ".compare.png"
@@ -46,7 +46,7 @@ def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
     unread: Counter[str] = Counter()
     for given in inputs:
         try:
-            images, unreadable = find_readable_images(given)
+            images = find_images([given], skip_damaged=True)
         except DataError as error:
             problems.append(error)
             continue
@@ -54,7 +54,7 @@ def find_inputs(inputs: Iterable[str], output: Path) -> Inputs:
         own_results += len(images) - len(kept)
         unread += images.unread
         found += kept
-        problems += unreadable
+        problems += [left_out.error for left_out in images.left_out]
     if own_results and not found and not problems:
         problems.append(
             DataError(

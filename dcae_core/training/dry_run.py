@@ -113,7 +113,7 @@ class Forecast:
         items: what it trains on: "images" or "latents".
         num_items: how many were found.
         loader_items_per_second: what the loader alone delivers.
-        damaged: lines about damaged images among those that were looked at.
+        damaged: lines about damaged tar shards, and damaged images among those that were looked at.
         continues_from: the checkpoint that the run would continue from, or None.
         seconds_per_step: of the start and one step of each phase; None where they do not fit into memory.
     """
@@ -152,7 +152,7 @@ def forecast_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions) ->
     batches = images.batches(first.resolution, (recipe.seed,), BatchPlan(first.batch_size), range(first.steps))
     rate, damaged = _measure_loader(batches)
     available, seconds = _try_each_phase(phases, options.device, train_a_step)
-    return Forecast(phases, available, "images", len(images), rate, damaged, checkpoint, seconds)
+    return Forecast(phases, available, "images", len(images), rate, images.damaged + damaged, checkpoint, seconds)
 
 
 def forecast_diffusion(recipe: TrainDiffusionRecipe, options: RunOptions) -> Forecast:

@@ -19,7 +19,7 @@ from dcae_core.data.content import digest_of_images
 from dcae_core.data.decoded_cache import DecodedCache, open_decoded_cache
 from dcae_core.data.images import uint8_to_tensor
 from dcae_core.data.latents.statistics import LatentMoments, LatentStatistics
-from dcae_core.data.sources import DecodedOnDemand, describe_unread, find_images
+from dcae_core.data.sources import DecodedOnDemand, find_images
 from dcae_core.distributed import barrier, broadcast_object, is_local_main, is_main
 from dcae_core.files import write_text
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
@@ -55,8 +55,8 @@ class TrainingImages:
     """Random crops of the sources that a recipe names.
 
     Finding costs one scan of the folders; a decoded cache is filled on the first use: `note` is told every half a
-    minute how far that is, and `damaged` has lines about images that could not be put into it. `identity` are the
-    images' number and digests, as the main process finds them.
+    minute how far that is, and `damaged` has lines about images that could not be put into it, and about damaged
+    shards. `identity` are the images' number and digests, as the main process finds them.
     """
 
     def __init__(self, settings: DataSettings, note: Callable[[str], None] = lambda text: None) -> None:
@@ -89,10 +89,11 @@ class TrainingImages:
         return CropStream(self._collections, weights, crops, seed, settings.damaged == "skip")
 
     def _open(self, path: str) -> ImageCollection:
-        found = find_images([path])
+        found = find_images([path], skip_damaged=self._settings.damaged == "skip")
+        self.damaged += [str(left_out.error) for left_out in found.left_out]
         if is_main():
             self._digests.append(digest_of_images(found))
-        for line in describe_unread(found.unread):
+        for line in found.notes():
             self._note(line)
         images = DecodedOnDemand(found)
         if self._settings.decoded_cache is None:
@@ -335,7 +336,9 @@ def _train_phase(
 def _open_validation(recipe: TrainAutoencoderRecipe, run: Run) -> ReconstructionValidation | None:
     if recipe.validation is None:
         return None
-    images = find_images([recipe.validation.path])
+    images = find_images([recipe.validation.path], skip_damaged=recipe.data.damaged == "skip")
+    for left_out in images.left_out:
+        run.logger.note(f"left out of the validation: {left_out.error}")
     return ReconstructionValidation(images, recipe.validation, run.directory.grid, run.device)
 
 

@@ -133,7 +133,7 @@ def test_parts_go_once_the_result_is_out(dcae, tmp_path: Path) -> None:
 
 def test_a_reference_that_cannot_be_written_is_told_before_the_work(dcae, monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "r.npz").mkdir()
-    monkeypatch.setattr("dcae_core.pipelines.evaluation.fid_reference.find_once", lambda _: pytest.fail("worked"))
+    monkeypatch.setattr("dcae_core.pipelines.evaluation.fid_reference.find_once", lambda *_: pytest.fail("worked"))
     dcae(*FID_REF, tmp_path / "r.npz").assert_fails(4, "r.npz", "could not write")
     (tmp_path / "report").write_text("mine")
     dcae(*EVAL, "--report", tmp_path / "report").assert_fails(4, "report", "a file is in the way")

@@ -1,5 +1,6 @@
 """Images behind fsspec URLs are found and encoded as those on this machine are."""
 
+import contextlib
 import http.server
 import io
 import tarfile
@@ -12,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dcae_core.data import remote
 from dcae_core.data.latents.manifest import EncoderRecord
+from dcae_core.data.remote import read_whole
 from dcae_core.data.sources import find_images
 from dcae_core.errors import DataError, DcaeError
 from dcae_core.pipelines.encode import encode_dataset
@@ -118,3 +121,21 @@ def test_a_server_that_does_not_answer_is_told_in_one_line():
     with pytest.raises(DcaeError, match=r"127\.0\.0\.1:9") as caught:
         find_images(["http://127.0.0.1:9/a.tar"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_remote_file_beyond_the_limit_is_not_taken_into_memory(monkeypatch):
+    """Neither one whose size is told, nor one that goes on although it was to end."""
+    files = fsspec.filesystem("memory")
+    with files.open("/images/large.png", "wb") as file:
+        file.write(bytes(1000))
+    assert len(read_whole("memory://images/large.png", 1000)) == 1000
+    with pytest.raises(DataError, match=r"large\.png has 1,000 bytes; files of its kind are read up to 999"):
+        read_whole("memory://images/large.png", 999)
+
+    class Endless(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            return bytes(size)
+
+    monkeypatch.setattr(remote, "open_remote", lambda url: contextlib.nullcontext(Endless()))
+    with pytest.raises(DataError, match="more than 40,000,000 bytes"):
+        read_whole("memory://images/endless.png", 40_000_000)

@@ -154,7 +154,7 @@ def _evaluate(
             "sfid" in recipe.metrics,
         )
         plans = plans_of(recipe, device, networks.measure(with_logits="is" in recipe.metrics))
-    their_images, identity_of_theirs = _their_images(recipe, reference, plans[0].source.size)
+    their_images, identity_of_theirs = _their_images(recipe, reference, plans[0].source.size, note)
     places = [
         _place_of_parts(plan, work, device, networks, reference.sha256 if reference else identity_of_theirs)
         for plan in plans
@@ -283,7 +283,7 @@ def _load_clip(recipe: EvaluateRecipe, device: torch.device | str) -> ClipMeasur
 
 
 def _their_images(
-    recipe: EvaluateRecipe, reference: Reference | None, size: tuple[int, int]
+    recipe: EvaluateRecipe, reference: Reference | None, size: tuple[int, int], note: Callable[[str], None]
 ) -> tuple[inputs.ImageSource | None, Any]:
     """What the measured images are compared with where statistics do not do, and what changes when it changes.
 
@@ -299,7 +299,9 @@ def _their_images(
         return None, None
     if recipe.reference is None:
         return None, None
-    images, _ = inputs.find_once([recipe.reference])
+    images, damaged, _ = inputs.find_once([recipe.reference], recipe.damaged == "skip")
+    for line in damaged if is_main() else ():
+        note(f"left out of the reference: {line}")
     if len(images) < 2:
         raise DataError(f"{recipe.reference} holds one image; a reference needs two or more, better hundreds")
     side = recipe.resolution or (size[0] if size[0] == size[1] else None)
@@ -335,7 +337,7 @@ def _conclude(
         settings=recipe.model_dump(exclude_none=True, exclude={"expected"}) | network,
         scores=scores,
         num_images=gathered.count,
-        damaged=gathered.damaged,
+        damaged=plan.damaged + gathered.damaged,
         crop=f"{describe_crop(recipe.resolution)}; not turned by EXIF" if plan.has_files else None,
         warnings=plan.notes
         + enlarged

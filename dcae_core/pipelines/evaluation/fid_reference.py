@@ -76,7 +76,7 @@ def measure_reference(
         DownloadError: the weights are neither cached nor to be had.
         UsageError: the same measurement is running already.
     """
-    images, notes = find_once(inputs)
+    images, damaged, notes = find_once(inputs, skip_damaged)
     source = ImageFiles(images, resolution, skip_damaged, alpha)
     extractor = load_inception(inception_weights, device=device)
     key = evaluation_key(
@@ -95,6 +95,7 @@ def measure_reference(
         if parts is None:
             return None
         gathered = gather(parts, ("fid",))
+        gathered.damaged = damaged + gathered.damaged
         description = _describe(gathered, resolution, source.size, alpha, resize, extractor.sha256)
         reference = FidReference(gaussian_of(gathered), description, _warnings(gathered, notes))
         publish(reference)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dcae_core.data.images import AlphaRule, center_crop_adm
 from dcae_core.data.read_ahead import read_ahead
-from dcae_core.data.sources import ImageReference, describe_unread, find_images
+from dcae_core.data.sources import ImageReference, find_images
 from dcae_core.errors import DataError, SourceLostError, printable
 from dcae_core.metrics.reference import Reference
 from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings, draw_classes
@@ -227,12 +227,22 @@ def identity_of(images: Sequence[ImageReference]) -> list[tuple[str, int, int, i
     return identity
 
 
-def find_once(inputs: list[str]) -> tuple[Sequence[ImageReference], list[str]]:
-    """The images that are named, each file once however often it is, and a line about it if that happened.
+class Found(NamedTuple):
+    """The images of an evaluation; lines about `damaged` tar shards that were left out, and other notes."""
+
+    images: Sequence[ImageReference]
+    damaged: list[str]
+    notes: list[str]
+
+
+def find_once(inputs: list[str], skip_damaged: bool) -> Found:
+    """The images that are named, each file once however often it is, with a note if that happened.
 
     Of a directory of `dcae sample` these are its samples: not the grid, nor what else may lie there.
     """
-    images = find_images([str(place) for given in inputs for place in find_samples(given) or (given,)])
+    places = [str(place) for given in inputs for place in find_samples(given) or (given,)]
+    images = find_images(places, skip_damaged=skip_damaged)
+    damaged = [str(left_out.error) for left_out in images.left_out]
     seen: set[tuple[str, int]] = set()
     repeated = set()
     for index, image in enumerate(images):
@@ -240,8 +250,8 @@ def find_once(inputs: list[str]) -> tuple[Sequence[ImageReference], list[str]]:
         if place in seen:
             repeated.add(index)
         seen.add(place)
-    notes = describe_unread(images.unread)
     if not repeated:
-        return images, notes
+        return Found(images, damaged, images.notes())
     once = [image for index, image in enumerate(images) if index not in repeated]
-    return once, [*notes, f"{len(repeated)} images are named more than once; each file is counted once"]
+    note = f"{len(repeated)} images are named more than once; each file is counted once"
+    return Found(once, damaged, [*images.notes(), note])

@@ -32,6 +32,7 @@ class Plan:
         identity: fingerprints and times that the result depends on.
         show: an original -> what comes out, where there is such.
         has_files: whether the images are read, not made.
+        damaged: lines about shards that were left out.
         notes: warnings.
     """
 
@@ -42,6 +43,7 @@ class Plan:
     identity: dict[str, Any]
     show: Callable[[Tensor], Tensor] | None = None
     has_files: bool = True
+    damaged: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -53,15 +55,17 @@ def plans_of(recipe: EvaluateRecipe, device: torch.device | str, features: Measu
     if recipe.diffusion is not None:
         return _plan_diffusion(recipe, recipe.diffusion, device, features)
     assert recipe.generated is not None
-    images, notes = inputs.find_once([recipe.generated])
+    images, damaged, notes = inputs.find_once([recipe.generated], recipe.damaged == "skip")
     source = inputs.ImageFiles(images, recipe.resolution, recipe.damaged == "skip", recipe.alpha)
     identity = {"images": inputs.identity_of(images)}
-    return [Plan(recipe, f"images in {recipe.generated}", source, features, identity, notes=notes)]
+    subject = f"images in {recipe.generated}"
+    return [Plan(recipe, subject, source, features, identity, damaged=damaged, notes=notes)]
 
 
 def _plan_autoencoder(recipe: EvaluateRecipe, device: torch.device | str, features: Measure | None) -> Plan:
     assert recipe.autoencoder is not None
-    images, notes = inputs.find_once([recipe.images or str(inputs.sample_pack_directory())])
+    place = recipe.images or str(inputs.sample_pack_directory())
+    images, damaged, notes = inputs.find_once([place], recipe.damaged == "skip")
     if recipe.num_images is not None:
         images = images[: recipe.num_images]
     source = inputs.ImageFiles(images, recipe.resolution, recipe.damaged == "skip", recipe.alpha)
@@ -75,7 +79,14 @@ def _plan_autoencoder(recipe: EvaluateRecipe, device: torch.device | str, featur
     )
     subject = f"autoencoder {encoder_name(recipe.autoencoder.model)}"
     return Plan(
-        recipe, subject, source, measure, identity, lambda images: measure.reconstruct(images)[0].cpu(), notes=notes
+        recipe,
+        subject,
+        source,
+        measure,
+        identity,
+        lambda images: measure.reconstruct(images)[0].cpu(),
+        damaged=damaged,
+        notes=notes,
     )
 
 
