@@ -108,10 +108,10 @@ def near_names(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[
     return alike or [each for each in known if len(name) > 2 and name.lower() in each.lower()][:3]
 
 
-def did_you_mean(near: Iterable[str], otherwise: str) -> str:
+def did_you_mean(near: Iterable[object], otherwise: str) -> str:
     """The end of a message about a name that is not known: the near ones, or what to do where there are none."""
     near = list(near)
-    return f"did you mean {' or '.join(near)}?" if near else otherwise
+    return f"did you mean {' or '.join(map(str, near))}?" if near else otherwise
 
 
 def unknown_name(what: str, name: object, known: Iterable[str]) -> UsageError:

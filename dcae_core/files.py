@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from dcae_core.errors import DcaeError, ResourceError, UsageError
+from dcae_core.errors import DcaeError, ResourceError, UsageError, near_names, printable
 
 _PARTIAL_SUFFIX, _REPLACED_SUFFIX = ".partial", ".replaced"
 _NOTHING_FREE = 1 << 20  # bytes: room for no file that matters
@@ -259,6 +259,15 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """Write `content` to `path` as UTF-8, whole or not at all."""
     write_bytes(path, content.encode())
+
+
+def near_paths(path: Path) -> list[Path]:
+    """What lies where a path that does not exist leads to, and is called nearly the same; names are cheap to print."""
+    try:
+        beside = os.listdir(path.parent)
+    except OSError:
+        return []
+    return [path.parent / name for name in near_names(path.name, map(printable, beside))]
 
 
 def sha256_of_file(path: Path) -> str:

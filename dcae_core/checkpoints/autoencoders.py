@@ -22,7 +22,8 @@ from dcae_core.checkpoints.training_runs import (
     trained_in,
 )
 from dcae_core.devices import parse_dtype, select_device
-from dcae_core.errors import CheckpointError, DcaeError, DownloadError, UsageError, did_you_mean, near_names
+from dcae_core.errors import CheckpointError, DcaeError, DownloadError, UsageError, did_you_mean
+from dcae_core.files import near_paths
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.models.configs import AutoencoderConfig
 from dcae_core.models.inference import prepare_for_inference
@@ -93,9 +94,8 @@ def not_found(name: str, known: Iterable[str]) -> DcaeError:
     """The error for what is no place on this disk, no name of the zoo and no hub id."""
     if "/" in name or Path(name).suffix in WEIGHT_SUFFIXES:
         folder = Path(name).parent
-        beside = [child.name for child in folder.iterdir()] if folder.is_dir() else []
-        near = [str(folder / child) for child in near_names(Path(name).name, beside)]
-        hint = did_you_mean(near, f"{folder} is there" if folder.is_dir() else f"nor is there a directory {folder}")
+        what_is_there = f"{folder} is there" if folder.is_dir() else f"nor is there a directory {folder}"
+        hint = did_you_mean(near_paths(Path(name)), what_is_there)
         return CheckpointError(f"no directory or file {name}; {hint}")
     return unknown_model(name, list(known))
 

@@ -22,7 +22,8 @@ from dcae_core.data.images import (
 from dcae_core.data.parquet import PARQUET_SUFFIX, OtherTableError, is_parquet, is_parquet_read, read_image, read_rows
 from dcae_core.data.remote import is_url, list_files, read_remote, read_whole
 from dcae_core.data.tar import read_shard
-from dcae_core.errors import DataError, ResourceError, SourceLostError, printable
+from dcae_core.errors import DataError, ResourceError, SourceLostError, did_you_mean, printable
+from dcae_core.files import near_paths
 from dcae_core.limits import MAX_CLASSES, MAX_LIST_BYTES
 
 _LIST_SUFFIXES = frozenset({".txt", ".lst"})
@@ -300,7 +301,10 @@ def _find(given: str, on_problem: _OnProblem, unread: Counter[str]) -> Iterator[
 
 def _why_missing(path: str) -> str:
     """Of a file that cannot be found: a link that leads nowhere is there, after all."""
-    return "a link that leads to nothing" if os.path.islink(path) else "no such file or folder"
+    if os.path.islink(path):
+        return "a link that leads to nothing"
+    near = near_paths(Path(path))
+    return "no such file or folder" + (f"; {did_you_mean(near, '')}" if near else "")
 
 
 def _find_remote(url: str, on_problem: _OnProblem) -> Iterator[_Found]:

@@ -296,5 +296,6 @@ def _phase_faults(phase: PhaseSettings) -> list[str]:
         optimisers["losses.adversarial.optimiser"] = losses.adversarial.optimiser
     for path, optimiser in optimisers.items():
         if optimiser.schedule == "cosine" and optimiser.warmup_steps >= phase.steps:
-            faults.append(f"{path}.warmup_steps: {optimiser.warmup_steps} leave nothing of {phase.steps} steps")
+            left = f"leave nothing of {phase.steps} steps; take more, or fewer of warm-up"
+            faults.append(f"{path}.warmup_steps: {optimiser.warmup_steps} {left}")
     return faults

@@ -195,7 +195,8 @@ class TrainDiffusionRecipe(Recipe):
         if self.batch_size % self.dataset.lanes:
             faults.append(f"dataset.lanes: a batch of {self.batch_size} does not split into {self.dataset.lanes} lanes")
         if self.optimiser.schedule == "cosine" and self.optimiser.warmup_steps >= self.steps:
-            faults.append(f"optimiser.warmup_steps: {self.optimiser.warmup_steps} leave nothing of {self.steps} steps")
+            left = f"leave nothing of {self.steps} steps; take more, or fewer of warm-up"
+            faults.append(f"optimiser.warmup_steps: {self.optimiser.warmup_steps} {left}")
         if self.augmentation is not None and self.objective == "epsilon_variance":
             faults.append("augmentation: works with the objectives epsilon and velocity, not with epsilon_variance")
         faults += self._objective_faults()

@@ -134,6 +134,9 @@ def test_what_does_not_exist_or_holds_no_image_is_named(tmp_path: Path) -> None:
         find_images([tmp_path / "absent.png"])
     with pytest.raises(DataError, match="no file matches"):
         find_images([f"{tmp_path}/*.png"])
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match=r"photoes: no such file or folder; did you mean .*/photos\?"):
+        find_images([tmp_path / "photoes"])
 
 
 def test_a_shard_that_vanished_after_it_was_found_is_named(tmp_path: Path) -> None:

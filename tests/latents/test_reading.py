@@ -234,6 +234,8 @@ def test_missing_or_resized_shards_are_refused_on_opening(tmp_path):
         LatentDataset(tmp_path)
     with pytest.raises(DataError, match=r"manifest.json is missing"):
         LatentDataset(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=rf"manifest.json is missing; did you mean {tmp_path}"):
+        LatentDataset(tmp_path.with_name(f"{tmp_path.name}s"))
 
 
 def test_a_file_that_is_no_shard_is_refused(tmp_path):

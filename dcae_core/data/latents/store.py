@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Protocol
 
 from dcae_core.data.latents.manifest import ShardRecord
 from dcae_core.data.remote import explain_remote_errors, first_line, is_url
-from dcae_core.errors import DataError, DownloadError, UsageError
-from dcae_core.files import cache_directory, lock, make_directory, replace_file, sha256_of_file
+from dcae_core.errors import DataError, DownloadError, UsageError, did_you_mean
+from dcae_core.files import cache_directory, lock, make_directory, near_paths, replace_file, sha256_of_file
 
 DEFAULT_CACHE_BYTES = 64 << 30
 _BLOCK = 1 << 20
@@ -55,7 +55,8 @@ class LocalStore:
         try:
             return (self.directory / name).read_bytes()
         except OSError as error:
-            raise _unreadable(f"{self.where}/{name}", error) from error
+            near = [] if self.directory.exists() else near_paths(self.directory)
+            raise _unreadable(f"{self.where}/{name}", error, near) from error
 
     def check_presence(self, shards: Iterable[ShardRecord]) -> None:
         """One `stat` per shard; DataError if one is missing, or longer or shorter than the manifest says."""
@@ -196,9 +197,9 @@ class RemoteStore:
                 total -= size
 
 
-def _unreadable(where: str, error: OSError) -> DataError:
+def _unreadable(where: str, error: OSError, near: Sequence[Path] = ()) -> DataError:
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{where} is missing; restore it, or encode the dataset again")
+        return DataError(f"{where} is missing; {did_you_mean(near, 'restore it, or encode the dataset again')}")
     return DataError(f"cannot read {where}: {error.strerror or error}")
 
 
