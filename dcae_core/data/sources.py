@@ -253,7 +253,7 @@ def _folders_beside(given: str, classes: set[str]) -> list[str]:
     if not os.path.isdir(given):
         return []
     with os.scandir(given) as entries:
-        names = sorted(printable(entry.name) for entry in entries if entry.is_dir() and entry.name[0] != ".")
+        names = sorted(printable(entry.name) for entry in entries if _is_folder(entry) and entry.name[0] != ".")
     return [os.path.join(given, name) for name in names if name not in classes] if classes & set(names) else []
 
 
