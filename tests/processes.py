@@ -59,6 +59,7 @@ class ForkedWorker:
     to do. To be put there in a forked child, where nobody has to take it away again.
     """
 
+    prepare: ClassVar[Callable[["ForkedWorker"], object]] = lambda worker: None  # in the worker, before its command
     _pipes: ClassVar[list[int]] = []  # what the launcher holds, and no worker may
 
     def __init__(self, command: list[str], *, env: dict[str, str], **_: object) -> None:
@@ -83,6 +84,7 @@ class ForkedWorker:
             os.environ.clear()
             os.environ.update(environment)
             sys.argv = ["dcae", *arguments]
+            self.prepare()
             _main_of_process()
         finally:
             os._exit(99)

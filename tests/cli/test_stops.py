@@ -30,7 +30,6 @@ from tests.processes import ForkedWorker
 
 STOPS = int(os.environ.get("DCAE_STOPS", "20"))  # of each signal
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-IN_TWO = ("encode-dataset", "eval", "fid-ref", "sample", "train-ae", "train-diffusion")
 
 pytestmark = [
     pytest.mark.slow,
@@ -129,7 +128,8 @@ def _try(way: Way, stop: Stop) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "processes"), [(name, 1) for name in (*IN_TWO, "reconstruct")] + [(name, 2) for name in IN_TWO]
+    ("name", "processes"),
+    [(name, 1) for name in (*scenes.IN_TWO, "reconstruct")] + [(name, 2) for name in scenes.IN_TWO],
 )
 def test_stops_at_any_moment(name: str, processes: int, tmp_path: Path) -> None:
     way = _way(name, processes, tmp_path)

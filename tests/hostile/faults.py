@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -20,9 +21,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-KILLED = 77  # exit code of a child that a fault killed
+KILLED = -signal.SIGKILL  # exit code of a child that a fault killed
 _WRITES = {"open", "write", "flush", "rename", "make"}  # what a full disk refuses
-_OF_FAULT = {"kill": _WRITES | {"remove", "read"}, "full": _WRITES, "vanish": {"read"}}
+_OF_FAULT = {"kill": _WRITES | {"remove", "read"}, "full": _WRITES, "vanish": {"read"}, "cut": {"read"}}
 FAULTS = tuple(_OF_FAULT)
 
 
@@ -34,15 +35,23 @@ class Point(NamedTuple):
 
 
 def points_of(fault: str, points: list[Point]) -> list[int]:
-    """The numbers of those points at which this fault may come."""
-    return [number for number, point in enumerate(points) if point.kind in _OF_FAULT[fault]]
+    """The numbers of those points at which this fault may come.
+
+    Nobody else cuts what is half written, and a log that was cut is drawn as it stands.
+    """
+    numbers = [number for number, point in enumerate(points) if point.kind in _OF_FAULT[fault]]
+    if fault == "cut":
+        spared = (".partial", "metrics.jsonl")
+        return [number for number in numbers if not any(name in points[number].file for name in spared)]
+    return numbers
 
 
 @dataclass
 class Injection:
     """Count points below `root`, each a line of `log`; let `fault` come at number `at`.
 
-    A disk that is full stays so, and a file that has vanished does not come back, as long as the process lives.
+    A disk that is full stays so, and a file that has vanished does not come back, as long as the process lives. A file
+    that is cut has lost its second half for good, as if somebody were writing it anew.
     """
 
     root: Path
@@ -80,12 +89,14 @@ class Injection:
             self._count += 1
             if now and self.fault == "kill":
                 tear()
-                os._exit(KILLED)
+                os.kill(os.getpid(), signal.SIGKILL)
             if now and self.fault == "full":
                 self._full = True
                 tear()
             if now and self.fault == "vanish":
                 self._gone = path
+            if now and self.fault == "cut" and os.path.isfile(path):
+                os.truncate(path, os.path.getsize(path) // 2)
         if self._full and kind in _WRITES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         if kind == "read" and path == self._gone:
