@@ -28,7 +28,7 @@ def decode(
 ) -> None:
     """Decode latents into images of the original size; writes NAME.recon.png for NAME.latent.safetensors.
 
-    Without --model the autoencoder that made a latent is taken; another one is refused.
+    Without --model the autoencoder that made a latent is taken; one with another encoder is refused.
 
     \b
     Examples:

@@ -140,6 +140,12 @@ def _print_report(report: Any, out: str, as_json: bool) -> None:
         warn(warning)
     for damage in manifest.damaged:
         warn(f"left out: {damage.reason}")
-    told = ("damaged", "warnings")
-    rows = [(key.replace("_", " "), show_value(value)) for key, value in facts.items() if key not in told]
+    names = {
+        "kept": "of them from before",
+        "decoder_images_per_second": "decoding, images/s",
+        "encoder_images_per_second": "encoding, images/s",
+        "encoder_waited": "time that encoding waited, share",
+    }
+    shown = [key for key in facts if key not in ("damaged", "warnings")]
+    rows = [(names.get(key, key.replace("_", " ")), show_value(facts[key])) for key in shown]
     print_table("", ("", "latent dataset"), rows)

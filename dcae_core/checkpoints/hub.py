@@ -151,7 +151,8 @@ def _why_not_sent(repository: str, error: Exception) -> str:
 def _how_to_place(repository: str, file: str, cache: str, error: Exception) -> str:
     login = ": run `hf auth login`, or look at HF_TOKEN" if http_status(error) in (401, 403) else ""
     return (
-        f"{file} of {repository} is not in the cache ({cache}) and could not be downloaded: "
+        f"there is no directory {repository}, and {file} of the hub's {repository} is not in the cache ({cache}) "
+        "and could not be downloaded: "
         f"{explain_network_failure(error)}{login}; "
         f"run `dcae models download {repository}` where there is a network and copy the cache, "
         "or place the repository's files in a directory and pass it with --model DIR"

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from dcae_core.errors import DataError
+from dcae_core.errors import DataError, printable
 from dcae_core.files import write_bytes
 
 _MAX_SIDE = 1 << 31  # pixels; what a PNG can say
@@ -25,6 +25,7 @@ class Origin:
         model: what the autoencoder that made it was called on the command line; "" for the embedded one.
         fingerprint: of that autoencoder's weights.
         tile: side of the tiles it was encoded in, in pixels; None for whole.
+        encoder_fingerprint: of its encoder alone; None where it has none, or was not recorded yet.
     """
 
     height: int
@@ -32,6 +33,7 @@ class Origin:
     model: str
     fingerprint: str
     tile: int | None
+    encoder_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def save_latent(path: Path, latent: Tensor, origin: Origin, ratio: int) -> None:
         "padding_bottom": str(latent.shape[1] * ratio - origin.height),
         "padding_right": str(latent.shape[2] * ratio - origin.width),
         "tile": str(origin.tile or ""),
+        "encoder_fingerprint": origin.encoder_fingerprint or "",
     }
     write_bytes(path, _serialise({_IMAGE: latent.contiguous()}, metadata))
 
@@ -94,21 +97,34 @@ def _read_origin(metadata: dict[str, str]) -> Origin:
         model=metadata["model"],
         fingerprint=metadata["fingerprint"],
         tile=int(metadata["tile"]) if metadata["tile"] else None,
+        encoder_fingerprint=metadata.get("encoder_fingerprint") or None,
     )
     if not all(0 < side < _MAX_SIDE for side in (origin.height, origin.width, origin.tile or 1)):
         raise ValueError("sides that no image has")
     return origin
 
 
-def check_latents(path: Path, stored: StoredLatents, channels: int, ratio: int, fingerprint: str) -> None:
+def check_latents(
+    path: Path,
+    stored: StoredLatents,
+    channels: int,
+    ratio: int,
+    fingerprint: str,
+    encoder_fingerprint: str | None = None,
+) -> None:
     """Refuse to decode latents with an autoencoder that cannot have made them.
 
-    DataError where fingerprint or channels are others, or their size does not fit the image's.
+    DataError where the weights are others and the encoder's too, so are the channels, or their size does not fit the
+    image's. The fingerprints are those of the autoencoder that is to decode, and of its encoder.
     """
     origin = stored.origin
-    if origin is not None and origin.fingerprint != fingerprint:
-        made_by = f"by --model {origin.model}" if origin.model else "by the embedded model"
-        raise DataError(f"{path} was encoded {made_by}, whose weights are others than those of the model given")
+    same_encoder = () if encoder_fingerprint is None else (encoder_fingerprint,)
+    if origin is not None and origin.fingerprint != fingerprint and origin.encoder_fingerprint not in same_encoder:
+        made_by = printable(origin.model) or "the embedded model"
+        raise DataError(
+            f"{path} was encoded by {made_by}, and the encoder of the model given has other weights: "
+            "leave --model out, or give one that was trained from it with its encoder frozen"
+        )
     if stored.latents.shape[1] != channels:
         raise DataError(
             f"{path}: latents of {stored.latents.shape[1]} channels; the model has {channels}: give --model"

@@ -70,7 +70,14 @@ def decode_file(
     autoencoder = load(_model_of(path, stored) if model is None else model)
     network = autoencoder.network
     ratio = network.spatial_compression_ratio
-    check_latents(path, stored, network.latent_channels, ratio, autoencoder.fingerprint)
+    check_latents(
+        path,
+        stored,
+        network.latent_channels,
+        ratio,
+        autoencoder.fingerprint,
+        autoencoder.encoder_fingerprint,
+    )
     height, width = _image_size(stored, ratio)
     recorded = stored.origin.tile if stored.origin else None
     if recorded is not None and recorded < MIN_TILE * ratio:

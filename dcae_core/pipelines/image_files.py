@@ -133,12 +133,14 @@ class RunModel:
         given: what it was called on the command line; "" for the embedded one.
         label: what tables, captions and file names call it; unique in the run.
         fingerprint: of its weights.
+        encoder_fingerprint: of its encoder's alone; None where it has none of its own.
     """
 
     given: str
     label: str
     network: Autoencoder
     fingerprint: str
+    encoder_fingerprint: str | None
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def load_models(
         same = sum(model.label.partition("#")[0] == record.name for model in models)
         label = f"{record.name}#{same + 1}" if same else record.name
         assert record.fingerprint is not None
-        models.append(RunModel(name or "", label, network, record.fingerprint))
+        models.append(RunModel(name or "", label, network, record.fingerprint, record.encoder_fingerprint))
     return models
 
 
@@ -336,7 +338,14 @@ def _save(
     files = {"reconstruction": save_raster(reconstruction, settings.output / f"{stem}{RECONSTRUCTION_SUFFIX}")}
     if settings.save_latents:
         path = settings.output / f"{stem}.latent.safetensors"
-        origin = Origin(original.height, original.width, model.given or EMBEDDED_AUTOENCODER, model.fingerprint, tile)
+        origin = Origin(
+            original.height,
+            original.width,
+            model.given or EMBEDDED_AUTOENCODER,
+            model.fingerprint,
+            tile,
+            model.encoder_fingerprint,
+        )
         save_latent(path, latent, origin, model.network.spatial_compression_ratio)
         files["latent"] = str(path)
     psnr, ssim = _measure(original, reconstruction)

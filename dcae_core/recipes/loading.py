@@ -23,6 +23,8 @@ SCHEMAS = {
     "train-diffusion": "dcae_core.recipes.train_diffusion:TrainDiffusionRecipe",
 }
 
+_LONGEST_NAME = 40  # of an element of a list that faults are told by
+
 
 def schema_of(command: str) -> type[Recipe]:
     """The schema of a command's recipes.
@@ -138,7 +140,7 @@ def read_recipe(
         _assign(document, key.split("."), value)
     faults += _apply_overrides(document, overrides or ())
     recipe, found = validate(schema, _expand_home(document), further_checks)
-    faults += found
+    faults += [_by_name(document, fault) for fault in found]
     if faults or recipe is None:
         raise RecipeError(_report(source, faults))
     return recipe
@@ -231,6 +233,18 @@ def _index_in(place: Any, name: str) -> int | None:
         return int(name)
     named = [index for index, item in enumerate(place) if isinstance(item, dict) and item.get("name") == name]
     return named[0] if len(named) == 1 else None
+
+
+def _by_name(document: Any, fault: str) -> str:
+    """A fault with `phases.full` at its beginning instead of `phases.0`: how `--set` is given the same place."""
+    path, colon, text = fault.partition(":")
+    place, names = document, []
+    for name in path.split("."):
+        index = _index_in(place, name)
+        place = place[index] if index is not None else place.get(name) if isinstance(place, dict) else None
+        own = place.get("name") if index is not None and isinstance(place, dict) else None
+        names.append(own if isinstance(own, str) and own.isidentifier() and len(own) < _LONGEST_NAME else name)
+    return ".".join(names) + colon + text
 
 
 def _report(source: str, faults: list[str]) -> str:

@@ -83,6 +83,13 @@ class OptimiserSettings(Section):
     clip_gradient_norm: PositiveNumber | None = None
     """Scale gradients down to this norm where theirs is larger."""
 
+    def warmup_faults(self, steps: int) -> list[str]:
+        """Whether the warm-up leaves a cosine any of so many steps."""
+        if self.schedule != "cosine" or self.warmup_steps < steps:
+            return []
+        left = f"{self.warmup_steps} leave nothing of {steps} steps; take more steps, or set it to {steps // 10}"
+        return [f"warmup_steps: {left}"]
+
 
 OnNonFinite = Literal["stop", "skip"]
 

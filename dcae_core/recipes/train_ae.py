@@ -295,7 +295,5 @@ def _phase_faults(phase: PhaseSettings) -> list[str]:
     if losses.adversarial is not None:
         optimisers["losses.adversarial.optimiser"] = losses.adversarial.optimiser
     for path, optimiser in optimisers.items():
-        if optimiser.schedule == "cosine" and optimiser.warmup_steps >= phase.steps:
-            left = f"leave nothing of {phase.steps} steps; take more, or fewer of warm-up"
-            faults.append(f"{path}.warmup_steps: {optimiser.warmup_steps} {left}")
+        faults += [f"{path}.{fault}" for fault in optimiser.warmup_faults(phase.steps)]
     return faults

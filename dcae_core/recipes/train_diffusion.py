@@ -194,9 +194,7 @@ class TrainDiffusionRecipe(Recipe):
             faults.append(f"accumulation: a batch of {self.batch_size} cannot fill {self.accumulation} parts")
         if self.batch_size % self.dataset.lanes:
             faults.append(f"dataset.lanes: a batch of {self.batch_size} does not split into {self.dataset.lanes} lanes")
-        if self.optimiser.schedule == "cosine" and self.optimiser.warmup_steps >= self.steps:
-            left = f"leave nothing of {self.steps} steps; take more, or fewer of warm-up"
-            faults.append(f"optimiser.warmup_steps: {self.optimiser.warmup_steps} {left}")
+        faults += [f"optimiser.{fault}" for fault in self.optimiser.warmup_faults(self.steps)]
         if self.augmentation is not None and self.objective == "epsilon_variance":
             faults.append("augmentation: works with the objectives epsilon and velocity, not with epsilon_variance")
         faults += self._objective_faults()

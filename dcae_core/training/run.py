@@ -141,6 +141,12 @@ class Run:
         if self.checkpoint is not None:
             self.logger.note(f"continuing after step {self.progress.step}, from {self.checkpoint}")
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether it would continue from the last step of this call, with nothing left but what follows training."""
+        at_the_end = self.progress.phase == self._last_phase and not self.steps_left
+        return self.checkpoint is not None and at_the_end and not self.progress.validation_due
+
     def phases_left(self) -> Iterator[int]:
         """The index of each phase that is to be trained; `progress` is where that phase begins."""
         for index in range(self.progress.phase, self._last_phase + 1):

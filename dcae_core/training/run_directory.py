@@ -131,6 +131,8 @@ class RunDirectory:
         path = self.path / "damaged.txt"
         known = set(_read_lines(path))
         lines = [line for line in dict.fromkeys(lines) if line not in known]
+        if not lines:
+            return
         with explain_write_errors(path), open(path, "a", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines)
 

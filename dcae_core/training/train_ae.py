@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dcae_core.checkpoints import load_autoencoder, save_autoencoder
+from dcae_core.checkpoints.autoencoders import open_directory
 from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME
 from dcae_core.checkpoints.training_runs import describe_training
 from dcae_core.data.batches import Batch, BatchPlan, CropSettings, CropStream, ImageCollection, load_batches
@@ -21,7 +22,8 @@ from dcae_core.data.images import uint8_to_tensor
 from dcae_core.data.latents.statistics import LatentMoments, LatentStatistics
 from dcae_core.data.sources import DecodedOnDemand, find_images
 from dcae_core.distributed import barrier, broadcast_object, is_local_main, is_main
-from dcae_core.files import write_text
+from dcae_core.errors import CheckpointError
+from dcae_core.files import sha256_of_file, write_text
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.models.compilation import repays_compiling
 from dcae_core.recipes.settings import ExecutionSettings
@@ -47,6 +49,7 @@ from dcae_core.training.run import Run, RunOptions, RunPhase, open_run
 from dcae_core.training.task import Loss, RunLogger
 from dcae_core.training.trained_parts import blocks_of, count_trained, set_training_mode, train_only
 from dcae_core.training.validation import ReconstructionValidation
+from dcae_core.weights import read_json
 
 _SECONDS_BETWEEN_NOTES = 30.0
 
@@ -273,6 +276,7 @@ def measure_latents(network: Autoencoder, batches: Iterable[Tensor]) -> LatentSt
     return statistics
 
 
+_STEP_KEY = "step"  # of a result: after how many steps of its recipe it was saved
 _PHASE_STREAM, _PCA_STREAM, _STATISTICS_STREAM = 0, 1, 2  # tell the random numbers of a run from each other
 
 
@@ -286,7 +290,7 @@ def train_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions, logge
         UsageError: another run uses the directory.
     """
     phases = [RunPhase(phase.name, phase.steps, phase.batch_size, phase.accumulation) for phase in recipe.phases]
-    with open_run(recipe, phases, options, logger, validate_first=True) as run:
+    with open_run(recipe, phases, options, logger, validate_first=recipe.validation is not None) as run:
         images = TrainingImages(recipe.data, run.logger.note)
         run.check_data(images.identity)
         validation = _open_validation(recipe, run)
@@ -294,6 +298,10 @@ def train_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions, logge
         if is_main():
             run.directory.append_damaged(images.damaged)
         run.logger.note(f"{len(images):,} images, {len(images.damaged)} damaged")
+        result = run.directory.path / "autoencoder"
+        if broadcast_object(run.is_finished and _is_saved(result, recipe, run.progress.step)):
+            run.logger.note(f"all {run.progress.step} steps are done, and their result is saved: nothing is left to do")
+            return result
         network = _prepare(_build_network(recipe, images, run), recipe.execution, run.device)
         if is_main():
             description = describe_training(network.config, _kept_scaling_factor(recipe, network, len(recipe.phases)))
@@ -304,7 +312,8 @@ def train_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions, logge
         with StopSignals() as signals:
             for index in run.phases_left():
                 _train_phase(recipe, index, run, network, images, validation, signals)
-        return _save_result(recipe, run, network, images)
+        _save_result(recipe, run, network, images, result)
+        return result
 
 
 def _train_phase(
@@ -373,21 +382,40 @@ def _kept_scaling_factor(recipe: TrainAutoencoderRecipe, network: Autoencoder, n
     return network.scaling_factor if all(part.startswith("decoder") for part in parts) else None
 
 
-def _save_result(recipe: TrainAutoencoderRecipe, run: Run, network: Autoencoder, images: TrainingImages) -> Path:
+def _is_saved(directory: Path, recipe: TrainAutoencoderRecipe, step: int) -> bool:
+    """Whether the directory holds, undamaged, what this very recipe has trained in so many steps."""
+    try:
+        files, description = open_directory(directory), read_json(directory / OWN_CONFIG_NAME)
+        whole_files = all(sha256_of_file(path) == checksum for path, checksum in files.sha256.items())
+    except (CheckpointError, OSError):
+        return False
+    metadata, wanted = description.get("metadata"), {"recipe": recipe.model_dump(mode="json"), _STEP_KEY: step}
+    return whole_files and isinstance(metadata, dict) and wanted.items() <= metadata.items()
+
+
+def _save_result(
+    recipe: TrainAutoencoderRecipe, run: Run, network: Autoencoder, images: TrainingImages, directory: Path
+) -> None:
+    """Save the trained autoencoder with its latents' scaling factor, which is measured where they may have changed."""
+    trained = {_STEP_KEY: run.progress.step}
+    kept = _kept_scaling_factor(recipe, network, len(recipe.phases))
+    if kept is not None:
+        run.logger.note(f"scaling factor {kept:.4f} as before: so are the encoder and its latents")
+        _export(recipe, network, directory, kept, trained)
+        return
     phase = recipe.phases[-1]
     num_batches = -(-recipe.latent_statistics_images // phase.batch_size)
     seed, plan = (recipe.seed, _STATISTICS_STREAM), BatchPlan(phase.batch_size)
     with closing(images.batches(phase.resolution, seed, plan, range(num_batches))) as batches:
         statistics = measure_latents(network, _shown(batches, num_batches, run.logger))
-    kept = _kept_scaling_factor(recipe, network, len(recipe.phases))
-    factor = f"1/rms = {statistics.scaling_factor:.4f}" if kept is None else f"{kept:.4f} as before: so is the encoder"
     if statistics.rms == 0:
         run.logger.note("warning: all latents are zero, the autoencoder has collapsed; its scaling factor is set to 1")
-    run.logger.note(f"latents: mean {statistics.mean:.4f}, rms {statistics.rms:.4f}, scaling factor {factor}")
-    directory = run.directory.path / "autoencoder"
+    factor = statistics.scaling_factor
+    run.logger.note(
+        f"latents: mean {statistics.mean:.4f}, rms {statistics.rms:.4f}, scaling factor 1/rms = {factor:.4f}"
+    )
     measured = statistics.to_dict() | {"num_images": num_batches * phase.batch_size}
-    _export(recipe, network, directory, kept or statistics.scaling_factor, {"latent_statistics": measured})
-    return directory
+    _export(recipe, network, directory, factor, trained | {"latent_statistics": measured})
 
 
 def _shown(batches: Iterable[Batch], total: int, logger: RunLogger) -> Iterator[Tensor]:

@@ -149,7 +149,12 @@ def test_a_decoder_that_is_fine_tuned_keeps_the_latents(dcae, workplace: Path) -
         run.assert_succeeds()
         assert "warning" not in run.stderr
 
+    dcae("reconstruct", "photos/cats/0.png", "--save-latents", "-o", "out").assert_succeeds()
+    decode = ("decode", "out/0.latent.safetensors", "-o", "decoded", "--model")
+    dcae(*decode, "runs/mine").assert_succeeds()
+
     finetune(dcae, "runs/other").assert_succeeds()
+    dcae(*decode, "runs/other").assert_fails(3, "has other weights", "leave --model out")
     assert load_autoencoder("runs/other").scaling_factor != embedded.scaling_factor
     recipe = (*train, "--set", "run_dir=runs/c", "--set", "autoencoder=runs/other")
     assert_refused(dcae(*recipe), "autoencoder: DIR", "encode again")

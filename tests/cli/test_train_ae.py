@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,8 +80,8 @@ def test_json_for_a_program_and_a_number_type_beside_the_recipe(dcae, recipe_fil
     ("arguments", "code", "words"),
     [
         (("--set", "phases.full.optimiser.learning_rat=1"), 2, ("learning_rat", "did you mean 'learning_rate'")),
-        (("--set", "phases.0.resolution=30"), 2, ("phases.0.resolution", "30 is not a multiple of 4", "take 32")),
-        (("--set", "phases.full.train=[encoder_tail]"), 2, ("phases.0.train", "'encoder_head'")),
+        (("--set", "phases.0.resolution=30"), 2, ("phases.full.resolution", "30 is not a multiple of 4", "take 32")),
+        (("--set", "phases.full.train=[encoder_tail]"), 2, ("phases.full.train", "'encoder_head'")),
         (("--set", "phases.1.name=full"), 2, ("full cannot follow full",)),
         (("--set", "network.model=dc-ae-f32c32-in-1"), 2, ("network", "dc-ae-f32c32-in-1.0")),
         (("--set", "network.config.widths=[8]"), 2, ("network",)),
@@ -139,7 +140,12 @@ def test_recipes_commands(dcae, recipe_file: Path) -> None:
     recipe_file.write_text(recipe_file.read_text().replace('"adjacent_stages": 0', '"adjacent_stages": 2'))
     report = dcae("recipes", "check", recipe_file)
     assert report.exit_code == 2
-    for fault in ("4 faults", "did you mean 'seed'", "the encoder's 2 stages", "phases.0.adjacent_stages: 2 beside no"):
+    for fault in (
+        "4 faults",
+        "did you mean 'seed'",
+        "the encoder's 2 stages",
+        "phases.full.adjacent_stages: 2 beside no",
+    ):
         assert fault in report.stderr
     schema = json.loads(dcae("recipes", "schema", "train-ae").stdout)
     assert schema["properties"]["seed"]["description"]
@@ -163,9 +169,36 @@ def test_steps_are_shown_before_the_first_record_and_statistics_at_the_end(
     run.assert_succeeds()
     assert re.search(r"^full: 0/\d+ steps, 0:00:\d\d so far$", run.stderr, re.MULTILINE)
     assert re.search(r"^full: 3/\d+ steps, .* steps/s, 0:00:\d\d left$", run.stderr, re.MULTILINE)
-    again = dcae("train-ae", recipe_file, "--device", "cpu", "--phase", "full", "--set", "logging.every=1000")
-    for finished in (run, again):  # as a finished run that is started again measures them once more
-        assert re.search(r"^latent statistics: 0/\d+ batches", finished.stderr, re.MULTILINE)
+    assert re.search(r"^latent statistics: 0/\d+ batches", run.stderr, re.MULTILINE)
+
+
+def test_a_finished_training_has_nothing_left_to_do_unless_its_result_is_not_there(
+    dcae, recipe_file: Path, tmp_path: Path
+) -> None:
+    command, result = ("train-ae", recipe_file, "--device", "cpu"), tmp_path / "run" / "autoencoder"
+    dcae(*command, "--phase", "full").assert_succeeds()
+    first = read_folder(result)
+    again = dcae(*command, "--phase", "full")
+    again.assert_succeeds()
+    assert "nothing is left to do" in again.stderr
+    assert "latents: mean" not in again.stderr
+    assert f"trained autoencoder: {result}" in again.stdout
+    dcae(*command).assert_succeeds()  # the other phases: what the first one made is no result of theirs
+    last = read_folder(result)
+    assert last != first
+    weights = next(result.glob("*.safetensors"))
+    weights.write_bytes(b"damaged")
+    mended = dcae(*command)
+    mended.assert_succeeds()
+    assert "latents: mean" in mended.stderr
+    assert read_folder(result) == last
+    shutil.rmtree(result)
+    dcae(*command).assert_succeeds()
+    assert read_folder(result) == last
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_the_time_left_is_smoothed(tmp_path: Path) -> None:
