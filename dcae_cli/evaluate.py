@@ -175,18 +175,18 @@ def evaluate(
     }
     settings = _settings(recipe, overrides or [], changes, {"model": model, "dtype": dtype}, sampling)
     compute = select_device(device)
-    if report is not None:
-        prove_writable(report / REPORT_NAME)  # before hours of work, not after
+    page = report / REPORT_NAME if report is not None else None
+    if page is not None:
+        prove_writable(page)  # before hours of work, not after
 
     def publish(evaluations: "list[Evaluation]") -> None:
         if len(evaluations) == 1:
-            _show(evaluations[0], settings, json)
+            _show(evaluations[0], settings, page, json)
         else:
             _show_scales(evaluations, json)
         sys.stdout.flush()
         if report is not None:
-            page = write_report(report, evaluations, settings.expected)
-            note(f"the report is {page}")
+            note(f"the report is {write_report(report, evaluations, settings.expected)}")
 
     with process_group(compute), _saying_that_it_goes_on():
         pipeline.evaluate(
@@ -278,7 +278,7 @@ def _saying_that_it_goes_on() -> Iterator[None]:
         raise
 
 
-def _show(evaluation: "Evaluation", settings: "EvaluateRecipe", json: bool) -> None:
+def _show(evaluation: "Evaluation", settings: "EvaluateRecipe", page: Path | None, json: bool) -> None:
     from dcae_cli.output import print_json, print_table
     from dcae_core.pipelines.evaluation.scores import compare_with_expected
 
@@ -286,7 +286,7 @@ def _show(evaluation: "Evaluation", settings: "EvaluateRecipe", json: bool) -> N
     _warn_of([evaluation])
     if json:
         expected = {row.name: row.to_dict() for row in comparisons if row.expected is not None}
-        print_json(evaluation.to_dict() | {"expected": expected})
+        print_json(evaluation.to_dict() | {"expected": expected, "report": page})
         return
     columns = ["", "measured", "spread", "images"]
     rows = [[row.label, row.measured_text, row.spread_text, row.num_images] for row in comparisons]

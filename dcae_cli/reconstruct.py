@@ -168,8 +168,9 @@ def _tile_notes(advance: "Advance", models: Sequence["RunModel"]) -> Callable[["
             nonlocal tiles
             tiles += 1  # of encoding, then of decoding
             step = "encoding" if tiles <= total else "decoding"
+            which = f" tile {done}/{total}" if total > 1 else ""
             part = (before + tiles / (2 * total)) / len(models)
-            advance(0, note=f"{model.label}: {step} tile {done}/{total}", part=min(part, 0.999))
+            advance(0, note=f"{model.label}: {step}{which}", part=min(part, 0.999))
 
         return note
 
@@ -181,6 +182,7 @@ def _show(
 ) -> None:
     from dcae_cli.output import print_json, print_table
     from dcae_core.data.images import describe_crop, describe_enlarged
+    from dcae_core.pipelines.image_files import mean_results
 
     warnings = []
     enlarged = {result.image for result in results if result.enlarged}
@@ -195,6 +197,7 @@ def _show(
         print_json(
             {
                 "results": [one.as_json() for one in results],
+                "means": [mean.as_json() for mean in mean_results(results)],
                 "failed": failed,
                 "crop": crop,
                 "report": page,

@@ -58,21 +58,21 @@ def select_device(name: str = "auto") -> torch.device:
         _log.info("computing on %s", name)
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
-        raise UsageError(f"unknown --device {name!r}; choose from auto, cpu, cuda, cuda:N, mps")
+        raise UsageError(f"unknown device {name!r}; choose from auto, cpu, cuda, cuda:N, mps")
     if kind == "cuda":
         return _cuda_device(int(number or os.environ.get("LOCAL_RANK", "0")))
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise ResourceError("--device mps: this machine has no Apple GPU that torch can use; take --device cpu")
+        raise ResourceError("device mps: this machine has no Apple GPU that torch can use; take cpu")
     return torch.device(kind)
 
 
 def _cuda_device(index: int) -> torch.device:
     if not torch.cuda.is_available():
         build = "is built without CUDA" if torch.version.cuda is None else "finds no NVIDIA GPU or driver"
-        raise ResourceError(f"--device cuda: torch {torch.__version__} {build}; take --device cpu or auto")
+        raise ResourceError(f"device cuda: torch {torch.__version__} {build}; take cpu or auto")
     count = torch.cuda.device_count()
     if index >= count:
-        raise ResourceError(f"--device cuda:{index}: this machine has {count} CUDA device(s), numbered from 0")
+        raise ResourceError(f"device cuda:{index}: this machine has {count} CUDA device(s), numbered from 0")
     return torch.device("cuda", index)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dcae_core.errors import ResourceError
-from dcae_core.files import prove_writable, remove_leftovers, replace_directory, replace_file
+from dcae_core.files import near_paths, prove_writable, remove_leftovers, replace_directory, replace_file
 
 
 def test_leftovers_of_killed_writers_go_and_nothing_else(tmp_path: Path) -> None:
@@ -34,6 +34,13 @@ def test_what_was_moved_aside_for_a_successor_that_never_came_gets_its_name_back
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "other"]
     assert (tmp_path / "model" / "weights").read_text() == "whole"
+
+
+def test_files_of_one_kind_are_not_near_for_their_suffix(tmp_path: Path) -> None:
+    for name in ("coffee.png", "rocket.png", "chelsea.png", "photo.jpg"):
+        (tmp_path / name).touch()
+    assert near_paths(tmp_path / "cofee.png") == [tmp_path / "coffee.png"]
+    assert near_paths(tmp_path / "photo.png") == [tmp_path / "photo.jpg"]
 
 
 def test_a_place_that_cannot_be_written_is_known_at_once(tmp_path: Path) -> None:

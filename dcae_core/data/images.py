@@ -330,7 +330,8 @@ def describe_enlarged(enlarged: int, total: int, resolution: int) -> str:
     """A warning about images that are smaller than the square that is cut from them."""
     return (
         f"{enlarged} of {total} images are smaller than {resolution} pixels and were enlarged: "
-        "the figures are those of blurred images"
+        "the figures are those of blurred images; take a smaller --resolution, or `dcae reconstruct`, which leaves "
+        "images whole"
     )
 
 

@@ -101,6 +101,10 @@ class ModelMean:
     ssim: float | None
     milliseconds: float
 
+    def as_json(self) -> dict[str, Any]:
+        """As plain values; an infinite PSNR is None."""
+        return vars(self) | {"psnr": self.psnr if isfinite(self.psnr) else None}
+
 
 def mean_results(results: Iterable[ImageResult]) -> list[ModelMean]:
     """The means over all images, for each model in the order of the run."""

@@ -71,7 +71,8 @@ def find_recipe(name_or_path: str | Path, command: str | None = None) -> Path:
         raise RecipeError(f"{name_or_path}: which one? {', '.join(found)}")
     if found:
         return shipped[found[0]]
-    known = {entry: entry for entry in shipped} | {entry.split("/")[1]: entry for entry in shipped}
+    fitting = [entry for entry in shipped if fnmatch.fnmatchcase(entry, f"{folder}/*")]
+    known = {entry: entry for entry in fitting} | {entry.split("/")[1]: entry for entry in fitting}
     near = dict.fromkeys(known[match] for match in near_names(name, known))
     hint = did_you_mean(near, "`dcae recipes list` names the shipped ones")
     raise RecipeError(f"{name_or_path}: no such recipe file or shipped recipe; {hint}")
@@ -206,11 +207,11 @@ def _assign(place: Any, path: list[str], value: Any) -> bool:
     """Set one value, in place; False where the path leads through something that has no keys.
 
     A list is entered by position or, where its elements have a `name`, by that: `phases.full.steps`. A path that does
-    not exist is made, and then refused as unknown with the rest of the recipe's faults.
+    not exist is made, and then refused as unknown with the rest of the recipe's faults; no value is made a section.
     """
     for name in path[:-1]:
         if isinstance(place, dict):
-            if not isinstance(place.get(name), dict | list):
+            if place.get(name) is None:
                 place[name] = {}
             place = place[name]
         elif (index := _index_in(place, name)) is not None:

@@ -109,7 +109,9 @@ def test_published_figures_stand_beside_the_measured_ones(dcae, tmp_path: Path) 
 
 def test_the_report_is_one_page_that_needs_nothing_else(dcae, tmp_path: Path) -> None:
     report = tmp_path / "report"
-    dcae("eval", *COMMON, "--report", report).assert_succeeds()
+    run = dcae("eval", *COMMON, "--report", report, "--json")
+    run.assert_succeeds()
+    assert json.loads(run.stdout)["report"] == str(report / "index.html")
     page = (report / "index.html").read_text()
     assert "linear-gradient(90deg, rgb(0, 0, 0), " in page
     assert page.count("data:image/jpeg;base64,") == 3 * 6  # three best, median and worst of six: all of them once

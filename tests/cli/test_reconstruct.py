@@ -100,6 +100,11 @@ def test_the_table_has_a_row_for_each_image_and_the_mean(dcae, models, tmp_path)
     assert "50 x 37" in lines[1]
     assert "8 x 10 x 13" in lines[1]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.recon.png", "2.recon.png"]
+    as_json = dcae("reconstruct", tmp_path / "in", "--model", models / "a", "-o", tmp_path / "out", "--json")
+    document = json.loads(as_json.stdout)
+    (mean,) = document["means"]
+    assert (mean["model"], mean["num_images"]) == ("a", 2)
+    assert mean["psnr"] == pytest.approx(sum(result["psnr"] for result in document["results"]) / 2)
 
 
 def test_several_models_are_set_side_by_side(dcae, models, tmp_path) -> None:

@@ -87,7 +87,7 @@ def test_scalars_are_what_they_look_like() -> None:
         ("data.scale=[0.5, 0.2]", "data.scale: the smallest, 0.5, is above the largest, 0.2"),
         ("seed=-1", "seed: expected greater than or equal to 0, not -1"),
         ("seed", "--set seed: expected key=value"),
-        ("run_dir.x=1", "run_dir: expected text"),
+        ("run_dir.x=1", "--set run_dir.x=1: 'run_dir.x' leads to nothing"),
         ("phases.nothing.steps=1", "--set phases.nothing.steps=1: 'phases.nothing.steps' leads to nothing"),
         ("seed=[1", "--set seed=[1, line 1"),
     ],

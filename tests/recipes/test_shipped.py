@@ -36,6 +36,8 @@ def test_recipes_are_found_by_either_name() -> None:
         find_recipe("tiny")
     with pytest.raises(RecipeError, match="did you mean train_ae/finetune-decoder"):
         find_recipe("finetune-decodr", "train-ae")
+    with pytest.raises(RecipeError, match="names the shipped ones"):  # not another command's
+        find_recipe("tiny", "eval")
     with pytest.raises(RecipeError, match="no such recipe file"):
         find_recipe("missing.yaml")
 

@@ -305,6 +305,7 @@ def _their_images(
     if len(images) < 2:
         raise DataError(f"{recipe.reference} holds one image; a reference needs two or more, better hundreds")
     side = recipe.resolution or (size[0] if size[0] == size[1] else None)
+    note(f"images of the reference: {describe_crop(side)}")
     is_remote = any(is_url(image.path) for image in images)
     identity = {"crop": side, "files": digest_of_images(images) if is_remote else inputs.identity_of(images)}
     return inputs.ImageFiles(images, side, recipe.damaged == "skip", recipe.alpha), identity
