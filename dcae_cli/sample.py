@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from dcae_core.checkpoints.denoisers import DiffusionFiles
+    from dcae_core.checkpoints.denoiser_files import DiffusionFiles
     from dcae_core.models.compilation import CompileMode
     from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
     from dcae_core.pipelines.sample_directory import SampleDirectory, SampleReport

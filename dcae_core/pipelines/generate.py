@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcae_core.checkpoints.autoguidance import read_weaker_network
-from dcae_core.checkpoints.denoisers import EMA, DiffusionParts, locate_diffusion, read_diffusion
+from dcae_core.checkpoints.denoiser_files import EMA
+from dcae_core.checkpoints.denoisers import DiffusionParts, locate_diffusion, read_diffusion
 from dcae_core.data.images import tensor_to_uint8, uint8_to_image
 from dcae_core.devices import parse_dtype, select_device
 from dcae_core.diffusion.guidance import guide, sample_noise
