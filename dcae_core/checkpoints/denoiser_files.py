@@ -14,6 +14,7 @@ from dcae_core.files import sha256_of_file
 from dcae_core.models.configs import DenoiserConfig, denoiser_config
 from dcae_core.models.normalisation import ChannelNormalisation
 from dcae_core.weights import require_scaling_factor
+from dcae_core.zoo import USUAL_SAMPLING, SamplingDefaults
 
 DESCRIPTION_KEY = "diffusion"
 EMA, RAW = "ema", "raw"
@@ -36,6 +37,7 @@ class DiffusionFiles:
         sha256: what a file's bytes must hash to, for those files where it is known.
         class_names: one for each class, where the files say.
         normalisation: per channel, in the place of the scaling factor; None where that is all.
+        sampling: what it draws, and how, where nobody says otherwise.
     """
 
     name: str
@@ -49,6 +51,7 @@ class DiffusionFiles:
     class_names: tuple[str, ...] | None = None
     made_by: tuple[str | None, str | None] = (None, None)
     normalisation: ChannelNormalisation | None = None
+    sampling: SamplingDefaults = USUAL_SAMPLING
 
     def fingerprint(self) -> str:
         """SHA-256 that tells these weights from others; costs a pass over the files where no hash of them is known."""

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from dcae_core.checkpoints import hub
 from dcae_core.checkpoints.autoencoders import (
-    embedded_directory,
     fetch_own,
     load_autoencoder,
     not_found,
@@ -44,7 +43,17 @@ from dcae_core.models.configs import DenoiserConfig
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.models.normalisation import ChannelNormalisation
 from dcae_core.weights import encoder_fingerprint, fingerprint, load_strictly, read_json
-from dcae_core.zoo import AUTOENCODERS, DENOISERS, EMBEDDED_AUTOENCODER, EMBEDDED_DENOISER, DenoiserEntry, find_denoiser
+from dcae_core.zoo import (
+    AUTOENCODERS,
+    DENOISERS,
+    EMBEDDED_AUTOENCODER,
+    EMBEDDED_DENOISER,
+    USUAL_SAMPLING,
+    DenoiserEntry,
+    SamplingDefaults,
+    embedded_directory,
+    find_denoiser,
+)
 
 _KINDS = (EMA, RAW)
 _NETWORK_PREFIX, _AUTOENCODER_PREFIX = "diffusion_model.", "autoencoder."
@@ -63,6 +72,8 @@ class DiffusionParts:
         autoencoder_fingerprint: of the autoencoder's weights; None where they lie in one file with the network's.
         warnings: what is unusual about these parts, a line each.
         normalisation: per channel, in the place of the scaling factor; None where that is all.
+        class_names: one for each class, where the model says.
+        sampling: what it draws, and how, where nobody says otherwise.
     """
 
     denoiser: nn.Module
@@ -74,6 +85,7 @@ class DiffusionParts:
     warnings: tuple[str, ...] = ()
     normalisation: ChannelNormalisation | None = None
     class_names: tuple[str, ...] | None = None
+    sampling: SamplingDefaults = USUAL_SAMPLING
 
     def unscale(self, latents: Tensor) -> Tensor:
         """What the network makes -> latents for the decoder."""
@@ -87,26 +99,26 @@ def locate_diffusion(
 
     Args:
         model: a zoo name, a hub id, a directory in one of the layouts above, or a weights file of a released network;
-            None stands for an embedded one, of which there is none yet.
+            None is the embedded one.
         revision: of a hub repository.
         weights: "ema" or "raw", where a training directory has both.
 
     Raises:
-        UsageError: nothing is called that, or nothing is embedded.
+        UsageError: nothing is called that, or None is given and this copy of the package has no embedded one.
         CheckpointError: the directory or file is no diffusion model.
         DownloadError: the files are not cached and cannot be downloaded.
     """
     if weights not in _KINDS:
         raise UsageError(f"weights are {' or '.join(_KINDS)}, not {weights!r}")
-    if model is None:
-        return _open_directory(_embedded_directory(), weights)
+    if model is None or find_denoiser(str(model)) is DENOISERS[EMBEDDED_DENOISER]:
+        return _embedded(model, weights)
     path, name = Path(model), str(model)
     if path.is_dir():
         return _open_directory(path, weights)
     if path.is_file():
         return _lone_file(path)
     entry = find_denoiser(name)
-    if entry is not None:
+    if entry is not None and entry.hub_id is not None:
         offline = revision is None and hub.is_release_cached(entry)
         return _open_directory(hub.fetch_files(entry.hub_id, _RELEASED_FILES, revision, offline=offline), RAW)
     if hub.is_hub_id(name):
@@ -142,14 +154,17 @@ def _from_hub(repository: str, revision: str | None) -> DiffusionFiles:
     return files
 
 
-def _embedded_directory() -> Path:
-    if EMBEDDED_DENOISER is None:
+def _embedded(asked: str | Path | None, weights: str) -> DiffusionFiles:
+    directory = embedded_directory(EMBEDDED_DENOISER)
+    if directory.is_dir():
+        return replace(_open_directory(directory, weights), sampling=DENOISERS[EMBEDDED_DENOISER].sampling)
+    if asked is None:
         raise UsageError(
             "no diffusion model comes with this package; name one with --model: a released one, downloaded once "
             "(`dcae models list '*-in-512px*'` shows them), or a run directory of `dcae train-diffusion`; "
             "example: dcae sample --model dc-ae-f32c32-in-1.0-uvit-s-in-512px"
         )
-    return embedded_directory(EMBEDDED_DENOISER)
+    raise CheckpointError(f"the weights of {asked} are not in this copy of the package; `make emoji` trains them")
 
 
 def _open_directory(directory: Path, weights: str) -> DiffusionFiles:
@@ -182,7 +197,7 @@ def _entry_in(config: Path) -> DenoiserEntry:
 
 def _require_entry(name: str, where: Path) -> DenoiserEntry:
     entry = find_denoiser(name)
-    if entry is None:
+    if entry is None or entry.hub_id is None:
         raise CheckpointError(f"{where} names {name!r}, which is no released diffusion model; `dcae models` lists them")
     return entry
 
@@ -244,6 +259,7 @@ def read_diffusion(
         warnings=tuple(warnings),
         normalisation=files.normalisation,
         class_names=files.class_names,
+        sampling=files.sampling,
     )
 
 
