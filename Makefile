@@ -1,5 +1,5 @@
 # Two commands, and nothing to install before them but Python >= 3.11 and make:
-#   make demo    install into .venv and send a photograph through the embedded autoencoder
+#   make demo    install into .venv, send a photograph through the embedded autoencoder, and draw sixteen emoji
 #   make test    install what development needs and run every check
 #   make docs    build the documentation as a site, into site/
 # `make embedded` trains the embedded autoencoder again and replaces it (Debian 12 for its photographs; over an hour).
@@ -19,6 +19,10 @@ EMOJI := $(EMBEDDED)-usit-emoji-128px
 demo: $(VENV)/installed
 	$(BIN)/dcae reconstruct examples/test_images/astronaut.png -o demo
 	@echo "The images are in $(CURDIR)/demo: astronaut.recon.png, and astronaut.compare.png with the error beside it."
+ifneq ($(wildcard dcae_core/embedded/$(EMOJI)),)
+	$(BIN)/dcae sample -o demo/emoji
+	@echo "In $(CURDIR)/demo/emoji are sixteen samples of the embedded diffusion model, and all in one: grid.png."
+endif
 
 test: $(VENV)/installed-for-development
 	$(BIN)/ruff check
