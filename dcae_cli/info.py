@@ -9,7 +9,7 @@ _PACKAGES = ("dcae", "torch", "torchvision", "numpy", "pillow", "safetensors", "
 
 
 def info(json: Json = False, debug: Debug = False) -> None:
-    """Print versions, devices, threads, the places and sizes of caches, and the embedded model.
+    """Print versions, devices, threads, the places and sizes of caches, and the embedded models.
 
     \b
     Examples:
@@ -29,8 +29,9 @@ def info(json: Json = False, debug: Debug = False) -> None:
     rows.append(("3x3 convolutions", f"{convolutions['processor']} processor: {convolutions['rule']}"))
     for name, what in (("cache", "cache of models"), ("own_cache", "cache of dcae"), ("torch_cache", "cache of torch")):
         rows.append((what, f"{facts[name]['path']} ({facts[name]['bytes'] / 1e6:.1f} MB)"))
-    embedded = facts["embedded_model"]
-    rows.append(("embedded model", f"{embedded['name']} ({embedded['bytes'] / 1e6:.1f} MB)"))
+    for name, what in (("embedded_model", "embedded model"), ("embedded_diffusion_model", "embedded diffusion model")):
+        if embedded := facts[name]:
+            rows.append((what, f"{embedded['name']} ({embedded['bytes'] / 1e6:.1f} MB)"))
     print_table("", ("what", "value"), rows)
 
 
@@ -42,11 +43,10 @@ def gather_facts() -> dict[str, Any]:
     import torch
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from dcae_core.checkpoints.autoencoders import embedded_directory
     from dcae_core.devices import processor_family
     from dcae_core.files import cache_directory
     from dcae_core.models.winograd import rule_for
-    from dcae_core.zoo import EMBEDDED_AUTOENCODER
+    from dcae_core.zoo import EMBEDDED_AUTOENCODER, EMBEDDED_DENOISER
 
     return {
         "versions": {"python": platform.python_version()}
@@ -60,8 +60,16 @@ def gather_facts() -> dict[str, Any]:
         "cache": _cache(Path(HF_HUB_CACHE)),  # HF_HOME moves it
         "own_cache": _cache(cache_directory()),  # DCAE_CACHE moves it
         "torch_cache": _cache(Path(torch.hub.get_dir())),  # TORCH_HOME moves it; networks that metrics need
-        "embedded_model": {"name": EMBEDDED_AUTOENCODER, "bytes": _size_of(embedded_directory())},
+        "embedded_model": _embedded(EMBEDDED_AUTOENCODER),
+        "embedded_diffusion_model": _embedded(EMBEDDED_DENOISER),
     }
+
+
+def _embedded(name: str) -> dict[str, Any] | None:
+    from dcae_core.zoo import embedded_directory
+
+    directory = embedded_directory(name)
+    return {"name": name, "bytes": _size_of(directory)} if directory.is_dir() else None
 
 
 def _version(package: str) -> str | None:

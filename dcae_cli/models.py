@@ -1,12 +1,15 @@
 """`dcae models`: what the zoo offers, and filling the cache of a machine that will be offline."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dcae_cli.completion import complete_model
 from dcae_cli.options import Debug, Json, Revision
+
+if TYPE_CHECKING:
+    from dcae_core.zoo import AutoencoderEntry, DenoiserEntry
 
 models = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -101,11 +104,9 @@ def download(
 
 
 def _describe_autoencoder(name: str) -> dict[str, Any]:
-    from dcae_core.checkpoints.hub import is_release_cached
-    from dcae_core.zoo import AUTOENCODERS, CHANNEL_VARIANTS, EMBEDDED_AUTOENCODER
+    from dcae_core.zoo import AUTOENCODERS, CHANNEL_VARIANTS
 
     entry = AUTOENCODERS.get(name) or CHANNEL_VARIANTS[name]
-    on_disk = "in the package" if name == EMBEDDED_AUTOENCODER else "cached" if is_release_cached(entry) else "no"
     encoder, decoder = entry.costs
     return {
         "name": name,
@@ -119,8 +120,17 @@ def _describe_autoencoder(name: str) -> dict[str, Any]:
         "decoder_macs": decoder.macs,
         "scaling_factor": entry.scaling_factor,
         "licence": entry.licence,
-        "on_disk": on_disk,
+        "on_disk": _where_on_disk(entry),
     }
+
+
+def _where_on_disk(entry: "AutoencoderEntry | DenoiserEntry") -> str:
+    from dcae_core.checkpoints.hub import is_release_cached
+    from dcae_core.zoo import embedded_directory
+
+    if embedded_directory(entry.name).is_dir():
+        return "in the package"
+    return "cached" if is_release_cached(entry) else "no"
 
 
 def _show_channels(channels: int, leading: list[int]) -> str:
@@ -141,7 +151,6 @@ def _autoencoder_row(facts: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _describe_denoiser(name: str) -> dict[str, Any]:
-    from dcae_core.checkpoints.hub import is_release_cached
     from dcae_core.zoo import DENOISERS
 
     entry = DENOISERS[name]
@@ -154,7 +163,7 @@ def _describe_denoiser(name: str) -> dict[str, Any]:
         "parameters": entry.cost.num_parameters,
         "macs": entry.cost.macs,
         "licence": entry.licence,
-        "on_disk": "cached" if is_release_cached(entry) else "no",
+        "on_disk": _where_on_disk(entry),
     }
 
 

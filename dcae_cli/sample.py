@@ -27,13 +27,12 @@ if TYPE_CHECKING:
 
     import torch
 
-    from dcae_core.checkpoints.denoisers import DiffusionFiles
+    from dcae_core.checkpoints.denoiser_files import DiffusionFiles
     from dcae_core.models.compilation import CompileMode
     from dcae_core.pipelines.generate import DiffusionPipeline, SampleSettings
     from dcae_core.pipelines.sample_directory import SampleDirectory, SampleReport
     from dcae_core.zoo import DenoiserEntry
 
-_DEFAULT_NUM = 16
 # The published demonstration image: its 16 classes, and its guidance.
 _PRESETS = {"demo": ([279, 333, 979, 936, 933, 145, 497, 1, 248, 360, 793, 12, 387, 437, 938, 978], 6.0)}
 
@@ -42,23 +41,23 @@ def sample(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Zoo name, hub id, directory laid out like the hub's, or a run directory of `dcae train-diffusion`.",
+            help="Zoo name, hub id, directory laid out like the hub's, or a run directory of `dcae train-diffusion`; "
+            "left out: the embedded model, which draws emoji.",
             metavar="MODEL",
             autocompletion=complete_diffusion_model,
         ),
     ] = None,
     classes: Annotated[
         str | None,
-        typer.Option(help="Classes by number or name, with commas: '207,volcano'.", metavar="LIST"),
+        typer.Option(help="Classes by number or name, with commas: '207,volcano'; left out: 16.", metavar="LIST"),
     ] = None,
-    num: Annotated[
-        int | None, typer.Option(help=f"Instead: this many, of random classes (default {_DEFAULT_NUM}).", metavar="N")
-    ] = None,
+    num: Annotated[int | None, typer.Option(help="Instead: this many, of random classes.", metavar="N")] = None,
     preset: Annotated[
         str | None, typer.Option(help="Instead: 'demo', the published 16 classes at --cfg 6.", metavar="NAME")
     ] = None,
     cfg: Annotated[
-        float | None, typer.Option(help="Guidance scale; 1 (the default) is no guidance.", metavar="SCALE")
+        float | None,
+        typer.Option(help="Guidance scale; 1 is none, and the default of all but the embedded model.", metavar="SCALE"),
     ] = None,
     cfg_interval: GuidanceInterval = None,
     autoguidance: Autoguidance = None,
@@ -102,6 +101,8 @@ def sample(
 
     \b
     Examples:
+      dcae sample -o emoji
+      dcae sample --classes "face-smiling,flag,animal-mammal" -o emoji
       dcae sample --model dc-ae-f32c32-in-1.0-usit-h-in-512px --classes "golden retriever,volcano" --cfg 1.5
       dcae sample --model dc-ae-f32c32-in-1.0-uvit-s-in-512px --preset demo -o demo
       dcae sample --model runs/my-run --classes 3 --cfg 2 --autoguidance runs/my-run/checkpoints/step_10000
@@ -125,15 +126,16 @@ def sample(
         raise UsageError("give one of --classes, --num and --preset")
     compute, number_type, compile_mode = select_device(device), parse_dtype(dtype), parse_compile(compile)
     # A released model is known before it is downloaded, so what is wrong with the rest is told first.
-    released = find_denoiser(model) if model and not Path(model).exists() else None
+    entry = find_denoiser(model) if model and not Path(model).exists() else None
+    released = entry if entry is not None and entry.hub_id is not None else None
     files = None if released else locate_diffusion(model, revision, weights)
     known = released or files
     assert known is not None
-    scale = cfg if cfg is not None else _PRESETS[preset][1] if preset else 1.0
-    settings = SampleSettings(scale, seed, sampler, steps, parse_interval(cfg_interval))
+    scale = cfg if cfg is not None else _PRESETS[preset][1] if preset else None
+    settings = SampleSettings.of_model(known.sampling, scale, seed, sampler, steps, parse_interval(cfg_interval))
     settings.check(known.prediction, known.config, autoguided=autoguidance is not None)
     class_names = files.class_names if files else None
-    labels = _labels(known.config.num_classes, class_names, classes, num, preset, seed)
+    labels = _labels(known, class_names, classes, num, preset, seed)
     given = _Given(model, autoencoder, autoguidance, weights)
     computed = {"dtype": str(number_type).removeprefix("torch."), "tile": tile, "compile": compile_mode}
     directory = _directory(output, labels, given, known, class_names, settings, computed, save_latents=save_latents)
@@ -262,7 +264,7 @@ def _path_from(output: Path, model: str | Path | None) -> str | None:
 
 
 def _labels(
-    num_classes: int,
+    known: "DenoiserEntry | DiffusionFiles",
     class_names: "Sequence[str] | None",
     classes: str | None,
     num: int | None,
@@ -272,10 +274,13 @@ def _labels(
     """What to sample, from the one option that says so."""
     from dcae_core.data.class_names import parse_classes
     from dcae_core.errors import UsageError
-    from dcae_core.pipelines.generate import draw_classes
+    from dcae_core.pipelines.generate import default_classes, draw_classes
 
+    num_classes = known.config.num_classes
+    if num is not None:
+        return draw_classes(num, num_classes, seed)
     if classes is None and preset is None:
-        return draw_classes(_DEFAULT_NUM if num is None else num, num_classes, seed)
+        return default_classes(known.sampling, num_classes, class_names, seed)
     if num_classes == 0:
         raise UsageError("this network has no classes; give --num instead")
     if preset is not None:

@@ -1,10 +1,12 @@
-"""Every released model, and the embedded one: name -> network configuration, hub id, scaling factor, licence.
+"""Every released model, and the embedded ones: name -> network configuration, hub id, scaling factor, licence.
 
 Source: tables 1 and 8 of arXiv 2410.10733, arXiv 2508.00413, and the released checkpoints themselves.
 """
 
 import fnmatch
 from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcae_core.errors import UsageError, did_you_mean, near_names
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     from dcae_core.models.autoencoder import Autoencoder
 
 EMBEDDED_AUTOENCODER = "dc-ae-f32c32-tiny-1.0"
-# The name of a directory in dcae_core/embedded once a diffusion model comes with the package.
-EMBEDDED_DENOISER: str | None = None
+EMBEDDED_DENOISER = f"{EMBEDDED_AUTOENCODER}-usit-emoji-128px"
+EMBEDDED_MODELS = Path(str(resources.files("dcae_core") / "embedded"))  # a directory for each, of its name
 _LICENCE = "Apache-2.0"
 _ORGANISATIONS = ("dc-ae-", "mit-han-lab/dc-ae-", "dc-ai/dc-ae-")
 _COSTED_SIDE = 512  # pixels
@@ -236,6 +238,26 @@ CHANNEL_VARIANTS: dict[str, AutoencoderEntry] = {
 
 
 @dataclass(frozen=True)
+class SamplingDefaults:
+    """What a model draws, and how, where nobody says otherwise.
+
+    Attributes:
+        guidance_scale: of classifier-free guidance; 1 is none.
+        sampler: None is the published one for what the network predicts.
+        num_steps: with that sampler; None is the sampler's own default.
+        classes: by name; None draws 16 at random.
+    """
+
+    guidance_scale: float = 1.0
+    sampler: str | None = None
+    num_steps: int | None = None
+    classes: tuple[str, ...] | None = None
+
+
+USUAL_SAMPLING = SamplingDefaults()
+
+
+@dataclass(frozen=True)
 class DenoiserEntry:
     """One diffusion network of the zoo; its repository holds the autoencoder too.
 
@@ -244,7 +266,9 @@ class DenoiserEntry:
         prediction: "epsilon", "epsilon_variance" or "velocity": what it was trained to predict.
         autoencoder: zoo name of the autoencoder whose latents it makes.
         cost: of one evaluation.
+        hub_id: repository in the original layout; None for the embedded one.
         licence: of the weights.
+        sampling: its own defaults.
     """
 
     name: str
@@ -252,8 +276,9 @@ class DenoiserEntry:
     prediction: str
     autoencoder: str
     cost: Cost
-    hub_id: str
+    hub_id: str | None
     licence: str = _LICENCE
+    sampling: SamplingDefaults = USUAL_SAMPLING
 
 
 @dataclass(frozen=True)
@@ -309,9 +334,22 @@ _DENOISER_COSTS = {
     ("uvit-3b", _F64_1_5): Cost(3_107_725_440, 205_900_890_112),
 }
 
+_EMOJI_CLASSES = """face-smiling face-affection cat-face animal-mammal animal-bird food-fruit food-sweet plant-flower
+    transport-ground transport-water flag heart time clothing sport person-role"""
+_EMOJI = DenoiserEntry(
+    EMBEDDED_DENOISER,
+    UViTConfig(input_size=4, hidden_size=256, depth=8, num_heads=4, num_classes=97, qk_norm=True),
+    "velocity",
+    EMBEDDED_AUTOENCODER,
+    Cost(7_674_272, 138_610_688),
+    hub_id=None,
+    sampling=SamplingDefaults(guidance_scale=2.0, sampler="heun", num_steps=16, classes=tuple(_EMOJI_CLASSES.split())),
+)
+
 DENOISERS: dict[str, DenoiserEntry] = {
     entry.name: entry
     for entry in (
+        _EMOJI,
         _denoiser("uvit-s", _F32),
         _denoiser("dit-xl", _F32),
         _denoiser("dit-xl", _F32, "-trainbs1024"),
@@ -331,8 +369,13 @@ DENOISERS: dict[str, DenoiserEntry] = {
 }
 
 
+def embedded_directory(name: str) -> Path:
+    """Where a model of this name lies inside this package; not every copy of the package has all of them."""
+    return EMBEDDED_MODELS / name
+
+
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the zoo that match a shell pattern: autoencoders, the embedded one first, then diffusion models.
+    """Names of the zoo that match a shell pattern: autoencoders, then diffusion models, the embedded one first.
 
     Names of leading channels (`dc-ae-f32c128-1.5-c32`) stand behind those of whole autoencoders.
     """

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dcae_core import create_autoencoder
-from dcae_core.checkpoints.denoisers import describe_denoiser
+from dcae_core.checkpoints.denoiser_files import describe_denoiser
 from dcae_core.checkpoints.saving import save_autoencoder
 from dcae_core.zoo import EMBEDDED_AUTOENCODER
 from tests.denoisers import random_denoiser

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dcae_core.zoo import EMBEDDED_AUTOENCODER, EMBEDDED_DENOISER
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -27,9 +29,11 @@ def test_the_wheel_holds_every_module_recipe_and_weight(wheel) -> None:
     recipes = {path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*.yaml")}
     assert recipes
     assert {f"dcae_core/shipped_recipes/{recipe}" for recipe in recipes} <= files
-    weights = {str(path.relative_to(ROOT)) for path in (ROOT / "dcae_core" / "embedded").rglob("*.safetensors")}
-    assert weights
+    embedded = ROOT / "dcae_core" / "embedded"
+    weights = {str(path.relative_to(ROOT)) for path in embedded.glob("*/*")}
+    assert f"dcae_core/embedded/{EMBEDDED_AUTOENCODER}/weights-1.safetensors" in weights
     assert weights <= files
+    assert {f"dcae_core/embedded/{name}.md" for name in (EMBEDDED_AUTOENCODER, EMBEDDED_DENOISER)} <= files
     templates = {str(path.relative_to(ROOT)) for path in (ROOT / "dcae_core/pipelines/templates").iterdir()}
     assert {Path(template).suffix for template in templates} == {".css", ".html", ".js", ".md"}
     assert templates <= files
@@ -64,9 +68,16 @@ def test_the_wheel_holds_nothing_else(wheel) -> None:
 
 
 def test_embedded_weights_keep_within_their_limits(wheel) -> None:
-    sizes = [info.file_size for info in wheel.infolist() if info.filename.endswith(".safetensors")]
-    assert max(sizes) <= 15e6
-    assert sum(sizes) <= 24e6
+    sizes = {info.filename: info.file_size for info in wheel.infolist() if info.filename.endswith(".safetensors")}
+    assert max(sizes.values()) <= 15e6
+    for name, limit in ((EMBEDDED_AUTOENCODER, 24e6), (EMBEDDED_DENOISER, 16e6)):
+        assert sum(size for file, size in sizes.items() if f"/{name}/" in file) <= limit
+
+
+def test_the_card_of_an_embedded_model_is_filled_in(wheel) -> None:
+    with_weights = {name.split("/")[-2] for name in wheel.namelist() if name.endswith("/weights-1.safetensors")}
+    for name in with_weights:
+        assert b"TO-FILL" not in wheel.read(f"dcae_core/embedded/{name}.md")
 
 
 def test_constraints_pin_every_dependency_without_any_address() -> None:

@@ -70,8 +70,7 @@ def open_autoencoder(model: str | None, device: torch.device, dtype: torch.dtype
     if model is not None and (denoiser := find_denoiser(model)) is not None:
         model = denoiser.autoencoder
     entry = None if model is None or Path(model).exists() else find_autoencoder(model)
-    is_local = model is None or Path(model).exists() or (entry is not None and entry.name == EMBEDDED_AUTOENCODER)
-    if is_local or (entry is not None and is_release_cached(entry)):
+    if model is None or Path(model).exists() or (entry is not None and is_release_cached(entry)):
         network = load_autoencoder(model, device=device, dtype=dtype, prepare=False)
         if not isinstance(network, Autoencoder):
             raise UsageError(f"{model} is a KL autoencoder, which `dcae bench` cannot count")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import cast
 
@@ -28,7 +27,14 @@ from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.models.configs import AutoencoderConfig
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.weights import WEIGHT_SUFFIXES, load_strictly, read_json, require_scaling_factor
-from dcae_core.zoo import AUTOENCODERS, EMBEDDED_AUTOENCODER, AutoencoderEntry, find_autoencoder, unknown_model
+from dcae_core.zoo import (
+    AUTOENCODERS,
+    EMBEDDED_AUTOENCODER,
+    AutoencoderEntry,
+    embedded_directory,
+    find_autoencoder,
+    unknown_model,
+)
 
 ORIGINAL, DIFFUSERS, OWN = LAYOUTS = ("original", "diffusers", "dcae")
 KL = "kl"  # diffusers' AutoencoderKL, which is read and not written
@@ -75,7 +81,7 @@ def locate_autoencoder(model: str | Path | None = None, revision: str | None = N
         DownloadError: the files are not cached and cannot be downloaded.
     """
     if model is None or find_autoencoder(str(model)) is AUTOENCODERS[EMBEDDED_AUTOENCODER]:
-        return open_directory(embedded_directory())
+        return open_directory(embedded_directory(EMBEDDED_AUTOENCODER))
     path, name = Path(model), str(model)
     if path.is_dir():
         return open_directory(path)
@@ -112,11 +118,6 @@ def find_without_asking(model: str) -> str | None:
             if hub.is_cached(model, [description]):
                 return str(hub.fetch_files(model, [description], offline=True))
     return None
-
-
-def embedded_directory(name: str = EMBEDDED_AUTOENCODER) -> Path:
-    """Where a model of this name lies inside this package."""
-    return Path(str(resources.files("dcae_core") / "embedded" / name))
 
 
 def open_directory(directory: Path) -> AutoencoderFiles:

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from dcae_core.checkpoints.denoisers import DiffusionFiles, read_network
+from dcae_core.checkpoints.denoiser_files import DiffusionFiles
+from dcae_core.checkpoints.denoisers import read_network
 from dcae_core.errors import CheckpointError
 from dcae_core.models.configs import DenoiserConfig
 from dcae_core.zoo import find_autoencoder

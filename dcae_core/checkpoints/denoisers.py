@@ -4,84 +4,60 @@ Three layouts are read:
 
 - the released one: `config.json` = {"model_name": ...} beside `model.safetensors`, with keys under
   `diffusion_model.` and, in most, the autoencoder's under `autoencoder.`; or a lone weights file of the network;
-- a directory or hub repository of ours: `dcae.json` with a "diffusion" description beside `model.safetensors` and,
-  where there is an average of the weights, `ema.safetensors`, whose tensors take the place of those of the same names;
+- a directory or hub repository of ours: `dcae.json` with a "diffusion" description beside `model.safetensors`, or the
+  files of weights that it lists, and, where there is an average of the weights, `ema.safetensors`, whose tensors take
+  the place of those of the same names;
 - a run of `dcae train-diffusion`, which has that `dcae.json`, or one of its `checkpoints/step_N`.
 """
 
-import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dcae_core.checkpoints import hub
 from dcae_core.checkpoints.autoencoders import (
-    embedded_directory,
     fetch_own,
     load_autoencoder,
     not_found,
     original_weights,
 )
+from dcae_core.checkpoints.denoiser_files import (
+    DESCRIPTION_KEY,
+    EMA,
+    RAW,
+    SINGLE_WEIGHTS_NAME,
+    DiffusionFiles,
+    read_description,
+    recorded_weights,
+)
 from dcae_core.checkpoints.hub import CONFIG_NAME, WEIGHTS_STEM
 from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME, from_original
-from dcae_core.checkpoints.training_runs import RESULT_NAME, last_checkpoint, model_name, read_files, recorded_checksums
+from dcae_core.checkpoints.training_runs import RESULT_NAME, last_checkpoint, read_files
 from dcae_core.errors import CheckpointError, DcaeError, UsageError
-from dcae_core.files import sha256_of_file
 from dcae_core.models import build_denoiser
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
-from dcae_core.models.configs import DenoiserConfig, denoiser_config
+from dcae_core.models.configs import DenoiserConfig
 from dcae_core.models.inference import prepare_for_inference
 from dcae_core.models.normalisation import ChannelNormalisation
-from dcae_core.weights import encoder_fingerprint, fingerprint, load_strictly, read_json, require_scaling_factor
-from dcae_core.zoo import AUTOENCODERS, DENOISERS, EMBEDDED_AUTOENCODER, EMBEDDED_DENOISER, DenoiserEntry, find_denoiser
+from dcae_core.weights import encoder_fingerprint, fingerprint, load_strictly, read_json
+from dcae_core.zoo import (
+    AUTOENCODERS,
+    DENOISERS,
+    EMBEDDED_AUTOENCODER,
+    EMBEDDED_DENOISER,
+    USUAL_SAMPLING,
+    DenoiserEntry,
+    SamplingDefaults,
+    embedded_directory,
+    find_denoiser,
+)
 
-DESCRIPTION_KEY = "diffusion"
-EMA, RAW = "ema", "raw"
 _KINDS = (EMA, RAW)
 _NETWORK_PREFIX, _AUTOENCODER_PREFIX = "diffusion_model.", "autoencoder."
-_RELEASED_FILES = [CONFIG_NAME, f"{WEIGHTS_STEM}.safetensors"]
-
-
-@dataclass(frozen=True)
-class DiffusionFiles:
-    """A diffusion model on the disk.
-
-    Attributes:
-        name: a zoo name, or what the place where it lies is called.
-        where: the directory or file, for messages.
-        config: the network.
-        prediction: "epsilon", "epsilon_variance" or "velocity".
-        autoencoder: what to load where the weights hold no autoencoder; None where nothing says.
-        made_by: fingerprints of the autoencoder that made its latents, whole and of the encoder, where they are known.
-        scaling_factor: what the network's latents were multiplied by; None is the autoencoder's own.
-        weights: the files; later ones take the place of tensors of the same names in earlier ones.
-        sha256: what a file's bytes must hash to, for those files where it is known.
-        class_names: one for each class, where the files say.
-        normalisation: per channel, in the place of the scaling factor; None where that is all.
-        class_names: one for each class, where the files say.
-    """
-
-    name: str
-    where: Path
-    config: DenoiserConfig
-    prediction: str
-    autoencoder: str | None
-    scaling_factor: float | None
-    weights: tuple[Path, ...]
-    sha256: dict[Path, str] = field(default_factory=dict)
-    class_names: tuple[str, ...] | None = None
-    made_by: tuple[str | None, str | None] = (None, None)
-    normalisation: ChannelNormalisation | None = None
-
-    def fingerprint(self) -> str:
-        """SHA-256 that tells these weights from others; costs a pass over the files where no hash of them is known."""
-        digests = [self.sha256.get(file) or sha256_of_file(file) for file in self.weights]
-        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+_RELEASED_FILES = [CONFIG_NAME, SINGLE_WEIGHTS_NAME]
 
 
 @dataclass(frozen=True)
@@ -96,6 +72,8 @@ class DiffusionParts:
         autoencoder_fingerprint: of the autoencoder's weights; None where they lie in one file with the network's.
         warnings: what is unusual about these parts, a line each.
         normalisation: per channel, in the place of the scaling factor; None where that is all.
+        class_names: one for each class, where the model says.
+        sampling: what it draws, and how, where nobody says otherwise.
     """
 
     denoiser: nn.Module
@@ -107,6 +85,7 @@ class DiffusionParts:
     warnings: tuple[str, ...] = ()
     normalisation: ChannelNormalisation | None = None
     class_names: tuple[str, ...] | None = None
+    sampling: SamplingDefaults = USUAL_SAMPLING
 
     def unscale(self, latents: Tensor) -> Tensor:
         """What the network makes -> latents for the decoder."""
@@ -120,26 +99,26 @@ def locate_diffusion(
 
     Args:
         model: a zoo name, a hub id, a directory in one of the layouts above, or a weights file of a released network;
-            None stands for an embedded one, of which there is none yet.
+            None is the embedded one.
         revision: of a hub repository.
         weights: "ema" or "raw", where a training directory has both.
 
     Raises:
-        UsageError: nothing is called that, or nothing is embedded.
+        UsageError: nothing is called that, or None is given and this copy of the package has no embedded one.
         CheckpointError: the directory or file is no diffusion model.
         DownloadError: the files are not cached and cannot be downloaded.
     """
     if weights not in _KINDS:
         raise UsageError(f"weights are {' or '.join(_KINDS)}, not {weights!r}")
-    if model is None:
-        return _open_directory(_embedded_directory(), weights)
+    if model is None or find_denoiser(str(model)) is DENOISERS[EMBEDDED_DENOISER]:
+        return _embedded(model, weights)
     path, name = Path(model), str(model)
     if path.is_dir():
         return _open_directory(path, weights)
     if path.is_file():
         return _lone_file(path)
     entry = find_denoiser(name)
-    if entry is not None:
+    if entry is not None and entry.hub_id is not None:
         offline = revision is None and hub.is_release_cached(entry)
         return _open_directory(hub.fetch_files(entry.hub_id, _RELEASED_FILES, revision, offline=offline), RAW)
     if hub.is_hub_id(name):
@@ -164,7 +143,9 @@ def _from_hub(repository: str, revision: str | None) -> DiffusionFiles:
         return _open_directory(hub.fetch_files(repository, _RELEASED_FILES, revision), RAW)
     except UsageError as refusal:
         try:
-            directory = hub.fetch_files(repository, [OWN_CONFIG_NAME, _RELEASED_FILES[1]], revision)
+            directory = hub.fetch_files(repository, [OWN_CONFIG_NAME], revision)
+            weights = [*recorded_weights(read_json(directory / OWN_CONFIG_NAME))] or [SINGLE_WEIGHTS_NAME]
+            hub.fetch_files(repository, weights, revision)
         except UsageError:
             raise refusal from None
     files = replace(_open_directory(directory, RAW), name=repository)
@@ -173,14 +154,17 @@ def _from_hub(repository: str, revision: str | None) -> DiffusionFiles:
     return files
 
 
-def _embedded_directory() -> Path:
-    if EMBEDDED_DENOISER is None:
+def _embedded(asked: str | Path | None, weights: str) -> DiffusionFiles:
+    directory = embedded_directory(EMBEDDED_DENOISER)
+    if directory.is_dir():
+        return replace(_open_directory(directory, weights), sampling=DENOISERS[EMBEDDED_DENOISER].sampling)
+    if asked is None:
         raise UsageError(
             "no diffusion model comes with this package; name one with --model: a released one, downloaded once "
             "(`dcae models list '*-in-512px*'` shows them), or a run directory of `dcae train-diffusion`; "
             "example: dcae sample --model dc-ae-f32c32-in-1.0-uvit-s-in-512px"
         )
-    return embedded_directory(EMBEDDED_DENOISER)
+    raise CheckpointError(f"the weights of {asked} are not in this copy of the package; `make emoji` trains them")
 
 
 def _open_directory(directory: Path, weights: str) -> DiffusionFiles:
@@ -189,7 +173,7 @@ def _open_directory(directory: Path, weights: str) -> DiffusionFiles:
     for place in (directory, directory.resolve().parent.parent):
         file = place / OWN_CONFIG_NAME
         if file.is_file() and DESCRIPTION_KEY in (values := read_json(file)):
-            return _own(directory, file, values, weights)
+            return read_description(directory, file, values, weights)
     if (directory / CONFIG_NAME).is_file():
         weights_file = original_weights(directory)
         return _released(_entry_in(directory / CONFIG_NAME), directory, weights_file)
@@ -197,62 +181,6 @@ def _open_directory(directory: Path, weights: str) -> DiffusionFiles:
         f"{directory} holds no diffusion model: expected {CONFIG_NAME} with a model_name beside "
         f"{WEIGHTS_STEM}.safetensors, or a run of `dcae train-diffusion`"
     )
-
-
-def _own(directory: Path, description_file: Path, values: dict[str, Any], weights: str) -> DiffusionFiles:
-    raw, average = directory / f"{WEIGHTS_STEM}.safetensors", directory / f"{EMA}.safetensors"
-    if not raw.is_file():
-        raise CheckpointError(f"{directory} holds no {raw.name}")
-    try:
-        description = values[DESCRIPTION_KEY]
-        # Earlier files also say how the network was trained, which does not belong to its configuration.
-        settings = {key: value for key, value in description["config"].items() if key != "activation_checkpointing"}
-        config = denoiser_config(settings)
-        if not isinstance(description["autoencoder"], str | None):
-            raise UsageError(f"autoencoder is no name or place: {description['autoencoder']!r}")
-        return DiffusionFiles(
-            name=model_name(directory),
-            where=directory,
-            config=config,
-            prediction=description["prediction"],
-            autoencoder=_place_of_autoencoder(description, description_file.parent),
-            scaling_factor=require_scaling_factor(description["scaling_factor"], description_file),
-            weights=(raw, average) if weights == EMA and average.is_file() else (raw,),
-            sha256=recorded_checksums(directory),
-            class_names=_class_names(description.get("class_names"), config.num_classes),
-            made_by=(description.get("autoencoder_fingerprint"), description.get("encoder_fingerprint")),
-            normalisation=_read_normalisation(description.get("normalisation"), config),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError, UsageError) as error:
-        raise CheckpointError(f"{description_file} describes no diffusion model: {error}") from error
-
-
-def _place_of_autoencoder(description: dict[str, Any], directory: Path) -> str | None:
-    """Where it is now: beside the run as when it was trained, else where it was then; what had no place has a name."""
-    given, relative = description["autoencoder"], description.get("autoencoder_path")
-    if relative is None:
-        return given
-    place = (directory.resolve() / str(relative)).resolve()
-    return str(place if place.exists() or not os.path.isabs(given) else given)
-
-
-def _class_names(names: object, num_classes: int) -> tuple[str, ...] | None:
-    if not names:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError("class_names must be a list of texts")
-    if len(names) != num_classes:
-        raise UsageError(f"{len(names)} class_names, and the network has {num_classes} classes")
-    return tuple(names)
-
-
-def _read_normalisation(values: Any, config: DenoiserConfig) -> ChannelNormalisation | None:
-    if values is None:
-        return None
-    normalisation = ChannelNormalisation.of(values["mean"], values["std"])
-    if len(normalisation.mean) != config.in_channels:
-        raise UsageError(f"it normalises {len(normalisation.mean)} channels of latents with {config.in_channels}")
-    return normalisation
 
 
 def _lone_file(path: Path) -> DiffusionFiles:
@@ -269,7 +197,7 @@ def _entry_in(config: Path) -> DenoiserEntry:
 
 def _require_entry(name: str, where: Path) -> DenoiserEntry:
     entry = find_denoiser(name)
-    if entry is None:
+    if entry is None or entry.hub_id is None:
         raise CheckpointError(f"{where} names {name!r}, which is no released diffusion model; `dcae models` lists them")
     return entry
 
@@ -331,6 +259,7 @@ def read_diffusion(
         warnings=tuple(warnings),
         normalisation=files.normalisation,
         class_names=files.class_names,
+        sampling=files.sampling,
     )
 
 
@@ -406,37 +335,3 @@ def _require_fit(files: DiffusionFiles, autoencoder: Autoencoder, scaling_factor
         )
     if scaling_factor is None:
         raise CheckpointError(f"{files.where}: neither the diffusion network nor its autoencoder has a scaling factor")
-
-
-def describe_denoiser(
-    config: DenoiserConfig,
-    prediction: str,
-    autoencoder: str | None,
-    scaling_factor: float,
-    class_names: Sequence[str] | None = None,
-    *,
-    normalisation: ChannelNormalisation | None = None,
-    where: Path | None = None,
-    made_by: tuple[str | None, str | None] = (None, None),
-) -> dict[str, Any]:
-    """What `dcae.json` keeps under "diffusion", so that the weights beside it or in `checkpoints/` can be read back.
-
-    `autoencoder` is what `load_autoencoder` takes to get that of its latents, None the embedded one; latents were
-    multiplied by `scaling_factor`, or where there is one normalised by channel.
-    One on this disk is found again from `where`, the directory of `dcae.json`.
-    `made_by` are fingerprints of the autoencoder that made the latents: of all of it, and of its encoder alone.
-    """
-    path = None
-    if where is not None and autoencoder is not None and Path(autoencoder).exists():
-        path = os.path.relpath(Path(autoencoder).resolve(), where.resolve())
-    return {
-        "config": config.to_dict(),
-        "prediction": prediction,
-        "autoencoder": autoencoder,
-        "autoencoder_path": path,
-        "autoencoder_fingerprint": made_by[0],
-        "encoder_fingerprint": made_by[1],
-        "scaling_factor": scaling_factor,
-        "normalisation": normalisation.to_dict() if normalisation is not None else None,
-        "class_names": list(class_names) if class_names else None,
-    }

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from dcae_core.errors import DownloadError, UploadError, UsageError, explain_network_failure, http_status
-from dcae_core.zoo import AutoencoderEntry, DenoiserEntry
+from dcae_core.zoo import AutoencoderEntry, DenoiserEntry, embedded_directory
 
 CONFIG_NAME = "config.json"
 WEIGHTS_STEM = "model"
@@ -81,7 +81,9 @@ def repositories_of(entry: AutoencoderEntry | DenoiserEntry) -> list[tuple[str, 
 
 
 def is_release_cached(entry: AutoencoderEntry | DenoiserEntry) -> bool:
-    """Whether a model of the zoo can be loaded without a network."""
+    """Whether a model of the zoo can be loaded without a network: from the cache or from this package."""
+    if embedded_directory(entry.name).is_dir():
+        return True
     return any(is_cached(repository, files) for repository, files in repositories_of(entry))
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from dcae_core.checkpoints import layouts
 from dcae_core.checkpoints.autoencoders import DIFFUSERS, ORIGINAL, OWN
-from dcae_core.checkpoints.denoisers import (
+from dcae_core.checkpoints.denoiser_files import (
     DESCRIPTION_KEY,
+    SINGLE_WEIGHTS_NAME,
     DiffusionFiles,
     describe_denoiser,
-    read_autoencoder_of,
-    read_network,
 )
+from dcae_core.checkpoints.denoisers import read_autoencoder_of, read_network
 from dcae_core.checkpoints.hub import CONFIG_NAME, DIFFUSERS_WEIGHTS_NAME, WEIGHTS_STEM
 from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME
 from dcae_core.checkpoints.training_runs import RESULT_NAME
@@ -81,20 +81,21 @@ def save_autoencoder(
             converted = layouts.to_diffusers(network.config, state)
             save_file(converted, partial / DIFFUSERS_WEIGHTS_NAME, metadata={"format": "pt"})
         else:
-            for number, tensors in enumerate(_split(state), start=1):
-                save_file(tensors, partial / f"weights-{number}.safetensors")
+            _write_parts(state, partial)
         description = {
             "layout": layout,
             "name": name,
             "scaling_factor": network.scaling_factor,
             "config": network.config.to_dict(),
-            "weights": {file.name: sha256_of_file(file) for file in sorted(partial.glob("*.safetensors"))},
+            "weights": _checksums(partial),
             "metadata": metadata or {},
         }
         _write_json(partial / OWN_CONFIG_NAME, description)
 
 
-def save_diffusion(files: DiffusionFiles, directory: Path) -> None:
+def save_diffusion(
+    files: DiffusionFiles, directory: Path, *, dtype: torch.dtype = torch.float32, in_parts: bool = False
+) -> None:
     """Write a located diffusion model in our own layout, with the averaged weights alone, whole or not at all.
 
     An autoencoder that lies on this disk comes along, in the folder `autoencoder`; one that has a name keeps it.
@@ -102,6 +103,8 @@ def save_diffusion(files: DiffusionFiles, directory: Path) -> None:
     Args:
         files: as `locate_diffusion` found them.
         directory: where to; replaced if it exists.
+        dtype: of the network's stored weights; the autoencoder's, which has a fingerprint, stay as they are.
+        in_parts: keep the network's in files of at most 15 MB, as `save_autoencoder` does; else in one.
 
     Raises:
         UsageError: its autoencoder is of a kind that is not written.
@@ -116,10 +119,11 @@ def save_diffusion(files: DiffusionFiles, directory: Path) -> None:
             autoencoder, identity, _ = read_autoencoder_of(files)
             save_autoencoder(autoencoder, partial / RESULT_NAME)
             place, made_by = RESULT_NAME, (made_by[0] or identity, made_by[1])
-        save_file(
-            {key: _stored(tensor, torch.float32) for key, tensor in network.state_dict().items()},
-            partial / f"{WEIGHTS_STEM}.safetensors",
-        )
+        state = {key: _stored(tensor, dtype) for key, tensor in network.state_dict().items()}
+        if in_parts:
+            _write_parts(state, partial)
+        else:
+            save_file(state, partial / SINGLE_WEIGHTS_NAME)
         assert files.scaling_factor is not None
         description = describe_denoiser(
             files.config,
@@ -132,7 +136,7 @@ def save_diffusion(files: DiffusionFiles, directory: Path) -> None:
         )
         if is_local:
             description["autoencoder_path"] = RESULT_NAME
-        _write_json(partial / OWN_CONFIG_NAME, {DESCRIPTION_KEY: description})
+        _write_json(partial / OWN_CONFIG_NAME, {DESCRIPTION_KEY: description, "weights": _checksums(partial)})
 
 
 def _write_original(network: Autoencoder, state: dict[str, Tensor], name: str | None, directory: Path) -> None:
@@ -148,6 +152,15 @@ def _write_original(network: Autoencoder, state: dict[str, Tensor], name: str | 
         )
     save_file(layouts.to_original(network.config, state), directory / f"{WEIGHTS_STEM}.safetensors")
     _write_json(directory / CONFIG_NAME, {"model_name": name})
+
+
+def _write_parts(state: dict[str, Tensor], directory: Path) -> None:
+    for number, tensors in enumerate(_split(state), start=1):
+        save_file(tensors, directory / f"weights-{number}.safetensors")
+
+
+def _checksums(directory: Path) -> dict[str, str]:
+    return {file.name: sha256_of_file(file) for file in sorted(directory.glob("*.safetensors"))}
 
 
 def _split(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:

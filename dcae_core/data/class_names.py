@@ -52,9 +52,10 @@ def _parse_one(text: str, num_classes: int, numbers: dict[str, int], names: Sequ
         raise UsageError(f"class {text!r}: this network's classes have no names, give numbers 0 to {num_classes - 1}")
     if _plain(text) in numbers:
         return numbers[_plain(text)]
-    near = _nearest(_plain(text), list(numbers))
-    hint = ", ".join(f"{names[numbers[name]]} ({numbers[name]})" for name in near)
-    raise UsageError(f"no class is called {text!r}; " + (f"nearest: {hint}" if near else "give its number"))
+    near = [numbers[name] for name in _nearest(_plain(text), list(numbers))]
+    some = near or sorted({0, num_classes // 2, num_classes - 1})
+    hint = ", ".join(f"{names[number]} ({number})" for number in some)
+    raise UsageError(f"no class is called {text!r}; {'nearest' if near else 'classes are, for example'}: {hint}")
 
 
 def _plain(name: str) -> str:
@@ -62,7 +63,13 @@ def _plain(name: str) -> str:
 
 
 def _nearest(text: str, known: list[str]) -> list[str]:
-    """Names that contain the text as a word, then those spelled alike."""
-    containing = [name for name in known if text and f" {text} " in f" {name} "]
-    alike = near_names(text, known)
-    return list(dict.fromkeys([*containing, *alike]))[:_SUGGESTIONS]
+    """Names that contain the text as a word, then those spelled alike; failing both, those with a word that is."""
+    near = [*(_containing(text, known) if text else []), *near_names(text, known)]
+    if not near:
+        words = near_names(text, dict.fromkeys(word for name in known for word in name.split()))
+        near = [name for word in words for name in _containing(word, known)]
+    return list(dict.fromkeys(near))[:_SUGGESTIONS]
+
+
+def _containing(words: str, known: list[str]) -> list[str]:
+    return [name for name in known if f" {words} " in f" {name} "]

@@ -15,7 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dcae_core.checkpoints.autoguidance import read_weaker_network
-from dcae_core.checkpoints.denoisers import EMA, DiffusionParts, locate_diffusion, read_diffusion
+from dcae_core.checkpoints.denoiser_files import EMA
+from dcae_core.checkpoints.denoisers import DiffusionParts, locate_diffusion, read_diffusion
+from dcae_core.data.class_names import parse_classes
 from dcae_core.data.images import tensor_to_uint8, uint8_to_image
 from dcae_core.devices import parse_dtype, select_device
 from dcae_core.diffusion.guidance import guide, sample_noise
@@ -27,11 +29,12 @@ from dcae_core.models.inference import for_run
 from dcae_core.pipelines.tiling import MIN_TILE, decode_latent
 from dcae_core.progress import ProgressCallback
 from dcae_core.recipes.settings import MAX_STEPS
+from dcae_core.zoo import SamplingDefaults
 
 _log = logging.getLogger(__name__)
 
 CPU_BATCH_SIZE, ACCELERATOR_BATCH_SIZE = 8, 64
-_MAX_SAMPLES = 100_000_000
+_DEFAULT_NUM, _MAX_SAMPLES = 16, 100_000_000
 _DECODE_BATCH_SIZE = {"cpu": 1}
 _DECODE_BATCH_SIZE_ELSEWHERE = 8
 _STEPS_OF_DOPRI5 = 50  # about: it chooses them itself
@@ -55,6 +58,22 @@ class SampleSettings:
     sampler: str | None = None
     num_steps: int | None = None
     guidance_interval: tuple[float, float] | None = None
+
+    @classmethod
+    def of_model(
+        cls,
+        defaults: SamplingDefaults,
+        guidance_scale: float | None = None,
+        seed: int = 0,
+        sampler: str | None = None,
+        num_steps: int | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+    ) -> "SampleSettings":
+        """What is asked for, and the model's own defaults where that is None; its steps belong to its sampler."""
+        if sampler in (None, defaults.sampler):
+            sampler, num_steps = defaults.sampler, defaults.num_steps if num_steps is None else num_steps
+        scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        return cls(scale, seed, sampler, num_steps, guidance_interval)
 
     def check(self, prediction: str, config: DenoiserConfig, *, autoguided: bool = False) -> None:
         """Refuse, before any weights are read, what a network of this kind cannot be asked for.
@@ -120,6 +139,15 @@ def draw_classes(num: int, num_classes: int, seed: int) -> list[int]:
     return torch.randint(0, max(1, num_classes), (num,), generator=generator).tolist()
 
 
+def default_classes(
+    defaults: SamplingDefaults, num_classes: int, class_names: Sequence[str] | None, seed: int
+) -> list[int]:
+    """What a model draws where nobody says: the classes chosen for it, or 16 random ones."""
+    if defaults.classes is None:
+        return draw_classes(_DEFAULT_NUM, num_classes, seed)
+    return parse_classes(",".join(defaults.classes), num_classes, class_names)
+
+
 def load_diffusion(
     model: str | Path | None = None,
     *,
@@ -137,7 +165,7 @@ def load_diffusion(
 
     Args:
         model: a zoo name, a hub id, a directory laid out like the hub's, a run of `dcae train-diffusion`, or a weights
-            file of a released network; None stands for an embedded model, of which there is none yet.
+            file of a released network; None is the embedded model, which draws emoji.
         device: where to compute.
         dtype: of both networks, such as `torch.bfloat16` or "bf16"; float32 if None.
         autoencoder: another place to take the autoencoder from, as for `load_autoencoder`.
@@ -173,6 +201,7 @@ class DiffusionPipeline:
         weaker: a network that guidance leads away from; None is the same one without classes.
         prediction: "epsilon", "epsilon_variance" or "velocity".
         class_names: one for each class, where the model says.
+        defaults: what it draws, and how, where nobody says otherwise.
         scaling_factor: latents are divided by it before they are decoded, where they have no mean and deviation for
             each channel.
         tile: side in pixels of the tiles that images are decoded in; None decodes them whole. Set on its own once
@@ -187,7 +216,7 @@ class DiffusionPipeline:
         self.autoencoder = parts.autoencoder
         self.prediction = parts.prediction
         self.scaling_factor, self._unscale = parts.scaling_factor, parts.unscale
-        self.config, self.class_names = parts.config, parts.class_names
+        self.config, self.class_names, self.defaults = parts.config, parts.class_names, parts.sampling
         self.tile: int | None = None
         weight = next(parts.denoiser.parameters())
         self._device, self._dtype = weight.device, weight.dtype
@@ -195,7 +224,7 @@ class DiffusionPipeline:
     def generate(
         self,
         classes: Sequence[int],
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         seed: int = 0,
         *,
         num_steps: int | None = None,
@@ -208,10 +237,11 @@ class DiffusionPipeline:
 
         Args:
             classes: numbers in 0..num_classes-1.
-            guidance_scale: of classifier-free guidance; 1 is none, and half the cost.
+            guidance_scale: of classifier-free guidance; 1 is none, and half the cost. None is 1, or what is best
+                for the embedded model.
             seed: of the noise; sample i's depends on it and on i alone.
             num_steps: None is the sampler's default.
-            sampler: a name of `diffusion.SAMPLERS`; None is the published one for this network.
+            sampler: a name of `diffusion.SAMPLERS`; None is the model's default: the published one for this network.
             guidance_interval: where to guide between data (0) and noise (1), see `guidance_times`; None is everywhere.
             batch_size: samples at once; None tries until memory suffices. It moves float32 results by about 1e-6.
             progress: called after each step of each batch.
@@ -220,8 +250,9 @@ class DiffusionPipeline:
             UsageError: a class, sampler, scale, interval or number of steps that this network cannot do.
             ResourceError: even one sample does not fit into memory.
         """
-        settings = SampleSettings(guidance_scale, seed, sampler, num_steps, guidance_interval)
-        settings.check(self.prediction, self.config, autoguided=self.weaker is not None and guidance_scale != 1)
+        settings = SampleSettings.of_model(self.defaults, guidance_scale, seed, sampler, num_steps, guidance_interval)
+        autoguided = self.weaker is not None and settings.guidance_scale != 1
+        settings.check(self.prediction, self.config, autoguided=autoguided)
         batches = list(self.generate_batches(classes, settings, batch_size=batch_size, progress=progress))
         images = [uint8_to_image(pixels) for batch in batches for pixels in batch.pixels]
         return Generated(images, torch.cat([batch.latents for batch in batches]))

@@ -8,18 +8,16 @@ from PIL import Image
 
 from dcae_core.data.class_names import parse_classes
 from dcae_core.errors import UsageError
-from dcae_core.pipelines.generate import DiffusionPipeline, draw_classes, load_diffusion
+from dcae_core.pipelines.generate import DiffusionPipeline, default_classes, draw_classes, load_diffusion
 from dcae_core.progress import ProgressCallback
-
-_DEFAULT_NUM = 16
 
 
 def sample(
-    model: str | Path | DiffusionPipeline,
+    model: str | Path | DiffusionPipeline | None = None,
     classes: Sequence[int | str] | None = None,
     *,
     num: int | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | None = None,
     guidance_interval: tuple[float, float] | None = None,
     sampler: str | None = None,
     num_steps: int | None = None,
@@ -32,12 +30,16 @@ def sample(
     """Sample images from a diffusion model: those of `dcae sample` with the same settings, to the last bit.
 
     Args:
-        model: what `load_diffusion` takes, or the pipeline that it gives, which serves many calls.
+        model: what `load_diffusion` takes, or the pipeline that it gives, which serves many calls; None is the embedded
+            model, which draws emoji.
         classes: numbers or names, one for each image.
-        num: instead, this many of random classes, drawn by the seed; 16 where there is neither.
-        guidance_scale: of classifier-free guidance; 1 is none, and half the cost.
+        num: instead, this many of random classes, drawn by the seed. Where there is neither, 16 random ones, or those
+            chosen for the embedded model.
+        guidance_scale: of classifier-free guidance; 1 is none, and half the cost. None is 1, or what is best
+            for the embedded model.
         guidance_interval: where to guide between data (0) and noise (1); None is everywhere.
-        sampler: a name of `dcae_core.diffusion.SAMPLERS`; None is the published one for this network.
+        sampler: a name of `dcae_core.diffusion.SAMPLERS`; None is the model's default: the published one for this
+            network.
         num_steps: None is the sampler's default.
         seed: image i depends on it and on i alone.
         batch_size: images at once; None tries until memory suffices.
@@ -54,7 +56,7 @@ def sample(
     if classes is not None and num is not None:
         raise UsageError("give classes or num, not both")
     pipeline = model if isinstance(model, DiffusionPipeline) else load_diffusion(model, device=device, dtype=dtype)
-    labels = _labels(pipeline, classes, _DEFAULT_NUM if num is None else num, seed)
+    labels = _labels(pipeline, classes, num, seed)
     return pipeline.generate(
         labels,
         guidance_scale,
@@ -67,10 +69,12 @@ def sample(
     ).images
 
 
-def _labels(pipeline: DiffusionPipeline, classes: Sequence[int | str] | None, num: int, seed: int) -> list[int]:
+def _labels(pipeline: DiffusionPipeline, classes: Sequence[int | str] | None, num: int | None, seed: int) -> list[int]:
     num_classes = pipeline.config.num_classes
-    if classes is None:
+    if num is not None:
         return draw_classes(num, num_classes, seed)
+    if classes is None:
+        return default_classes(pipeline.defaults, num_classes, pipeline.class_names, seed)
     if num_classes == 0:
         raise UsageError("this network has no classes; give num instead")
     return [number for each in classes for number in parse_classes(str(each), num_classes, pipeline.class_names)]

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dcae_core.checkpoints.denoisers import DESCRIPTION_KEY, DiffusionParts, describe_denoiser
+from dcae_core.checkpoints.denoiser_files import DESCRIPTION_KEY, describe_denoiser
+from dcae_core.checkpoints.denoisers import DiffusionParts
 from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME
 from dcae_core.data.batches import BatchPlan
 from dcae_core.data.latents import (

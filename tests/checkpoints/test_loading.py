@@ -236,9 +236,9 @@ def test_a_configuration_with_values_of_another_kind_is_refused(network, tmp_pat
 
 
 def test_a_bit_flip_in_the_embedded_file_is_noticed(tmp_path):
-    from dcae_core.checkpoints.autoencoders import embedded_directory
+    from dcae_core.zoo import EMBEDDED_AUTOENCODER, embedded_directory
 
-    shutil.copytree(embedded_directory(), tmp_path / "m")
+    shutil.copytree(embedded_directory(EMBEDDED_AUTOENCODER), tmp_path / "m")
     weights = tmp_path / "m" / "weights-1.safetensors"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 4

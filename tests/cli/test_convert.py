@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
 
+from dcae_core import load_diffusion
 from dcae_core.checkpoints import load_autoencoder, save_autoencoder
+from dcae_core.errors import CheckpointError
 from dcae_core.models.autoencoder import Autoencoder
 from dcae_core.weights import fingerprint
+from tests.diffusion_models import write_diffusion
 from tests.small import SMALL_CONFIGS, small_autoencoder
 
 
@@ -88,4 +92,34 @@ def test_a_directory_without_a_model_is_data_at_fault(dcae, tmp_path) -> None:
 def test_the_original_layout_takes_no_name_that_the_published_code_does_not_know(dcae, tmp_path) -> None:
     run = dcae("convert", "dc-ae-f32c32-tiny-1.0", "--to", "original", "-o", tmp_path / "out")
     run.assert_fails(2, "published code", "dc-ae-f32c32-tiny-1.0", "dcae layout")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_diffusion_model_in_half_precision_and_small_files(dcae, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("dcae_core.checkpoints.saving._MAX_FILE_BYTES", 30_000)
+    model, half = write_diffusion(tmp_path / "model", "velocity"), tmp_path / "half"
+    run = dcae("convert", model, "--to", "dcae", "--dtype", "fp16", "-o", half, "--json")
+    run.assert_succeeds()
+    assert json.loads(run.stdout)["output"] == str(half)
+    weights = sorted(half.glob("*.safetensors"))
+    assert [path.name for path in weights][:2] == ["weights-1.safetensors", "weights-2.safetensors"]
+    assert max(path.stat().st_size for path in weights) < 40_000
+    size = sum(path.stat().st_size for path in weights)
+    assert size == pytest.approx((model / "model.safetensors").stat().st_size / 2, rel=0.1)
+    options = {"num_steps": 2, "sampler": "heun"}
+    before, after = (load_diffusion(place).generate([1, 2], **options).latents for place in (model, half))
+    torch.testing.assert_close(after, before, atol=0.02, rtol=0.02)
+    weights[0].write_bytes(weights[0].read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_diffusion(half)
+    weights[0].unlink()
+    with pytest.raises(CheckpointError, match=r"holds no weights-1\.safetensors"):
+        load_diffusion(half)
+
+
+def test_a_diffusion_model_goes_into_our_layout_alone(dcae, tmp_path) -> None:
+    model = write_diffusion(tmp_path / "model")
+    dcae("convert", model, "--to", "diffusers", "-o", tmp_path / "out").assert_fails(2, "--to dcae")
+    named = ("--to", "dcae", "--name", "dc-ae-f32c32-in-1.0")
+    dcae("convert", model, *named, "-o", tmp_path / "out").assert_fails(2, "--name is for autoencoders")
     assert not (tmp_path / "out").exists()

@@ -208,7 +208,6 @@ def test_a_released_model_is_not_downloaded_for_a_command_that_cannot_work(dcae,
 
 
 def test_no_model_and_wrong_models(dcae, models, tmp_path) -> None:
-    dcae("sample").assert_fails(2, "--model", "train-diffusion", "example: dcae sample")
     dcae("sample", "--model", tmp_path).assert_fails(3, "no diffusion model")
     dcae("sample", "--model", "dc-ae-f32c32-in-1.0").assert_fails(2, "did you mean")
     dcae("sample", "--model", tmp_path / "missing" / "dir").assert_fails(3, "missing")

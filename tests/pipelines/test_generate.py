@@ -167,7 +167,7 @@ def test_classes_by_number_and_name() -> None:
         ("spaniel", 1000, "spaniel"),
         ("1000", 1000, "0 to 999"),
         ("-1", 1000, "0 to 999"),
-        ("qqqqqq", 1000, "give its number"),
+        ("qqqqqq", 1000, "for example: tench"),
         ("", 1000, "no class"),
         ("volcano", 10, "have no names"),
     ):

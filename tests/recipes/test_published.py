@@ -38,7 +38,7 @@ EVALUATIONS = {
     f"{F32}-usit-h": (3.791, 1.2, 1.883),
     f"{F32}-usit-2b": (2.90, 1.15, 1.721),
 }
-OURS = {"train_diffusion/modern-usit", "train_diffusion/tiny"}
+OURS = {"train_diffusion/emoji", "train_diffusion/modern-usit", "train_diffusion/tiny"}
 
 
 def test_every_published_training_has_a_recipe() -> None:

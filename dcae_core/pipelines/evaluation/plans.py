@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dcae_core.checkpoints import load_autoencoder
 from dcae_core.checkpoints.autoguidance import read_weaker_network
-from dcae_core.checkpoints.denoisers import DiffusionFiles, locate_diffusion, read_diffusion
+from dcae_core.checkpoints.denoiser_files import DiffusionFiles
+from dcae_core.checkpoints.denoisers import locate_diffusion, read_diffusion
 from dcae_core.devices import parse_dtype
 from dcae_core.metrics.lpips import load_lpips
 from dcae_core.models.inference import for_run, prepare_for_inference
