@@ -127,10 +127,10 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> UsageError:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, torch or a device had no memory left; torch says so in several ways."""
-    words = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
+    computing = ("out of memory", "can't allocate memory", "not enough memory", "storage size calculation overflowed")
+    loading = ("failed to map segment", "cannot allocate memory")  # a library
+    said = str(error).lower() if isinstance(error, RuntimeError | ImportError) else ""
+    return isinstance(error, MemoryError) or any(word in said for word in computing + loading)
 
 
 _REASONS = (

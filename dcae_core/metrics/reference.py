@@ -90,6 +90,7 @@ def read_reference(path: Path) -> Reference:
             f"{path}: there is no such reference file, nor a folder of images; "
             f"make one: dcae fid-ref --images DIR --out {path.with_suffix('.npz')}"
         )
+    sha256, before = sha256_of_file(path), path.stat()
     with open_npz(path) as arrays:
         num_images = _count_images(arrays, path)
         if not {"mu", "sigma"} <= set(arrays.names):
@@ -103,7 +104,10 @@ def read_reference(path: Path) -> Reference:
             if name not in ("mu", "sigma", *_SPATIAL, _IMAGES) and _describes(arrays.header(name))
         }
         resize = _resize_of(path, description, arrays.names)
-    return Reference(path, sha256_of_file(path), gaussian, description, num_images, resize, spatial)
+    after = path.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise DataError(f"{path} changed while it was read; run the command again")
+    return Reference(path, sha256, gaussian, description, num_images, resize, spatial)
 
 
 def _read_gaussian(arrays: Npz, path: Path, mean_name: str, covariance_name: str) -> Gaussian:

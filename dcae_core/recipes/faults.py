@@ -13,7 +13,7 @@ from dcae_core.recipes.settings import Recipe, Section
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
-_MAX_SHOWN = 50  # faults; whoever has more reads these first
+MAX_SHOWN = 50  # faults; whoever has more reads these first
 _MAX_SHOWN_LETTERS = 60  # of a value or a key
 _MAX_ROUNDS = 8  # each mends what the one before could not see
 _HARMLESS: dict[str, Any] = {
@@ -112,8 +112,8 @@ def _describe(schema: type[BaseModel], error: Any) -> str:
 
 def first_faults(faults: list[str]) -> list[str]:
     """The faults that are shown: the first 50, and how many more there are."""
-    rest = len(faults) - _MAX_SHOWN
-    return faults if rest <= 0 else [*faults[:_MAX_SHOWN], f"and {rest:,} more"]
+    rest = len(faults) - MAX_SHOWN
+    return faults if rest <= 0 else [*faults[:MAX_SHOWN], f"and {rest:,} more"]
 
 
 def _show(value: Any) -> str:

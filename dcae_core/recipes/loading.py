@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from dcae_core.errors import RecipeError, did_you_mean, near_names, printable, unknown_name
-from dcae_core.recipes.faults import AnyRecipe, first_faults, shorten, validate
+from dcae_core.recipes.faults import MAX_SHOWN, AnyRecipe, first_faults, shorten, validate
 from dcae_core.recipes.settings import Recipe
-from dcae_core.recipes.yaml_reader import read_yaml
+from dcae_core.recipes.yaml_reader import Lines, read_yaml
 
 SCHEMAS = {
     "encode-dataset": "dcae_core.recipes.encode_dataset:EncodeDatasetRecipe",
@@ -116,11 +116,14 @@ def load_recipe(
 
 def load_any_recipe(path: Path, further_checks: Callable[[Recipe], list[str]] | None = None) -> Recipe:
     """As `load_recipe`, by the schema that the recipe's own `command` line names."""
-    document, _ = read_yaml(_read_text(path), str(path))
+    text = _read_text(path)
+    document, _ = read_yaml(text, str(path))
     command = document.get("command") if isinstance(document, dict) else None
     if not isinstance(command, str) or command not in SCHEMAS:
         hint = _mistyped_command(document) if isinstance(document, dict) and command is None else f", not {command!r}"
-        raise RecipeError(f"{path}: needs a line 'command: ...' with one of {', '.join(SCHEMAS)}{hint}")
+        line = Lines(text).of("command")
+        place = f"{path}, line {line}" if line is not None else str(path)
+        raise RecipeError(f"{place}: needs a line 'command: ...' with one of {', '.join(SCHEMAS)}{hint}")
     return load_recipe(path, schema_of(command), further_checks=further_checks)
 
 
@@ -136,12 +139,14 @@ def read_recipe(
     document, faults = read_yaml(text, source)
     if not isinstance(document, dict):
         raise RecipeError(f"{source}: a recipe is made of keys and values; see `dcae recipes list` for examples")
-    _check_command(document, schema, source)
+    _check_command(text, document, schema, source)
     for key, value in (options or {}).items():
         _assign(document, key.split("."), value)
     faults += _apply_overrides(document, overrides or ())
     recipe, found = validate(schema, _expand_home(document), further_checks)
-    faults += [_by_name(document, fault) for fault in found]
+    if found:
+        laid_over = {*(options or ()), *(override.partition("=")[0] for override in overrides or ())}
+        faults += _say_where(text, document, found, laid_over)
     if faults or recipe is None:
         raise RecipeError(_report(source, faults))
     return recipe
@@ -169,18 +174,19 @@ def _read_text(path: Path) -> str:
 
 
 def _mistyped_command(document: dict[str, Any]) -> str:
-    near = near_names("command", map(str, document))
+    near = near_names("command", (str(key) for key in document if key != "command"))
     return f" (it has '{near[0]}'); did you mean 'command'?" if near else ""
 
 
-def _check_command(document: dict[str, Any], schema: type[Recipe], source: str) -> None:
+def _check_command(text: str, document: dict[str, Any], schema: type[Recipe], source: str) -> None:
     expected = schema.model_fields["command"].default
     command = document.get("command")
     if command == expected:
         return
     if command is None:
         raise RecipeError(f"{source}: the line 'command: {expected}' is missing{_mistyped_command(document)}")
-    raise RecipeError(f"{source}: this is a recipe for `dcae {command}`, not for `dcae {expected}`")
+    line = Lines(text).of("command")
+    raise RecipeError(f"{source}, line {line}: this is a recipe for `dcae {command}`, not for `dcae {expected}`")
 
 
 def _apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> list[str]:
@@ -234,6 +240,19 @@ def _index_in(place: Any, name: str) -> int | None:
         return int(name)
     named = [index for index, item in enumerate(place) if isinstance(item, dict) and item.get("name") == name]
     return named[0] if len(named) == 1 else None
+
+
+def _say_where(text: str, document: Any, faults: list[str], laid_over: set[str]) -> list[str]:
+    """Faults with the lines that they stand on, where they stand in the text and not in what was laid over it."""
+    lines, told = Lines(text), []
+    given = [name.split(".") for name in laid_over]
+    for fault in faults[:MAX_SHOWN]:
+        named = _by_name(document, fault)
+        places = [one.partition(":")[0].split(".") for one in (fault, named)]
+        is_given = any(path[: len(place)] == place[: len(path)] for path in given for place in places)
+        line = None if is_given else lines.of(fault.partition(":")[0])
+        told.append(named if line is None else f"line {line}: {named}")
+    return told + faults[MAX_SHOWN:]
 
 
 def _by_name(document: Any, fault: str) -> str:

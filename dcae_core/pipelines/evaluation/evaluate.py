@@ -333,6 +333,7 @@ def _conclude(
     scores = compute_scores(gathered, recipe.metrics, sha256, comparison, networks.names)
     values = {name: gathered.columns[name].tolist() for name in PER_IMAGE if name in gathered.columns}
     network = {key: value for key, value in plan.identity.items() if key != "images"}
+    shown, changed = _choose_shown(plan, gathered, values, num_shown)
     return Evaluation(
         subject=plan.subject,
         settings=recipe.model_dump(exclude_none=True, exclude={"expected"}) | network,
@@ -342,39 +343,54 @@ def _conclude(
         crop=f"{describe_crop(recipe.resolution)}; not turned by EXIF" if plan.has_files else None,
         warnings=plan.notes
         + enlarged
+        + [f"not among the images of the report, since it has changed after it was measured: {why}" for why in changed]
         + warnings_about(scores, reference, num_compared, sha256, plan.source.size, resize),
         latent=gathered.latent,
         names=[plan.source.name(index) for index in gathered.indices] if values else [],
         values=values,
-        shown=_choose_shown(plan, gathered, values, num_shown),
+        shown=shown,
     )
 
 
-def _choose_shown(plan: Plan, gathered: Gathered, values: dict[str, list[float]], num_shown: int) -> list[ShownImage]:
-    """Best, middle and worst by the first per-image metric; the first images where there is none."""
+def _choose_shown(
+    plan: Plan, gathered: Gathered, values: dict[str, list[float]], num_shown: int
+) -> tuple[list[ShownImage], list[str]]:
+    """Best, middle and worst by the first per-image metric; the first images where there is none.
+
+    They are read again for that: the second list says why some cannot be.
+    """
+    standings = _standings(plan, gathered, values, num_shown)
+    looked_at = [_show(plan, gathered, values, place, standing) for place, standing in standings.items()]
+    shown = [one for one in looked_at if isinstance(one, ShownImage)]
+    return shown, [one for one in looked_at if isinstance(one, str)]
+
+
+def _standings(plan: Plan, gathered: Gathered, values: dict[str, list[float]], num_shown: int) -> dict[int, str]:
+    """Which images are shown, by their places, and as what."""
     if num_shown == 0:
-        return []
+        return {}
     if not values or plan.show is None:
-        return [_show(plan, gathered, values, place, "sample") for place in range(min(4 * num_shown, gathered.count))]
+        return dict.fromkeys(range(min(4 * num_shown, gathered.count)), "sample")
     count = min(num_shown, max(1, gathered.count // 3))
     metric = "lpips" if "lpips" in values else next(iter(values))
     sign = 1 if metric == "lpips" else -1
     order = sorted(range(gathered.count), key=lambda place: sign * values[metric][place])
     middle = (gathered.count - count) // 2
     groups = {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
-    seen: set[int] = set()
-    shown = []
+    standings: dict[int, str] = {}
     for standing, places in groups.items():
         for place in places:
-            if place not in seen:
-                seen.add(place)
-                shown.append(_show(plan, gathered, values, place, standing))
-    return shown
+            standings.setdefault(place, standing)
+    return standings
 
 
-def _show(plan: Plan, gathered: Gathered, values: dict[str, list[float]], place: int, standing: str) -> ShownImage:
+def _show(
+    plan: Plan, gathered: Gathered, values: dict[str, list[float]], place: int, standing: str
+) -> ShownImage | str:
     index = gathered.indices[place]
     batch = next(iter(plan.source.batches([range(index, index + 1)])))
+    if batch.damaged:
+        return batch.damaged[0]
     return ShownImage(
         name=plan.source.name(index),
         standing=standing,
