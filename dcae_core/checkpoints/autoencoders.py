@@ -272,7 +272,7 @@ def _from_hub(repository: str, revision: str | None) -> AutoencoderFiles:
     try:
         return fetch_own(repository, revision)
     except (UsageError, DownloadError) as error:
-        raise refusals[0] from error
+        raise hub.neither_here_nor_there(repository, refusals[0]) from error
 
 
 def fetch_own(repository: str, revision: str | None, folder: str = "") -> AutoencoderFiles:

@@ -36,7 +36,7 @@ from dcae_core.checkpoints.denoiser_files import (
 from dcae_core.checkpoints.hub import CONFIG_NAME, WEIGHTS_STEM
 from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME, from_original
 from dcae_core.checkpoints.training_runs import RESULT_NAME, last_checkpoint, read_files
-from dcae_core.errors import CheckpointError, DcaeError, UsageError
+from dcae_core.errors import CheckpointError, DcaeError, DownloadError, UsageError
 from dcae_core.models import build_denoiser
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
 from dcae_core.models.configs import DenoiserConfig
@@ -122,7 +122,10 @@ def locate_diffusion(
         offline = revision is None and hub.is_release_cached(entry)
         return _open_directory(hub.fetch_files(entry.hub_id, _RELEASED_FILES, revision, offline=offline), RAW)
     if hub.is_hub_id(name):
-        return _from_hub(name, revision)
+        try:
+            return _from_hub(name, revision)
+        except (UsageError, DownloadError) as refusal:
+            raise hub.neither_here_nor_there(name, refusal) from refusal
     raise not_found(name, DENOISERS)
 
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from dcae_core.errors import DownloadError, UploadError, UsageError, explain_network_failure, http_status
+from dcae_core.errors import DcaeError, DownloadError, UploadError, UsageError, explain_network_failure, http_status
 from dcae_core.zoo import AutoencoderEntry, DenoiserEntry, embedded_directory
 
 CONFIG_NAME = "config.json"
@@ -16,6 +16,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def is_hub_id(name: str) -> bool:
     """Whether a name is `organisation/name` and no path; one below a folder that exists is a mistyped path."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.is_dir()
+
+
+def neither_here_nor_there(name: str, refusal: DcaeError) -> DcaeError:
+    """The hub's refusal of a name that may as well have been meant as a place on this disk."""
+    return type(refusal)(f"there is no directory {name} here; {refusal}")
 
 
 def fetch_files(repository: str, files: list[str], revision: str | None = None, *, offline: bool = False) -> Path:
@@ -153,8 +158,7 @@ def _why_not_sent(repository: str, error: Exception) -> str:
 def _how_to_place(repository: str, file: str, cache: str, error: Exception) -> str:
     login = ": run `hf auth login`, or look at HF_TOKEN" if http_status(error) in (401, 403) else ""
     return (
-        f"there is no directory {repository}, and {file} of the hub's {repository} is not in the cache ({cache}) "
-        "and could not be downloaded: "
+        f"{file} of {repository} is not in the cache ({cache}) and could not be downloaded: "
         f"{explain_network_failure(error)}{login}; "
         f"run `dcae models download {repository}` where there is a network and copy the cache, "
         "or place the repository's files in a directory and pass it with --model DIR"
