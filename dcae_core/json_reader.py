@@ -15,5 +15,7 @@ def parse_json(content: bytes | str, where: str) -> Any:
         return json.loads(content)
     except RecursionError as error:
         raise DataError(f"{where} is not valid JSON: nested too deeply; restore or fetch it again") from error
-    except ValueError as error:  # of JSON, of its encoding, and of integers beyond 4,300 digits
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{where} is not valid JSON: {error}; restore or fetch it again") from error
+    except ValueError as error:  # of integers beyond 4,300 digits
+        raise DataError(f"{where} holds a number of thousands of digits; restore or fetch it again") from error

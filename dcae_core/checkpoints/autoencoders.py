@@ -189,7 +189,10 @@ def _original(directory: Path, name: str) -> AutoencoderFiles:
 
 def _diffusers(directory: Path, values: dict) -> AutoencoderFiles:
     weights = _diffusers_weights(directory)
-    config = layouts.from_diffusers_config(values)
+    try:
+        config = layouts.from_diffusers_config(values)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory / CONFIG_NAME}: {error}") from error
     scaling_factor = require_scaling_factor(values.get("scaling_factor"), directory / CONFIG_NAME)
     checksums = {path: digest for part in weights for path, digest in hub.declared_sha256(part).items()}
     return AutoencoderFiles(directory, DIFFUSERS, config, None, scaling_factor, weights, checksums)

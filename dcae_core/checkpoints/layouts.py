@@ -291,8 +291,12 @@ def from_diffusers_config(values: dict[str, Any]) -> AutoencoderConfig:
         if theirs["upsample_block_type"] != "interpolate":
             theirs["upsample_block_type"] = "pixel_shuffle"
         return AutoencoderConfig.from_dict({ours: theirs[key] for key, (ours, _) in _DIFFUSERS_SETTINGS.items()})
-    except (KeyError, TypeError, UsageError) as error:
-        raise CheckpointError(f"config.json describes no known autoencoder: {error}") from error
+    except KeyError as error:
+        raise CheckpointError(f"describes no known autoencoder: there is no block {error}") from error
+    except TypeError as error:
+        raise CheckpointError("describes no known autoencoder: a setting is of another type") from error
+    except UsageError as error:
+        raise CheckpointError(f"describes no known autoencoder: {error}") from error
 
 
 _LATENT_HEAD = ("encoder.head.conv.weight", "encoder.head.conv.bias")
