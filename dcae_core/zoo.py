@@ -334,8 +334,8 @@ _DENOISER_COSTS = {
     ("uvit-3b", _F64_1_5): Cost(3_107_725_440, 205_900_890_112),
 }
 
-_EMOJI_CLASSES = """face-smiling face-affection cat-face animal-mammal animal-bird food-fruit food-sweet plant-flower
-    transport-ground transport-water flag heart time clothing sport person-role"""
+_EMOJI_CLASSES = """face-smiling face-affection face-hat cat-face monkey-face animal-mammal food-fruit drink
+    plant-flower transport-ground flag heart time musical-instrument award-medal person-role"""
 _EMOJI = DenoiserEntry(
     EMBEDDED_DENOISER,
     UViTConfig(input_size=4, hidden_size=256, depth=8, num_heads=4, num_classes=97, qk_norm=True),
@@ -343,7 +343,7 @@ _EMOJI = DenoiserEntry(
     EMBEDDED_AUTOENCODER,
     Cost(7_674_272, 138_610_688),
     hub_id=None,
-    sampling=SamplingDefaults(guidance_scale=2.0, sampler="heun", num_steps=16, classes=tuple(_EMOJI_CLASSES.split())),
+    sampling=SamplingDefaults(guidance_scale=3.0, sampler="heun", num_steps=16, classes=tuple(_EMOJI_CLASSES.split())),
 )
 
 DENOISERS: dict[str, DenoiserEntry] = {
