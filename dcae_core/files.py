@@ -18,7 +18,6 @@ from typing import BinaryIO
 from dcae_core.errors import DcaeError, ResourceError, UsageError, near_names, printable
 
 _PARTIAL_SUFFIX, _REPLACED_SUFFIX = ".partial", ".replaced"
-_NEAR_PATHS = 3
 _NOTHING_FREE = 1 << 20  # bytes: room for no file that matters
 
 
@@ -265,7 +264,7 @@ def write_text(path: Path, content: str) -> None:
 def near_paths(path: Path) -> list[Path]:
     """What lies where a path that does not exist leads to, and is called nearly the same; names are cheap to print.
 
-    Names are compared without their suffixes, which would make all of a kind alike.
+    Names are compared with and without their suffixes, which alone would make all of a kind alike.
     """
     try:
         beside = os.listdir(path.parent)
@@ -274,8 +273,8 @@ def near_paths(path: Path) -> list[Path]:
     by_stem: dict[str, list[str]] = {}
     for name in sorted(map(printable, beside)):
         by_stem.setdefault(Path(name).stem, []).append(name)
-    near = [name for stem in near_names(path.stem, by_stem) for name in by_stem[stem]]
-    return [path.parent / name for name in near[:_NEAR_PATHS]]
+    alike = [name for stem in near_names(path.stem, by_stem) for name in by_stem[stem]]
+    return [path.parent / name for name in near_names(path.name, alike)]
 
 
 def sha256_of_file(path: Path) -> str:
