@@ -35,6 +35,10 @@ class Origin:
     tile: int | None
     encoder_fingerprint: str | None = None
 
+    def has_encoder(self, fingerprint: str | None) -> bool:
+        """Whether this encoder is known to have made the latent; one without a fingerprint is not."""
+        return fingerprint is not None and fingerprint == self.encoder_fingerprint
+
 
 @dataclass(frozen=True)
 class StoredLatents:
@@ -118,8 +122,7 @@ def check_latents(
     image's. The fingerprints are those of the autoencoder that is to decode, and of its encoder.
     """
     origin = stored.origin
-    same_encoder = () if encoder_fingerprint is None else (encoder_fingerprint,)
-    if origin is not None and origin.fingerprint != fingerprint and origin.encoder_fingerprint not in same_encoder:
+    if origin is not None and origin.fingerprint != fingerprint and not origin.has_encoder(encoder_fingerprint):
         made_by = printable(origin.model) or "the embedded model"
         raise DataError(
             f"{path} was encoded by {made_by}, and the encoder of the model given has other weights: "

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from dcae_core.checkpoints import load_autoencoder, save_autoencoder
 from dcae_core.checkpoints.autoencoders import open_directory
 from dcae_core.checkpoints.layouts import OWN_CONFIG_NAME
-from dcae_core.checkpoints.training_runs import describe_training
+from dcae_core.checkpoints.training_runs import RESULT_NAME, describe_training
 from dcae_core.data.batches import Batch, BatchPlan, CropSettings, CropStream, ImageCollection, load_batches
 from dcae_core.data.content import digest_of_images
 from dcae_core.data.decoded_cache import DecodedCache, open_decoded_cache
 from dcae_core.data.images import uint8_to_tensor
 from dcae_core.data.latents.statistics import LatentMoments, LatentStatistics
 from dcae_core.data.sources import DecodedOnDemand, find_images
-from dcae_core.distributed import barrier, broadcast_object, is_local_main, is_main
+from dcae_core.distributed import barrier, broadcast_object, is_local_main, is_main, on_main
 from dcae_core.errors import CheckpointError
 from dcae_core.files import sha256_of_file, write_text
 from dcae_core.models.autoencoder import Autoencoder, build_on_meta
@@ -298,8 +298,8 @@ def train_autoencoder(recipe: TrainAutoencoderRecipe, options: RunOptions, logge
         if is_main():
             run.directory.append_damaged(images.damaged)
         run.logger.note(f"{len(images):,} images, {len(images.damaged)} damaged")
-        result = run.directory.path / "autoencoder"
-        if broadcast_object(run.is_finished and _is_saved(result, recipe, run.progress.step)):
+        result = run.directory.path / RESULT_NAME
+        if on_main(lambda: run.is_finished and _is_saved(result, recipe, run.progress.step)):
             run.logger.note(f"all {run.progress.step} steps are done, and their result is saved: nothing is left to do")
             return result
         network = _prepare(_build_network(recipe, images, run), recipe.execution, run.device)
